@@ -1,0 +1,1 @@
+"""Guest side: the agent that runs as PID 1 and manages the workload."""

@@ -1,0 +1,1 @@
+"""Host side: the runtime that boots a guest and drives its agent."""

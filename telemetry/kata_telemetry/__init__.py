@@ -1,0 +1,1 @@
+"""Spans, propagation, clock, store, export and views; the only importer of opentelemetry."""
