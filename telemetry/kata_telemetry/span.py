@@ -11,7 +11,7 @@ A module that is traced has one `Site`, which gives its spans their `package` an
 
 A span's parent is the current span of the context (a task inherits its creator's). Where there is none, nothing is
 recorded: tracing off costs one look at a context variable. Roots, and spans whose parent is in another process, come
-from a `Tracer`. Ended spans go to the tracer's sink as they are; docs/decisions/0001 says why they are not SDK spans yet.
+from a `Tracer`. Ended spans go to the tracer's sink as they are (why: docs/decisions/0001).
 """
 
 import asyncio
