@@ -11,8 +11,8 @@
     │   ├── QmpError             QEMU's own answer (command, class, description)
     │   └── BootError            the guest never became ready (stage, console, QEMU's words)
     └── AgentError               the agent refused a call (method, gRPC status)
-        ├── CommandNotExecutable exit code 126
-        └── CommandNotFound      exit code 127
+        ├── CommandNotExecutableError  exit code 126
+        └── CommandNotFoundError       exit code 127
 
 Errors of libraries are translated once, where they enter (`raise … from`). Messages are for the person at the keyboard;
 what a program wants to know is an attribute.
@@ -23,8 +23,8 @@ from collections.abc import Sequence
 __all__ = [
     "AgentError",
     "BootError",
-    "CommandNotExecutable",
-    "CommandNotFound",
+    "CommandNotExecutableError",
+    "CommandNotFoundError",
     "ConfigError",
     "HostError",
     "HypervisorError",
@@ -121,13 +121,13 @@ class AgentError(KataError):
         self.details = details
 
 
-class CommandNotExecutable(AgentError):
+class CommandNotExecutableError(AgentError):
     """The workload's command is there but can't be executed."""
 
     exit_code = 126
 
 
-class CommandNotFound(AgentError):
+class CommandNotFoundError(AgentError):
     """The workload's command is not in the container."""
 
     exit_code = 127
