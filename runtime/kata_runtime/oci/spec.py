@@ -179,8 +179,8 @@ def _resources(config: ContainerConfig) -> Spec:
 class HostMount:
     """Something of the host that a container mounts.
 
-    Show `source` (host; a file or a directory) under `name` in the guest's directory of mounts; `readonly` says that the
-    container never writes to it.
+    Show `source` (host; a file or a directory) under `name` in the guest's directory of mounts; `readonly` says that
+    the container never writes to it.
     """
 
     source: str
