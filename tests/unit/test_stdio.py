@@ -13,7 +13,12 @@ async def test_output_arrives_whole() -> None:
     ours, guest = socket.socketpair()
     read, write = os.pipe()
     copying = asyncio.create_task(copy_out(ours, write, "stdout"))
-    sender = asyncio.create_task(asyncio.to_thread(lambda: (guest.sendall(DATA), guest.close())))
+
+    def send() -> None:
+        with guest:
+            guest.sendall(DATA)
+
+    sender = asyncio.create_task(asyncio.to_thread(send))
     with os.fdopen(read, "rb") as reader:
         got = await asyncio.to_thread(reader.read, len(DATA))
         assert got == DATA

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import grpc
 import grpc.aio
-from kata_telemetry.propagation import inject
 
 from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 from kata_runtime.errors import AgentError, CommandNotExecutableError, CommandNotFoundError
+from kata_telemetry.propagation import inject
 from kata_telemetry.span import Kind, Site
 
 __all__ = ["AgentClient"]

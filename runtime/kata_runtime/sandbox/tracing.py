@@ -12,20 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kata_telemetry.propagation import from_environment
-
 from kata_runtime.config.model import Config
 from kata_runtime.errors import HostError
 from kata_runtime.hypervisor.qemu import BootStage
 from kata_telemetry.clock import HostClock
+from kata_telemetry.propagation import from_environment
 from kata_telemetry.span import NO_SPAN, Site, Span, SpanContext, Tracer
 
 if TYPE_CHECKING:
-    from kata_telemetry.writer import StoreWriter
-
     from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.guest.clock import Reading
+    from kata_telemetry.writer import StoreWriter
 
 __all__ = ["SandboxTrace"]
 
