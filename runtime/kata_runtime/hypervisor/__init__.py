@@ -1,0 +1,1 @@
+"""QEMU and what it needs on the host: drivers of the VM."""
