@@ -65,6 +65,7 @@ class Server:
         )
         self._session = Session(self._device, self)
         self._vhost = vhost
+        self._listeners: list[socket.socket] = []
         vhost.setblocking(False)
         self._message = bytearray()
         self._message_fds: list[int] = []
@@ -98,7 +99,7 @@ class Server:
         self._session.close()
         for fd in self._message_fds:
             os.close(fd)
-        self._closing += [*self._streams.values(), *self._greeting, self._vhost]
+        self._closing += [*self._streams.values(), *self._greeting, *self._listeners, self._vhost]
         self._close_sockets()
         self._epoll.close()
 
@@ -276,6 +277,7 @@ class Server:
 
     def _listen(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         listener.setblocking(False)
+        self._listeners.append(listener)
 
         def on_clients(_events: int) -> None:
             for _ in range(_ACCEPTS):
