@@ -9,7 +9,7 @@ from kata_runtime.hypervisor.console import Console, Lines, printable
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
-    assert printable(b"\x1b[31mred\x07\x00 caf\xc3\xa9 \xff\r") == "[31mred café \ufffd"
+    assert printable(b"\x1bc\x1b[?7l\x1b[2J\x1b[31mred\x07\x00 caf\xc3\xa9 \xff\r") == "red café \ufffd"
 
 
 @given(st.lists(st.binary(max_size=50)), st.integers(1, 20))

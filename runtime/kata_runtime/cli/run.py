@@ -16,6 +16,7 @@ from kata_runtime.cli import terminal
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config, load
 from kata_runtime.errors import AgentError, HostError, KataError
+from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.process import own_start
 from kata_runtime.sandbox.container import Container, Stdio
@@ -124,6 +125,16 @@ def run(options: argparse.Namespace) -> int:
         raise
     finally:
         trace.close(outcome, failure)
+
+
+def _sandbox_options(sizes: Sizes, sandbox_id: str) -> SandboxOptions:
+    """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR holds another guest image."""
+    keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
+    return SandboxOptions(
+        sizes=sizes,
+        logs_dir=Path(keep) / sandbox_id if keep else None,
+        image_dir=Path(image) if image else DEFAULT_OUTPUT,
+    )
 
 
 class _Run:

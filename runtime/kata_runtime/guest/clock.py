@@ -9,6 +9,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
+from kata_runtime.errors import AgentError
+from kata_runtime.guest.dial import dial
 from kata_runtime.guest.transport import Transport
 from kata_telemetry.clock import Clock
 from kata_telemetry.span import Site
@@ -47,14 +49,17 @@ async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0) -
     """Ask the agent's clock port a dozen times.
 
     Raises:
-        OSError, TimeoutError: the guest does not answer.
+        AgentError: it does not answer.
     """
     loop = asyncio.get_running_loop()
     with _trace.span("clockSync") as span:
-        async with asyncio.timeout(timeout):
-            connection, _ = await transport.connect(CLOCK_PORT)
+        connection, _ = await dial(transport, CLOCK_PORT, "clock")
+        try:
             with connection:
-                samples = [await _ask(loop, connection, clock, number) for number in range(_ROUNDS)]
+                async with asyncio.timeout(timeout):
+                    samples = [await _ask(loop, connection, clock, number) for number in range(_ROUNDS)]
+        except OSError as error:  # TimeoutError is one
+            raise AgentError("clock", "UNAVAILABLE", str(error) or f"no answer within {timeout:g} s") from error
         reading = best(samples)
         span.set(offset_ns=reading.offset_ns, bound_ns=reading.bound_ns, wall_error_ns=reading.wall_error_ns)
         return reading

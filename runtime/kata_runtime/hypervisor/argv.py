@@ -54,7 +54,7 @@ def _boot(spec: VmSpec) -> list[str]:
         "-initrd", str(spec.initrd),
         "-append", kernel_command_line(spec),
         "-drive", f"id=root,if=none,file={_escaped(str(spec.image))},format=raw,readonly=on,cache.direct=off",
-        "-device", "virtio-blk-pci,drive=root,serial=kata-root",
+        "-device", "virtio-blk-pci,drive=root,serial=root",
         "-device", "virtio-rng-pci,rng=entropy",
         "-object", "rng-random,id=entropy,filename=/dev/urandom",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ number are bounded, control characters never reach a terminal.
 """
 
 import asyncio
+import re
 import socket
 import time
 from collections import deque
@@ -16,12 +17,13 @@ __all__ = ["Console", "Lines", "printable"]
 _LINE_LIMIT = 1024
 _TAIL_LINES = 200
 _LOG_LIMIT = 4 << 20
+# SeaBIOS clears the screen by control sequences (ECMA-48, 5.4), shells colour by them.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_c])")
 
 
 def printable(line: bytes) -> str:
     """A console line as text that can't do anything to a terminal: control characters are dropped."""
-    text = line.decode("utf-8", errors="replace")
-    # SeaBIOS and kernels wrap lines in ANSI sequences; after ESC is gone, the rest is harmless but ugly.
+    text = _ANSI.sub("", line.decode("utf-8", errors="replace"))
     return "".join(char for char in text if char.isprintable() or char == "\t").rstrip()
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from kata_runtime.errors import SandboxError
+from kata_runtime.guest.dial import dial
 from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
 from kata_runtime.guest.transport import Transport
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs
@@ -56,14 +57,16 @@ class Streams:
         """Open the streams, all at once; their port numbers go into the agent's call.
 
         Raises:
-            OSError: the agent does not take them.
+            AgentError: the agent does not take them.
         """
         wanted = [name for name in ("stdin", "stdout", "stderr") if getattr(self._stdio, name) is not None]
         with _trace.span("connectStdio"):
-            async with asyncio.TaskGroup() as group:
-                tasks = {name: group.create_task(transport.connect(STDIO_PORT)) for name in wanted}
-        for name, task in tasks.items():
-            self._sockets[name], self.ports[f"{name}_port"] = task.result()
+            opened = await asyncio.gather(*(self._open(transport, name) for name in wanted), return_exceptions=True)
+        for failure in filter(None, opened):
+            raise failure
+
+    async def _open(self, transport: Transport, name: str) -> None:
+        self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, STDIO_PORT, name)
 
     def serve(self) -> None:
         """Begin to copy."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
+from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.sandbox.container import Container, Stdio
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
@@ -36,7 +37,6 @@ _agent_trace = Site(package="virtcontainers", subsystem="agent")
 _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
 
-DEFAULT_IMAGE_DIR = Path("/var/lib/kata-containers/image")
 
 
 class SandboxState(StrEnum):
@@ -54,7 +54,7 @@ class SandboxOptions:
     hostname: str = ""
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
-    image_dir: Path = DEFAULT_IMAGE_DIR
+    image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
 
 

@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kata_runtime.config.model import Config
@@ -68,7 +68,7 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
         ImageError: one is missing.
     """
     built = Artifacts.at(image_dir)
-    found = {}
+    found: dict[str, Path] = {}
     for key in ("kernel", "initrd", "image"):
         configured = getattr(config.qemu, key)
         path = Path(configured) if configured else getattr(built, key)
@@ -76,7 +76,7 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
             hint = f"correct [hypervisor.qemu] {key}" if configured else "build it: kata-runtime image build"
             raise ImageError(f"the guest's {key} is missing: {path}", hint=hint)
         found[key] = path
-    return Artifacts(**{**vars(built), **found})
+    return replace(built, **found)
 
 
 @asynccontextmanager
