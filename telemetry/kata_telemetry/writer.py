@@ -219,6 +219,8 @@ class StoreWriter:
                 self._hurry.wait(LINGER)
                 self._hurry.clear()
                 self._wake.clear()
+                if self._closing:  # its wake-up may be the one that was just cleared
+                    break
                 self._write_all()
                 if not self._wake.is_set():
                     self._idle.set()

@@ -167,11 +167,8 @@ class _Run:
     async def _sandbox(self) -> int:
         request = self._request
         options = request.options
-        sizes = Sizes(vcpus=options.cpus, memory=options.memory)
-        logs_dir = Path(keep) / request.sandbox_id if (keep := os.environ.get("KATA_LOGS_DIR")) else None
-        sandbox = Sandbox(
-            request.sandbox_id, request.config, self._trace, SandboxOptions(sizes=sizes, logs_dir=logs_dir)
-        )
+        wanted = _sandbox_options(Sizes(vcpus=options.cpus, memory=options.memory), request.sandbox_id)
+        sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         try:

@@ -1,0 +1,1 @@
+"""Benchmarks: two things in one run, taking turns, compared as a ratio."""
