@@ -1,1 +1,1 @@
-"""Helpers shared by tests."""
+"""What several tests need."""
