@@ -1,1 +1,1 @@
-"""QEMU and what it needs on the host: drivers of the VM."""
+"""The VM: QEMU, its devices' helper processes, and what the guest says while it boots."""
