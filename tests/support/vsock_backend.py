@@ -105,7 +105,7 @@ class Backend:
 
     def fds(self) -> int:
         """How many file descriptors the process has."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
     def mappings(self) -> int:
         """How many mappings of guest RAM (memfds) it has."""

@@ -55,7 +55,7 @@ def execute(peer: socket.socket) -> None:
     try:
         exec(code, scope)
         answer = repr(scope["result"])
-    except Exception as error:  # noqa: BLE001 - the host shall see whatever it is
+    except Exception as error:
         answer = f"{type(error).__name__}: {error}"
     peer.sendall(answer.encode())
 

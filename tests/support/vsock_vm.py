@@ -20,8 +20,9 @@ class Vm:
         self._log = (directory / "qemu.log").open("wb")
         passed = [qmp, console]
         command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-M", "q35,accel=tcg", "-cpu", "max",
-            "-m", str(memory), "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on", "-machine", "memory-backend=ram",
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-m", str(memory),
+            "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", "console=ttyS0 quiet panic=-1",
             "-device", "pcie-root-port,id=port0,slot=1",
             "-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
