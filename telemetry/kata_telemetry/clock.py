@@ -58,8 +58,9 @@ class GuestClock:
 
     def set_offset(self, offset_ns: int, bound_ns: int) -> None:
         """Use `offset_ns` (host time minus local time, within ± `bound_ns`) from now on."""
-        self._since.append(self.now())
+        # In this order, because another thread may convert meanwhile: an offset without its time is never looked at.
         self._offsets.append(offset_ns)
+        self._since.append(self.now())
         self.bound_ns = bound_ns
 
     def forget(self) -> None:

@@ -52,11 +52,12 @@ class Status(IntEnum):
 
 
 class SpanContext(NamedTuple):
-    """What crosses process borders. `flags` are W3C trace-flags; bit 0 is sampled."""
+    """What crosses process borders. `flags` are W3C trace-flags, bit 0 is sampled; `state` is W3C `tracestate`."""
 
     trace_id: int
     span_id: int
     flags: int = 1
+    state: str = ""
 
     def to_traceparent(self) -> str:
         """W3C Trace Context, version 00."""
@@ -232,7 +233,8 @@ class Tracer:
     """Makes the spans of one side (service) of one sandbox.
 
     `sink` gets every ended span, on the thread that ended it, and must neither block nor raise. `common` are the
-    attributes that every span of this tracer has (`source`, `sandbox_id`).
+    attributes that every span of this tracer has (`source`, `sandbox_id`). `opened` gets every span when it starts,
+    under the same conditions; it is how a store shows what has not ended yet.
     """
 
     def __init__(
@@ -242,11 +244,13 @@ class Tracer:
         *,
         clock: Clock | None = None,
         common: Mapping[str, Value] | None = None,
+        opened: Callable[[Span], None] | None = None,
     ) -> None:
         self.service = service
         self.clock: Clock = clock or HostClock()
         self.common = dict(common or {})
         self.ended = sink
+        self.opened = opened
 
     def start(
         self,
@@ -262,7 +266,9 @@ class Tracer:
         The span becomes current only when it is entered (`with`); otherwise its owner calls `finish()`.
         """
         merged = dict(self.common)
-        if isinstance(parent, Span):
+        if isinstance(parent, _NoSpan):
+            parent = None
+        elif isinstance(parent, Span):
             merged.update((key, value) for key, value in parent.attributes.items() if key in INHERITED)
             parent = parent.context
         if attributes:
@@ -270,11 +276,13 @@ class Tracer:
         if parent is None:
             context, parent_id = SpanContext(_random_id(16), _random_id(8)), 0
         else:
-            context, parent_id = SpanContext(parent.trace_id, _random_id(8), parent.flags), parent.span_id
+            context, parent_id = parent._replace(span_id=_random_id(8)), parent.span_id
         span = Span(self, name, context, parent_id, merged)
         span.kind = kind
         if start:
             span.start = start
+        if self.opened:
+            self.opened(span)
         return span
 
 

@@ -1,0 +1,158 @@
+"""Structured logs of both sides, on the standard library's logging: one record, one line, in logfmt or JSON.
+
+    configure("logfmt", "info", sys.stderr, source="runtime")
+    with log_fields(sandbox="a1b2"):
+        logging.getLogger("kata.qemu").info("QEMU runs", extra={"pid": 4711})
+
+    time=2026-08-22T10:00:00.123456Z level=info source=runtime name=kata.qemu msg="QEMU runs" sandbox=a1b2 pid=4711
+
+Sandbox, container, exec, trace and span ids come from the current span, then from `log_fields`. Messages may be
+hostile: control characters are escaped and lengths bounded, so that one record stays one line.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from kata_telemetry.span import current
+
+__all__ = ["FORMATS", "LEVELS", "Formatter", "configure", "log_fields"]
+
+FORMATS: Final = ("logfmt", "json")
+LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critical")
+# Longer texts are cut.
+MAX_TEXT: Final = 8192
+# Below DEBUG; Kata's tools know `trace` as well.
+TRACE: Final = 5
+# Attribute of a span -> name in the log.
+_OF_SPAN: Final = {"sandbox_id": "sandbox", "container_id": "container", "exec_id": "exec"}
+# What every LogRecord has (logging's documentation, "LogRecord attributes"); the rest came by `extra`.
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+_fields: ContextVar[Mapping[str, object]] = ContextVar("kata_telemetry_log_fields", default={})  # noqa: B039 - never changed
+
+
+@contextlib.contextmanager
+def log_fields(**fields: object) -> Iterator[None]:
+    """Add `fields` to every record of this context (a task inherits its creator's)."""
+    token = _fields.set({**_fields.get(), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+class Formatter(logging.Formatter):
+    """Records as lines; `style` is "logfmt" or "json"."""
+
+    def __init__(self, style: str, source: str) -> None:
+        super().__init__()
+        self._line = _json if style == "json" else _logfmt
+        self._source = source
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._line(self._collect(record))
+
+    def _collect(self, record: logging.LogRecord) -> dict[str, Any]:
+        seconds, fraction = divmod(record.created, 1)
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        fields: dict[str, Any] = {
+            "time": f"{stamp}.{int(fraction * 1e6):06d}Z",
+            "level": record.levelname.lower(),
+            "source": self._source,
+            "name": record.name,
+            "msg": _message(record),
+        }
+        span = current()
+        if span.recording:
+            for attribute, name in _OF_SPAN.items():
+                if attribute in span.attributes:
+                    fields[name] = span.attributes[attribute]
+            fields["trace_id"] = f"{span.context.trace_id:032x}"
+            fields["span_id"] = f"{span.context.span_id:016x}"
+        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        for name, value in (*_fields.get().items(), *extra.items()):
+            fields.setdefault(name, value)
+        if record.exc_info and record.exc_info[0]:
+            fields["error"] = f"{record.exc_info[0].__name__}: {record.exc_info[1]}"
+            # As one line: readers of structured logs split at newlines.
+            fields["traceback"] = self.formatException(record.exc_info)
+        return fields
+
+
+def configure(style: str, level: str, target: TextIO | Path, *, source: str) -> logging.Handler:
+    """Send all records from `level` up to `target`, a stream or a file to append to; `source` is runtime or agent.
+
+    What an earlier call set up is replaced. Raises ValueError for a style or level that isn't there (FORMATS, LEVELS)
+    and OSError where the file can't be opened.
+    """
+    if style not in FORMATS:
+        raise ValueError(f"log format {style!r} is none of {', '.join(FORMATS)}")
+    if level not in LEVELS:
+        raise ValueError(f"log level {level!r} is none of {', '.join(LEVELS)}")
+    logging.addLevelName(TRACE, "TRACE")
+    # A log that can't be written (disk full, reader gone) must not print tracebacks over the user's terminal.
+    logging.raiseExceptions = False
+    handler: logging.Handler
+    if isinstance(target, Path):
+        handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
+    else:
+        handler = logging.StreamHandler(target)
+    handler.setFormatter(Formatter(style, source))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old.formatter, Formatter)]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(TRACE if level == "trace" else level.upper())
+    logging.captureWarnings(True)
+    return handler
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # a wrong format string must not lose the record
+        return f"{record.msg} {record.args!r} ({error})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… ({len(text)} characters)"
+
+
+def _logfmt(fields: Mapping[str, Any]) -> str:
+    return " ".join(f"{_key(key)}={_quote(value)}" for key, value in fields.items())
+
+
+def _key(key: str) -> str:
+    return "".join(c if c.isalnum() or c in "_.-" else "_" for c in key[:64]) or "_"
+
+
+def _quote(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = _cut(str(value))
+    # isprintable() is false for control characters, line separators, bidirectional marks and lone surrogates.
+    if text and text.isprintable() and not any(c in ' "=\\' for c in text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    if not escaped.isprintable():
+        escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in escaped)
+    return f'"{escaped}"'
+
+
+def _json(fields: Mapping[str, Any]) -> str:
+    # ASCII: control characters, line separators and surrogates all become \\u escapes.
+    return json.dumps({_key(key): _plain(value) for key, value in fields.items()})
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return _cut(str(value))

@@ -1,0 +1,249 @@
+"""Where traces are kept: one directory per sandbox under the trace directory.
+
+    <trace_dir>/<sandbox_id>/
+        spans.jsonl   ended spans; each line is one ExportTraceServiceRequest in OTLP/JSON (OpenTelemetry's file format)
+        open.jsonl    the starts of spans that last, in the same form without an end; superseded by spans.jsonl
+        meta.json     Meta, below
+        lock          locked by the writer while the sandbox lives
+        export.json   how far an exporter came (kata_telemetry.export)
+
+A sandbox id that is used again moves its older trace aside, to `<sandbox_id>~1`, `~2`...
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["DEFAULT_TRACE_DIR", "Lock", "Meta", "Retention", "Store", "StoreError", "stores"]
+
+DEFAULT_TRACE_DIR = Path("/var/lib/kata-containers/traces")
+
+
+class StoreError(Exception):
+    """A trace that can't be opened, found or read; says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many finished traces, and how many bytes of them, are kept."""
+
+    traces: int = 100
+    size: int = 256 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Meta:
+    """What is known about a trace besides its spans. Times in ns since the epoch; ids in hex, "" while unknown."""
+
+    sandbox_id: str
+    name: str = ""
+    # Only the command's name: arguments may be secret.
+    command: str = ""
+    start: int = 0
+    pid: int = 0
+    trace_id: str = ""
+    root_id: str = ""
+    root_parent_id: str = ""
+    root_name: str = ""
+    # "" while the sandbox lives, or when whoever wrote it was killed.
+    outcome: str = ""
+    end: int = 0
+    spans: int = 0
+    # Spans that are not in the trace, by reason.
+    lost: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """From the content of a meta.json; unknown keys and values of a wrong type are ignored."""
+        known: dict[str, Any] = {}
+        defaults = cls("")
+        for item in dataclasses.fields(cls):
+            value = content.get(item.name)
+            if type(value) is type(getattr(defaults, item.name)):
+                known[item.name] = value
+        known.setdefault("sandbox_id", "")
+        return cls(**known)
+
+
+class Lock:
+    """A file lock that ends with its holder, however that ends, and that others can look at without disturbing it.
+
+    "Open file description" locks of Linux (fcntl(2)): unlike flock(2) they have a query.
+    """
+
+    # struct flock: l_type, l_whence, l_start, l_len, l_pid.
+    _LAYOUT = "hhqqi4x"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def acquire(self) -> bool:
+        """Take it without waiting; False where another holds it."""
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, self._request())
+        except (BlockingIOError, PermissionError):
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let go; does nothing where it isn't held."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    @classmethod
+    def held(cls, path: Path) -> bool:
+        """Whether anyone holds the lock at `path`."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, cls._request())
+            return int(struct.unpack(cls._LAYOUT, answer)[0]) != fcntl.F_UNLCK
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def _request(cls) -> bytes:
+        return struct.pack(cls._LAYOUT, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One sandbox's trace directory, for reading."""
+
+    directory: Path
+
+    @property
+    def spans(self) -> Path:
+        return self.directory / "spans.jsonl"
+
+    @property
+    def open_spans(self) -> Path:
+        return self.directory / "open.jsonl"
+
+    @property
+    def meta_path(self) -> Path:
+        return self.directory / "meta.json"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def export_lock_path(self) -> Path:
+        return self.directory / "export.lock"
+
+    @property
+    def live(self) -> bool:
+        """Whether a writer has it open."""
+        return Lock.held(self.lock_path)
+
+    def meta(self) -> Meta:
+        """Meta, as far as it can be read."""
+        try:
+            content = json.loads(self.meta_path.read_bytes())
+        except (OSError, ValueError):
+            content = {}
+        meta = Meta.from_json(content if isinstance(content, dict) else {})
+        meta.sandbox_id = meta.sandbox_id or self.directory.name
+        return meta
+
+    def size(self) -> int:
+        """Bytes of all its files."""
+        total = 0
+        with contextlib.suppress(OSError), os.scandir(self.directory) as entries:
+            total = sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+        return total
+
+    def lines(self) -> Iterator[bytes]:
+        """All lines of spans.jsonl, then those of open.jsonl; the last one of each may be cut off."""
+        for path in (self.spans, self.open_spans):
+            try:
+                with path.open("rb") as file:
+                    yield from file
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` so that a reader sees the old or the new content, never half of one."""
+    # The process in the name: an exporter and a push of another process may meet.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_meta(store: Store, meta: Meta) -> None:
+    """Replace the store's meta.json."""
+    write_atomically(store.meta_path, json.dumps(dataclasses.asdict(meta), indent=1).encode())
+
+
+def stores(trace_dir: Path) -> list[Store]:
+    """All traces under `trace_dir`, the newest first. A directory that isn't there holds none."""
+    found: list[tuple[int, str, Store]] = []
+    try:
+        with os.scandir(trace_dir) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+                    continue
+                store = Store(trace_dir / entry.name)
+                start = store.meta().start or int(entry.stat(follow_symlinks=False).st_mtime * 1e9)
+                found.append((start, entry.name, store))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"cannot read the traces in {trace_dir}: {error.strerror}") from error
+    return [store for _, _, store in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def prune(trace_dir: Path, retention: Retention, keep: Path) -> int:
+    """Remove the oldest finished traces beyond `retention`, never `keep` or a live one. Returns how many went."""
+    kept, size, removed = 0, 0, 0
+    for store in stores(trace_dir):
+        if store.directory == keep or store.live or Lock.held(store.export_lock_path):
+            continue
+        kept += 1
+        size += store.size()
+        if kept > retention.traces or size > retention.size:
+            removed += _remove(store)
+    for leftover in trace_dir.glob(".removing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return removed
+
+
+def _remove(store: Store) -> bool:
+    # Its lock is held meanwhile, so that nobody begins to write into what is about to go.
+    lock = Lock(store.lock_path)
+    try:
+        if not lock.acquire():
+            return False
+        grave = store.directory.with_name(f".removing-{store.directory.name}-{time.monotonic_ns()}")
+        store.directory.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+    except OSError:
+        return False
+    finally:
+        lock.release()
+    return True

@@ -1,0 +1,123 @@
+"""Records to OTLP and OTLP/JSON."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kata_telemetry import __version__, otlp
+from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer, Value
+
+site = Site(package="test", subsystem="unit")
+
+
+def make(name: str = "rootSpan", **attributes: Value) -> Span:
+    tracer = Tracer("kata", lambda _: None)
+    return tracer.start(name, attributes=attributes)
+
+
+def first(line: str) -> dict[str, object]:
+    span = json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+    assert isinstance(span, dict)
+    return span
+
+
+def test_a_line_is_conformant_otlp_json() -> None:
+    tracer = Tracer("kata", lambda _: None)
+    span = tracer.start(
+        "StartVM",
+        parent=SpanContext(0xA, 0xB, 1, "a=1"),
+        kind=Kind.CLIENT,
+        attributes={"n": 5, "f": 0.5, "b": True, "s": "text"},
+    )
+    span.event("greeting", version="7.2")
+    span.link(SpanContext(0xC, 0xD))
+    span.fail(RuntimeError("broken"))
+    span.finish()
+    encoded = otlp.encode([span], "s1")
+    assert (encoded.spans, encoded.failed) == (1, 0)
+    line = otlp.to_line(encoded.data)
+    assert "\n" not in line
+    content = json.loads(line)
+    resource = {a["key"]: a["value"] for a in content["resourceSpans"][0]["resource"]["attributes"]}
+    assert resource["service.name"] == {"stringValue": "kata"}
+    assert resource["sandbox_id"] == {"stringValue": "s1"}
+    scope = content["resourceSpans"][0]["scopeSpans"][0]["scope"]
+    assert scope == {"name": "kata_telemetry", "version": __version__}
+    record = first(line)
+    assert record["traceId"] == f"{10:032x}"
+    assert record["parentSpanId"] == f"{11:016x}"
+    assert record["spanId"] == f"{span.context.span_id:016x}"
+    assert record["kind"] == 3
+    assert record["traceState"] == "a=1"
+    assert record["startTimeUnixNano"] == str(tracer.clock.to_host(span.start))
+    assert record["status"] == {"code": 2, "message": "broken"}
+    assert record["links"] == [{"traceId": f"{12:032x}", "spanId": f"{13:016x}", "flags": 0x300}]
+    assert {"key": "n", "value": {"intValue": "5"}} in record["attributes"]  # type: ignore[operator]
+    assert otlp.from_line(line) == encoded.data
+
+
+def test_an_open_span_has_no_end() -> None:
+    assert "endTimeUnixNano" not in first(otlp.to_line(otlp.encode([make()]).data))
+
+
+def test_dropped_events_are_told() -> None:
+    span = make()
+    for _ in range(130):
+        span.event("e")
+    assert first(otlp.to_line(otlp.encode([span]).data))["droppedEventsCount"] == 2
+
+
+def test_what_spans_may_not_hold_is_made_fit() -> None:
+    span = make("\udcff" + "n" * 9000, big=2**70, path="a\udc80", other=[1, 2])  # type: ignore[arg-type]
+    encoded = otlp.encode([span])
+    assert encoded.failed == 0
+    record = first(otlp.to_line(encoded.data))
+    assert len(str(record["name"])) < 5000
+    assert {"key": "big", "value": {"stringValue": str(2**70)}} in record["attributes"]  # type: ignore[operator]
+
+
+def test_one_odd_span_does_not_take_the_others_with_it() -> None:
+    odd = make()
+    odd.context = SpanContext(2**200, 1)
+    encoded = otlp.encode([make("a"), odd, make("b")])
+    assert (encoded.spans, encoded.failed) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "[]", "3", "{", '{"resourceSpans":7}', '{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":"zz"}]}]}]}'],
+)
+def test_malformed_lines(line: str) -> None:
+    with pytest.raises(otlp.MalformedOtlpError):
+        otlp.from_line(line)
+
+
+def test_malformed_bytes() -> None:
+    with pytest.raises(otlp.MalformedOtlpError, match="4 bytes"):
+        otlp.parse(b"\xff\xff\xff\xff")
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(
+    st.text(),
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8")), st.text() | st.booleans() | st.integers() | st.floats(), max_size=5
+    ),
+)
+def test_anything_that_is_recorded_comes_back(name: str, attributes: dict[str, Value]) -> None:
+    span = make(name, **attributes)
+    span.finish()
+    encoded = otlp.encode([span])
+    assert encoded.failed == 0
+    line = otlp.to_line(encoded.data)
+    assert otlp.to_line(otlp.from_line(line)) == line
+
+
+def test_version_agrees_with_the_distribution() -> None:
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["version"] == __version__
