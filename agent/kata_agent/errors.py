@@ -1,7 +1,8 @@
 """What can go wrong in the guest, as the runtime gets to see it.
 
-Every error names the gRPC status it becomes (`status`, a name of grpc.StatusCode: this module must not import grpc) and,
-where the host acts on it, a marker that travels in the trailing metadata as `kata-error`. The host must never match text.
+Every error names the gRPC status it becomes (`status`, a name of grpc.StatusCode: this module must not import grpc)
+and, where the host acts on it, a marker that travels in the trailing metadata as `kata-error`. The host must never
+match text.
 """
 
 __all__ = [

@@ -47,8 +47,8 @@ def enable_controllers(root: Path) -> None:
 class Watch:
     """Calls back when a cgroup file changes (memory.events, cgroup.events).
 
-    The kernel tells it as POLLPRI on the open file, which the event loop can't ask for itself: hence an epoll of its own
-    inside the loop's.
+    The kernel tells it as POLLPRI on the open file, which the event loop can't ask for itself: hence an epoll of its
+    own inside the loop's.
     """
 
     def __init__(self, path: Path, changed: Callable[[str], None]) -> None:

@@ -42,6 +42,8 @@ MAX_ENDED: Final = 256
 # Seconds that RemoveContainer gives output that the host hasn't read yet.
 FLUSH_WITHIN: Final = 5.0
 SIGKILL: Final = 9
+# What crun's half of a new process exits with when it can't become the command.
+CRUN_FAILED: Final = frozenset({1, 255})
 
 
 class State(StrEnum):
@@ -109,9 +111,7 @@ class Container:
                 raise
             self.state = State.CREATED
 
-    async def _launch(
-        self, name: str, command: str, arguments: list[str], ports: Ports, *, terminal: bool
-    ) -> Process:
+    async def _launch(self, name: str, command: str, arguments: list[str], ports: Ports, *, terminal: bool) -> Process:
         """Make a process by crun, claim it, connect its stdio."""
         self._launched += 1
         number = self._launched
@@ -138,7 +138,7 @@ class Container:
             stdio.close()
             raise
         process = Process(name, stdio)
-        process.started(child, lambda ended: self._judge(ended, log, before))
+        process.started(child, lambda ended, said: self._judge(ended, said, log, before))
         pid_file.unlink(missing_ok=True)
         return process
 
@@ -148,11 +148,11 @@ class Container:
         except (OSError, ValueError) as error:
             raise CrunError(command, f"left no process: {error}") from error
 
-    def _judge(self, child: Child, log: Path, before: int) -> Exit:
+    def _judge(self, child: Child, said: bytes, log: Path, before: int) -> Exit:
         status = child.status
-        if status and log.exists():
-            # execve(2) failed after crun had already reported success: say what a shell would.
-            status = exec_failure(last_message(log)) or status
+        if status in CRUN_FAILED:
+            # execve(2) may have failed after crun had already reported success; then say what a shell would.
+            status = exec_failure(last_message(log)) or exec_failure(said.decode("utf-8", "replace")) or status
         log.unlink(missing_ok=True)
         oom = status == 128 + SIGKILL and self.cgroup.oom_kills() > before
         return Exit(status, child.ended_ns, oom)
@@ -300,7 +300,4 @@ class Container:
         if self._init is not None and self._init.exit is not None and self.state in {State.RUNNING, State.PAUSED}:
             self.state = State.STOPPED
         if self.state not in states:
-            raise PreconditionError(
-                f"container {self.id} is {self.state}; this needs it {' or '.join(states)}"
-            )
-
+            raise PreconditionError(f"container {self.id} is {self.state}; this needs it {' or '.join(states)}")

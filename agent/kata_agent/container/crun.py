@@ -28,7 +28,8 @@ MAX_LOG: Final = 16 * 1024
 
 _NOT_FOUND = re.compile(r"executable file .* not found in \$PATH")
 _NOT_EXECUTABLE = re.compile(r"open executable: ")
-# Written by the container's init itself after `crun start` has already succeeded, or by an exec'd process.
+# By a process that crun has already reported as made: a container's init on its stderr, an exec'd one in crun's log.
+# A workload that prints the same and exits 1 gets the status it asked for.
 _EXEC_FAILED = re.compile(r"^exec( container process.*)?: (?P<reason>[^:]*)$", re.DOTALL)
 
 
@@ -45,7 +46,7 @@ def explain(command: str, text: str) -> CrunError:
 
 def exec_failure(text: str) -> int:
     """What a shell would exit with where execve(2) of the command failed (127 or 126); 0 where it didn't."""
-    found = _EXEC_FAILED.match(text)
+    found = _EXEC_FAILED.match(text.strip())
     if not found:
         return 0
     # A script whose interpreter isn't there, or a program whose loader isn't.
@@ -53,7 +54,7 @@ def exec_failure(text: str) -> int:
 
 
 def last_message(log: Path) -> str:
-    """The last message in a log that crun wrote as JSON lines; empty where there is none."""
+    """The last message in a log that crun wrote, as JSON lines or as text; empty where there is none."""
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -112,15 +113,14 @@ class Crun:
             if status:
                 raise explain(command, last_message(log))
 
-    def _spawn(
-        self, command: str, arguments: Sequence[str], log: Path, stdio: tuple[int, int, int] | None
-    ) -> Child:
+    def _spawn(self, command: str, arguments: Sequence[str], log: Path, stdio: tuple[int, int, int] | None) -> Child:
         argv = [
             self._program,
             f"--root={self._state}",
             "--cgroup-manager=cgroupfs",
             f"--log={log}",
-            "--log-format=json",
+            # A container's init that can't become its command says so in this format on its stderr, where people read.
+            f"--log-format={'text' if command == 'create' else 'json'}",
             command,
             *arguments,
         ]

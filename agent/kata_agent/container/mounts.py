@@ -1,7 +1,7 @@
 """Mounts that the host asks for (`Storage`), and taking them away again.
 
-Drivers by Kata's names: "virtio-fs" (a share of the host's, `source` is its tag), "ephemeral" (tmpfs), "local" (a directory)
-and "bind".
+Drivers by Kata's names: "virtio-fs" (a share of the host's, `source` is its tag), "ephemeral" (tmpfs), "local" (a
+directory) and "bind".
 """
 
 import asyncio
@@ -93,8 +93,8 @@ class Mounts:
                 mounted = await asyncio.to_thread(_mount, storage, point)
             except OSError as error:
                 raise SetupError(
-                    f"can't mount {storage.source or storage.fstype!r} ({storage.driver}) at {error.filename or point}: "
-                    f"{error.strerror}"
+                    f"can't mount {storage.source or storage.fstype!r} ({storage.driver}) at "
+                    f"{error.filename or point}: {error.strerror}"
                 ) from error
         if mounted:
             self._points.append(point)

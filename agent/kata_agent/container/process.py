@@ -1,8 +1,8 @@
 """One process of a container: its stdio, its end.
 
 How the pieces meet: `Stdio.open` claims the host's streams and makes pipes; crun gets the far ends (or, for a terminal,
-a socket to hand the pty's master to); once crun has succeeded `Process.started` connects near ends and streams by pumps.
-Until then nothing is pumped, so what crun itself prints on failure never mixes with the output of a process.
+a socket to hand the pty's master to); once crun has succeeded `Process.started` connects near ends and streams by
+pumps. Until then nothing is pumped, so what crun itself prints on failure never mixes with the output of a process.
 """
 
 import asyncio
@@ -59,7 +59,8 @@ class Stdio:
 
     @classmethod
     async def open(cls, ports: Ports, room: StreamRoom, *, terminal: bool, console: Path) -> Self:
-        """Claim the streams that `ports` names and make the other ends. `console` is a free path for a terminal's socket.
+        """Claim the streams that `ports` names and make the other ends. `console` is a free path for a terminal's
+        socket.
 
         Raises NotFoundError where a stream didn't arrive, InvalidError where the ports contradict themselves.
         """
@@ -85,7 +86,8 @@ class Stdio:
     def _make_pipes(self) -> None:
         far = []
         for channel, stream in enumerate(self._streams):
-            if stream is None:
+            # stderr is read even where nobody wants it: it says why a command could not be executed.
+            if stream is None and channel != 2:
                 fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
                 self._open_far.append(fd)
                 far.append(fd)
@@ -133,11 +135,8 @@ class Stdio:
         inlet = None
         outlets = []
         stdin, stdout, stderr = self._streams
-        if self.terminal:
-            # Even without a stream somebody must read the master, or the process blocks.
-            near = [os.dup(self.master), os.dup(self.master), -1]
-        else:
-            near = self._near
+        # Even without a stream somebody must read a terminal's master, or the process blocks.
+        near = [os.dup(self.master), os.dup(self.master), -1] if self.terminal else self._near
         if stdin:
             inlet = Inlet(stdin, near[0], at_end=_end_of_input if self.terminal else None)
         elif near[0] >= 0:
@@ -204,15 +203,18 @@ class Process:
     def pid(self) -> int:
         return self._child.pid if self._child else 0
 
-    def started(self, child: Child, judge: Callable[[Child], Exit]) -> None:
-        """crun has made it: connect stdio, watch for the end. `judge` says how it ended."""
+    def started(self, child: Child, judge: Callable[[Child, bytes], Exit]) -> None:
+        """crun has made it: connect stdio, watch for the end. `judge` says how it ended, knowing the first
+        bytes on stderr (on the terminal) where its status isn't 0."""
         self._child = child
         self._inlet, self._outlets = self._stdio.connect()
         self._watcher = asyncio.create_task(self._watch(child, judge), name=f"watch {self.name}")
 
-    async def _watch(self, child: Child, judge: Callable[[Child], Exit]) -> None:
+    async def _watch(self, child: Child, judge: Callable[[Child, bytes], Exit]) -> None:
         await child.wait()
-        self.exit = judge(child)
+        # Errors are said on stderr, or on a terminal: the last outlet either way.
+        said = self._outlets[-1].look() if child.status and self._outlets else b""
+        self.exit = judge(child, said)
         if self._inlet:
             self._inlet.process_ended()
         for outlet in self._outlets:
@@ -251,7 +253,9 @@ class Process:
             await outlet.done.wait()
 
     async def close(self, within: float) -> None:
-        """Give output `within` seconds to leave, then let go of everything. The process must have ended or never begun."""
+        """Give output `within` seconds to leave, then let go of everything. The process must have ended or never
+        begun.
+        """
         async with AsyncExitStack() as stack:
             stack.callback(self._stdio.close)
             if self._watcher:

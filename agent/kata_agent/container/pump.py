@@ -1,10 +1,10 @@
 """Bytes between a process and its streams.
 
-Pumps run on the event loop, without threads and without a buffer that grows: a pump reads only what it can pass on, so a
-slow host stops the process (back-pressure) and nobody else.
+Pumps run on the event loop, without threads and without a buffer that grows: a pump reads only what it can pass on, so
+a slow host stops the process (back-pressure) and nobody else.
 
-What a process wrote is always delivered, however late the host reads. What its orphans write (a background job that kept
-stdout open) is delivered for LINGER seconds after the process ended; then the stream is closed.
+What a process wrote is always delivered, however late the host reads. What its orphans write (a background job that
+kept stdout open) is delivered for LINGER seconds after the process ended; then the stream is closed.
 """
 
 import asyncio
@@ -26,6 +26,8 @@ PIPE_SIZE: Final = 1 << 20
 CHUNK: Final = 256 * 1024
 # Rounds before a busy pump lets the event loop look at others.
 ROUNDS: Final = 4
+# Bytes of output that are remembered.
+HEAD: Final = 512
 
 # One buffer for all outlets: what the stream doesn't take at once is copied, so nothing stays in it between callbacks.
 _buffer = memoryview(bytearray(CHUNK))
@@ -75,8 +77,8 @@ class Outlet(_Pump):
     ) -> None:
         """Both become the pump's, which closes them. Without a stream the bytes go nowhere.
 
-        When the host closes the stream early, the process learns it as SIGPIPE, or with `keep_reading` (a terminal, which
-        knows no such thing) goes on unheard.
+        When the host closes the stream early, the process learns it as SIGPIPE, or with `keep_reading` (a terminal,
+        which knows no such thing) goes on unheard.
         """
         super().__init__(source)
         os.set_blocking(source, False)
@@ -87,6 +89,14 @@ class Outlet(_Pump):
         self._linger = linger
         self._owed = -1
         self._timer: asyncio.TimerHandle | None = None
+        # The first bytes, for whoever wants to know what a process that failed at once has said.
+        self.head = b""
+
+    def look(self) -> bytes:
+        """The first bytes of all, those that are only just in the pipe included."""
+        if not self.head and not self._closed and not self._blocked:
+            self._readable()
+        return self.head
 
     def process_ended(self) -> None:
         """From now on only what is already on its way is owed; an end of file usually comes by itself."""
@@ -117,6 +127,8 @@ class Outlet(_Pump):
             if not count:
                 self._finish()
                 return
+            if len(self.head) < HEAD:
+                self.head += bytes(_buffer[: min(count, HEAD - len(self.head))])
             sent = self._send(_buffer[:count])
             if sent < 0:
                 return

@@ -1,16 +1,18 @@
 """Child processes of the agent, its own and those it inherits.
 
-Two kinds of children end here: those the agent starts (crun, modprobe) and those it inherits as PID 1 or child subreaper
-(a container's init once crun has left, an exec'd process, anything a workload orphans). Who waits for which must not be
-a race, hence:
+Two kinds of children end here: those the agent starts (crun, modprobe) and those it inherits as PID 1 or child
+subreaper (a container's init once crun has left, an exec'd process, anything a workload orphans). Who waits for which
+must not be a race, hence:
 
 - A process that somebody waits for has a `Child`. Its pidfd tells the event loop when it ended and makes signals safe
   against a reused pid.
-- As PID 1 everything that ended is collected on SIGCHLD, whoever it was. What belongs to a `Child` is delivered to it, so
-  it makes no difference whether SIGCHLD or the pidfd came first: there is one event loop, and one of them finds nothing.
+- As PID 1 everything that ended is collected on SIGCHLD, whoever it was. What belongs to a `Child` is delivered to it,
+  so it makes no difference whether SIGCHLD or the pidfd came first: there is one event loop, and one of them finds
+  nothing.
 - A container's init may end before the agent has read its pid from crun's file. While such a pid is `expected`, the
   status of unknown processes is kept; `adopt` finds it there. Nothing else needs to be held back.
-- A process that isn't PID 1 or subreaper of a workload (tests) does without SIGCHLD, and leaves other people's children alone.
+- A process that isn't PID 1 or subreaper of a workload (tests) does without SIGCHLD, and leaves other people's children
+  alone.
 """
 
 import asyncio
@@ -113,7 +115,7 @@ class Reaper:
         actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
         pid = os.posix_spawnp(
             argv[0],
-            argv,
+            list(argv),
             os.environ if env is None else env,
             file_actions=actions,
             setsigmask=(),
@@ -122,7 +124,9 @@ class Reaper:
         return self._claim(pid)
 
     def adopt(self, pid: int) -> Child:
-        """Wait for a process that crun left to us, whether it still runs or already ended. Raises ProcessLookupError."""
+        """Wait for a process that crun left to us, whether it still runs or already ended. Raises
+        ProcessLookupError.
+        """
         status = self._kept.pop(pid, None)
         if status is not None:
             child = Child(pid, -1)

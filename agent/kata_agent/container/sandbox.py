@@ -9,13 +9,12 @@ from typing import Final, NamedTuple
 
 from kata_telemetry.span import Site
 
-from kata_agent.container import syscalls
 from kata_agent.container.container import Container, Tools
 from kata_agent.container.mounts import Mounts, Storage
 from kata_agent.container.namespaces import SharedNamespaces
 from kata_agent.container.process import Ports
+from kata_agent.container.reaper import Reaper
 from kata_agent.container.spec import Spec, check_id, guest_spec
-from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import (
     AlreadyExistsError,
     InvalidError,
@@ -46,15 +45,17 @@ class Module(NamedTuple):
 class Sandbox:
     """One per agent. Before `create` it has no id and takes no containers."""
 
-    def __init__(self, tools: Tools, *, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+    def __init__(self, tools: Tools, *, resolv_conf: Path = Path("/etc/resolv.conf"), shared: bool = True) -> None:
+        """`shared` False leaves every container its own IPC and UTS namespaces (without root there is no other way)."""
         self._tools = tools
+        self._shared = shared
         self._resolv_conf = resolv_conf
         self._shared_directory = tools.bundles / ".sandbox"
         self._namespaces = SharedNamespaces(self._shared_directory)
         self._mounts = Mounts()
         self._containers: dict[str, Container] = {}
         self._oom: asyncio.Queue[str] = asyncio.Queue(MAX_OOM_EVENTS)
-        self._destroying = False
+        self._destroying = asyncio.Event()
         self.id = ""
 
     async def create(
@@ -77,11 +78,12 @@ class Sandbox:
         try:
             for module in modules:
                 await self._load(module)
-            await self._namespaces.setup(hostname, share_pid=share_pid)
+            if self._shared:
+                await self._namespaces.setup(hostname, share_pid=share_pid)
             for storage in storages:
                 await self._mounts.add(storage)
             if dns:
-                self._set_dns(dns)
+                await self._set_dns(dns)
         except BaseException:
             self._namespaces.close()
             await asyncio.shield(self._mounts.clear())
@@ -103,14 +105,15 @@ class Sandbox:
         finally:
             os.close(null)
 
-    def _set_dns(self, servers: Sequence[str]) -> None:
+    async def _set_dns(self, servers: Sequence[str]) -> None:
         """The lines are resolv.conf's own, as with Kata."""
+        file = self._shared_directory / "resolv.conf"
         try:
-            file = self._shared_directory / "resolv.conf"
             file.write_text("".join(f"{line}\n" for line in servers))
-            syscalls.mount(str(file), str(self._resolv_conf), "", MountFlag.BIND)
         except OSError as error:
-            raise SetupError(f"can't set DNS in {self._resolv_conf}: {error.strerror}") from error
+            raise SetupError(f"can't write {file}: {error.strerror}") from error
+        # The image is read-only.
+        await self._mounts.add(Storage("bind", str(file), "", (), str(self._resolv_conf)))
 
     def container(self, container_id: str) -> Container:
         """Raises NotFoundError."""
@@ -124,7 +127,7 @@ class Sandbox:
     ) -> None:
         """Make it up to the point where StartContainer lets its command run."""
         check_id(container_id, "container id")
-        if not self.id or self._destroying:
+        if not self.id or self._destroying.is_set():
             raise PreconditionError("there is no sandbox: call CreateSandbox first")
         if container_id in self._containers:
             raise AlreadyExistsError(f"container {container_id} already exists")
@@ -161,9 +164,24 @@ class Sandbox:
         await container.remove(timeout)
         self._containers.pop(container_id, None)
 
+    @property
+    def reaper(self) -> Reaper:
+        return self._tools.reaper
+
     async def next_oom(self) -> str:
-        """The id of the next container in which the kernel killed something for memory."""
-        return await self._oom.get()
+        """The id of the next container in which the kernel killed something for memory.
+
+        Raises PreconditionError when the sandbox ends instead.
+        """
+        waiting, ending = asyncio.create_task(self._oom.get()), asyncio.create_task(self._destroying.wait())
+        try:
+            await asyncio.wait({waiting, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if self._destroying.is_set():
+                raise PreconditionError("the sandbox is being destroyed")
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            ending.cancel()
 
     def _report_oom(self, container_id: str) -> None:
         with suppress(asyncio.QueueFull):
@@ -171,7 +189,7 @@ class Sandbox:
 
     async def destroy(self) -> None:
         """End every process. What can't be ended in time is left to the power switch."""
-        self._destroying = True
+        self._destroying.set()
         with _trace.span("destroy_containers", containers=len(self._containers)):
             containers = list(self._containers.values())
             for container in containers:

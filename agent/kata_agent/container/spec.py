@@ -25,7 +25,8 @@ def check_id(value: str, what: str) -> str:
     if not _ID.match(value) or len(value) > MAX_ID:
         shown = value if len(value) <= 40 else value[:40] + "…"
         raise InvalidError(
-            f"{what} {shown!r} is not valid: 1 to {MAX_ID} letters, digits, '_', '.' or '-', the first a letter or digit"
+            f"{what} {shown!r} is not valid: 1 to {MAX_ID} letters, digits, '_', '.' or '-', "
+            "the first a letter or digit"
         )
     return value
 

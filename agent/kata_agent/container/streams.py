@@ -1,7 +1,8 @@
 """Streams that the host opened and has not yet been told what they are for.
 
-The host opens a stream to the stdio port first and names it, by its own port number, in a later call (docs/decisions/0002).
-Between the two the stream waits here. Whoever opens streams and never names them gets them closed.
+The host opens a stream to the stdio port first and names it, by its own port number, in a later call
+(docs/decisions/0002). Between the two the stream waits here. Whoever opens streams and never names them gets them
+closed.
 """
 
 import asyncio

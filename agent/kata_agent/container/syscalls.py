@@ -6,7 +6,7 @@ Numbers are those of linux/mount.h, linux/sched.h, linux/reboot.h and linux/prct
 import ctypes
 import os
 
-__all__ = ["MountFlag", "become_subreaper", "bring_up_loopback", "mount", "power_off", "umount", "unshare"]
+__all__ = ["MountFlag", "become_subreaper", "ctrl_alt_del_as_signal", "mount", "power_off", "umount", "unshare"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
