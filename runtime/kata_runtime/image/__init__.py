@@ -1,0 +1,20 @@
+"""The guest image: kernel, initramfs and read-only root file system, built from Debian's and PyPI's packages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kata_runtime.image.artifacts import Artifacts, Manifest
+from kata_runtime.image.errors import ImageError
+
+__all__ = ["DEFAULT_CACHE", "DEFAULT_OUTPUT", "Artifacts", "ImageError", "Manifest", "build"]
+
+DEFAULT_OUTPUT = Path("/var/lib/kata-containers/image")
+DEFAULT_CACHE = Path("/var/cache/kata-containers")
+
+
+def build(output: Path, *, cache: Path, progress: Callable[[str], None], force: bool = False) -> Manifest:
+    """Make the image in `output` unless it is up to date; see `kata_runtime.image.builder.build`."""
+    # What only boots an image need not import what makes one.
+    from kata_runtime.image import builder
+
+    return builder.build(output, cache=cache, progress=progress, force=force)
