@@ -1,43 +1,70 @@
 """Sessions for developers and CI; each does what its name says, `nox -l` lists them."""
 
+import sys
+
 import nox
 
 nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from it
-nox.options.sessions = ["lint", "types", "unit"]
+nox.options.sessions = ["lint", "types", "unit", "contract"]
 
-PACKAGES = ["runtime", "agent", "telemetry", "tests", "noxfile.py"]
+PACKAGES = ("runtime", "agent", "telemetry", "tests", "noxfile.py")
+# Not found as Python because it has no suffix.
+SCRIPTS = ("dev",)
+
+
+def python(session: nox.Session, *arguments: str) -> None:
+    """Run a module of the Python that runs nox. An interrupted test has time to take its guest down."""
+    session.run(sys.executable, "-m", *arguments, external=True, interrupt_timeout=30, terminate_timeout=30)
+
+
+def pytest(session: nox.Session, name: str) -> None:
+    python(session, "pytest", f"tests/{name}", f"--junitxml=artifacts/{name}.xml", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Format and lint rules."""
-    session.run("ruff", "format", "--check", ".")
-    session.run("ruff", "check", ".")
+    """Format, lint rules, spelling."""
+    python(session, "ruff", "format", "--check", ".", *SCRIPTS)
+    python(session, "ruff", "check", ".", *SCRIPTS)
+    python(session, "codespell_lib", ".")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict type check."""
-    session.run("mypy", *PACKAGES)
+    python(session, "mypy", *PACKAGES)
+    python(session, "mypy", *SCRIPTS)
 
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """Unit and contract tests: seconds, no VM, no root."""
-    session.run("pytest", "tests/unit", "tests/contract", *session.posargs)
+    """Unit tests: seconds, no VM, no root."""
+    pytest(session, "unit")
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """Agent and client in one process, no VM."""
+    pytest(session, "contract")
 
 
 @nox.session
 def vm(session: nox.Session) -> None:
     """Tests that boot a real guest (root)."""
-    session.run("pytest", "tests/vm", *session.posargs)
+    pytest(session, "vm")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Start times compared with a bare QEMU boot in the same run (root)."""
+    pytest(session, "bench")
 
 
 @nox.session
 def protos(session: nox.Session) -> None:
     """Regenerate the stubs in protos/kata_protos from protos/*.proto."""
     # The virtual path makes the stubs import each other as kata_protos.*.
-    session.run(
-        "python", "-m", "grpc_tools.protoc", "--proto_path=kata_protos=protos", "kata_protos/agent.proto",
+    python(
+        session, "grpc_tools.protoc", "--proto_path=kata_protos=protos", "kata_protos/agent.proto",
         "--python_out=protos", "--pyi_out=protos", "--grpc_python_out=protos",
     )  # fmt: skip

@@ -35,8 +35,9 @@ QUEUE_SPANS: Final = 16_384
 QUEUE_BYTES: Final = 4 * 1024 * 1024
 # A store never grows beyond this, whatever happens in the sandbox.
 MAX_STORE: Final = 64 * 1024 * 1024
-# Spans per line.
+# Spans per line, and bytes of its request: collectors take 4 MiB at a time.
 BATCH: Final = 256
+MAX_LINE: Final = 1024 * 1024
 # How long the writer lets spans gather, in seconds; readers of a live trace are this much behind.
 LINGER: Final = 0.2
 # Spans that are open longer than this (ns) are journaled, so that they are seen before they end.
@@ -304,6 +305,9 @@ class StoreWriter:
             self._quarantine.claim(span.context.span_id)
             self._journaled.discard(span.context.span_id)
         encoded = otlp.encode(spans, self._meta.sandbox_id)
+        if len(encoded.data) > MAX_LINE and len(spans) > 1:
+            half = len(spans) // 2
+            return bool(self._append(spans[:half]) | self._append(spans[half:]))
         if encoded.failed:
             self._lose("not encodable", encoded.failed)
         return self._append_spans(otlp.to_line(encoded.data), encoded.spans)

@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+
 from kata_telemetry import buffer, otlp
 from kata_telemetry.buffer import Batch, SpanBuffer
 from kata_telemetry.span import Site, Tracer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kata_telemetry import otlp
 from kata_telemetry.guest import MAX_BATCH, Limits, Quarantine
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_telemetry.logs import Formatter, configure, log_fields
 from kata_telemetry.span import Site, Tracer
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kata_telemetry import __version__, otlp
 from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer, Value
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_telemetry.clock import GuestClock, HostClock
 from kata_telemetry.propagation import extract, from_environment, inject
 from kata_telemetry.span import MAX_EVENTS, Kind, Site, Span, SpanContext, Status, Tracer, current, traceparent, use

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from kata_telemetry import otlp, writer
 from kata_telemetry.guest import MAX_BATCH
 from kata_telemetry.span import Site, Span, SpanContext, Tracer

@@ -1,0 +1,100 @@
+"""`kata-runtime`: the command line. Commands import what they need when they run."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kata_runtime.errors import KataError
+from kata_telemetry import logs
+
+__all__ = ["main"]
+
+_EPILOG = "`kata-runtime COMMAND --help` tells more about a command."
+
+
+def _parser() -> argparse.ArgumentParser:
+    from kata_runtime.cli import run
+    from kata_runtime.image import command as image
+    from kata_telemetry import command as trace
+
+    parser = argparse.ArgumentParser(
+        prog="kata-runtime",
+        description="Runs containers in virtual machines, and tells where their time goes.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration file (default: the first of the default paths)")
+    parser.add_argument("--log", metavar="FILE", help="append the log to a file (default: warnings, to stderr)")
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="form of the log file (default: text, that is name=value)",
+    )
+    parser.add_argument(
+        "--show-default-config-paths", action="store_true", help="print where configuration is looked for, and exit"
+    )
+    parser.add_argument("--version", action="store_true", help="print the version, and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    run.add_arguments(commands.add_parser("run", help="run a command in a container in a new VM"))
+    images = commands.add_parser("image", help="build the guest's image").add_subparsers(required=True, metavar="COMMAND")
+    build = images.add_parser("build", help="build it where its inputs have changed")
+    image.add_arguments(build)
+    build.set_defaults(handler=lambda options: image.run(options, print))
+    traces = commands.add_parser("trace", help="list and show traces").add_subparsers(required=True, metavar="COMMAND")
+    trace.add_arguments(traces)
+    commands.add_parser("version", help="print the version")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _configure_log(options)
+    try:
+        return _dispatch(parser, options)
+    except KataError as error:
+        print(f"kata-runtime: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"  hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+
+
+def _configure_log(options: argparse.Namespace) -> None:
+    if options.log:
+        try:
+            logs.configure(
+                "json" if options.log_format == "json" else "logfmt", "info", Path(options.log), source="runtime"
+            )
+        except OSError as error:
+            print(f"kata-runtime: the log can't be written: {options.log}: {error.strerror}", file=sys.stderr)
+            raise SystemExit(KataError.exit_code) from error
+        return
+    # On a terminal a person reads: only what matters, in plain words.
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("kata-runtime: %(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+
+
+def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.show_default_config_paths:
+        from kata_runtime.config import DEFAULT_PATHS
+
+        print("\n".join(map(str, DEFAULT_PATHS)))
+        return 0
+    if options.version or options.command == "version":
+        from importlib.metadata import version
+
+        print(f"kata-runtime {version('kata-python')}")
+        return 0
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 125
+    return int(options.handler(options))

@@ -1,0 +1,240 @@
+"""`kata-runtime run`: one container in one new sandbox, in the foreground."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kata_runtime.cli import terminal
+from kata_runtime.cli.workload import prepare
+from kata_runtime.config import Config, load
+from kata_runtime.errors import AgentError, HostError, KataError
+from kata_runtime.image import DEFAULT_OUTPUT
+from kata_runtime.mount import private_mount_namespace
+from kata_runtime.process import own_start
+from kata_runtime.sandbox.container import Container, Stdio
+from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
+from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.vm import Sizes
+from kata_telemetry.span import Site, use
+
+__all__ = ["add_arguments"]
+
+_trace = Site(package="containerdshim", subsystem="cli")
+_log = logging.getLogger("kata.run")
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--rootfs", metavar="DIR", type=Path, help="root filesystem; what the container writes stays in it"
+    )
+    source.add_argument("--bundle", metavar="DIR", type=Path, help="OCI bundle: config.json and its root filesystem")
+    source.add_argument(
+        "--image",
+        metavar="OCI-LAYOUT-OR-TAR",
+        help="container image: OCI layout or archive, or docker-archive; PATH[:TAG]",
+    )
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass stdin to the container")
+    parser.add_argument("-t", "--tty", action="store_true", help="give the container a terminal")
+    parser.add_argument("-e", "--env", metavar="K=V", action="append", default=[], help="set an environment variable")
+    parser.add_argument("-w", "--cwd", metavar="DIR", default="", help="working directory in the container")
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
+    parser.add_argument("--cpus", metavar="N", type=_cpus, help="CPUs of the VM")
+    parser.add_argument(
+        "--memory", metavar="SIZE", type=_mebibytes, help="memory of the VM: 512M, 2G (MiB without a unit)"
+    )
+    parser.add_argument("--name", metavar="NAME", default="", help="name of the sandbox (default: a random one)")
+    parser.add_argument(
+        "--trace", action="store_true", help="trace this run on both sides, whatever the configuration says"
+    )
+    parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- command and its arguments")
+    parser.set_defaults(handler=run)
+
+
+def _cpus(text: str) -> int:
+    count = int(text) if text.isdecimal() else 0
+    if not 1 <= count <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of CPUs")
+    return count
+
+
+def _mebibytes(text: str) -> int:
+    factors = {"": 1, "M": 1, "MB": 1, "MIB": 1, "G": 1024, "GB": 1024, "GIB": 1024}
+    digits = text.rstrip("MmGgIiBb")
+    factor = factors.get(text[len(digits) :].upper())
+    if factor is None or not digits.isdecimal() or not 1 <= int(digits) * factor <= 16 << 20:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512M or 2G")
+    return int(digits) * factor
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run, as the command line asked for it."""
+
+    options: argparse.Namespace
+    config: Config
+    sandbox_id: str
+    argv: tuple[str, ...]
+    started: int
+
+
+def run(options: argparse.Namespace) -> int:
+    """Handler of the command; the exit code is the container's."""
+    started = own_start()
+    begin = time.monotonic_ns()
+    if os.geteuid() != 0:
+        raise HostError("kata-runtime run needs root", hint="sudo kata-runtime run …")
+    config = load(Path(options.config) if options.config else None)
+    if options.trace:
+        config = replace(
+            config,
+            runtime=replace(config.runtime, enable_tracing=True),
+            agent=replace(config.agent, enable_tracing=True),
+        )
+    if config.runtime.enable_debug:
+        logging.getLogger().setLevel(logging.DEBUG)
+    if options.tty and not os.isatty(0):
+        raise HostError("-t needs a terminal on stdin", hint="leave out -t, or run it from a terminal")
+    argv = tuple(options.argv[1:] if options.argv[:1] == ["--"] else options.argv)
+    request = Request(options, config, options.name or secrets.token_hex(6), argv, started)
+    # Before any thread or event loop: from here on our mounts end with us.
+    private_mount_namespace()
+    trace = SandboxTrace.open(config, request.sandbox_id, command=argv[0] if argv else "", start=started)
+    with use(trace.root):
+        _trace.record("startRuntime", started, begin)
+        _trace.record("loadConfig", begin, time.monotonic_ns(), files=config.describe_files())
+    outcome, failure = "killed", None
+    try:
+        with use(trace.root):
+            status = asyncio.run(_Run(request, trace).main())
+        outcome = f"exit {status}"
+        return status
+    except KataError as error:
+        outcome, failure = "error", error
+        raise
+    finally:
+        trace.close(outcome, failure)
+
+
+def _sandbox_options(sizes: Sizes, sandbox_id: str) -> SandboxOptions:
+    """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR holds another guest image."""
+    keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
+    return SandboxOptions(
+        sizes=sizes,
+        logs_dir=Path(keep) / sandbox_id if keep else None,
+        image_dir=Path(image) if image else DEFAULT_OUTPUT,
+    )
+
+
+class _Run:
+    """One run: the sandbox's life, and the signals meanwhile."""
+
+    def __init__(self, request: Request, trace: SandboxTrace) -> None:
+        self._request = request
+        self._trace = trace
+        self._container: Container | None = None
+        self._interrupted: signal.Signals | None = None
+        self._task: asyncio.Task[int] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def main(self) -> int:
+        """The whole run; the exit code. A signal before the workload runs ends it with 128 + its number."""
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in _FORWARDED:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            return await self._sandbox()
+        except asyncio.CancelledError:
+            if self._interrupted is None:
+                raise
+            return 128 + self._interrupted
+        finally:
+            for number in _FORWARDED:
+                loop.remove_signal_handler(number)
+
+    async def _sandbox(self) -> int:
+        request = self._request
+        options = request.options
+        sizes = Sizes(vcpus=options.cpus, memory=options.memory)
+        logs_dir = Path(keep) / request.sandbox_id if (keep := os.environ.get("KATA_LOGS_DIR")) else None
+        sandbox = Sandbox(
+            request.sandbox_id, request.config, self._trace, SandboxOptions(sizes=sizes, logs_dir=logs_dir)
+        )
+        for left in sandbox.options.directories.sweep():
+            _log.info("removed what a killed runtime left", extra={"sandbox": left})
+        try:
+            with _trace.span("create"):
+                workload = prepare(options, request.argv, sandbox.options.image_dir, request.sandbox_id)
+                await sandbox.start()
+                container = await sandbox.create_container(
+                    request.sandbox_id, workload.spec, workload.rootfs, self._stdio()
+                )
+            with self._terminal(container):
+                with _trace.span("Start"):
+                    await container.start()
+                self._container = container
+                self._trace.export()
+                with _trace.span("Wait"):
+                    return await sandbox.wait_container(container)
+        finally:
+            self._container = None
+            with _trace.span("Stop"):
+                await sandbox.stop()
+
+    def _stdio(self) -> Stdio:
+        options = self._request.options
+        return Stdio(0 if options.interactive else None, 1, None if options.tty else 2)
+
+    @contextlib.contextmanager
+    def _terminal(self, container: Container) -> Iterator[None]:
+        """The user's terminal is the container's for the block: raw, and its size follows."""
+        if not self._request.options.tty:
+            yield
+            return
+
+        def resize() -> None:
+            self._spawn(container.resize(*terminal.size(0)))
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGWINCH, resize)
+        try:
+            with terminal.raw_mode(0):
+                resize()
+                yield
+        finally:
+            loop.remove_signal_handler(signal.SIGWINCH)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._container is None:
+            self._interrupted = number
+            if self._task is not None and number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                self._task.cancel()
+            return
+        again = self._interrupted is number and number in (signal.SIGINT, signal.SIGTERM)
+        self._interrupted = number
+        # The second Ctrl-C means it.
+        target = signal.SIGKILL if again else number
+        self._spawn(self._container.signal(target, everything=again))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        async def quietly() -> None:
+            try:
+                await work
+            except AgentError as error:
+                _log.debug("the agent refused", extra={"error": str(error)})
+
+        task = asyncio.create_task(quietly())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,119 @@
+"""The configuration as the rest of the runtime sees it: frozen dataclasses, one per table of configuration.toml.
+
+Names, units and meanings are Kata's where Kata has the key (its configuration-qemu.toml, 4.1.0); what is ours says so.
+A default stands here once more than in configuration.toml; a test holds the two together. This module costs next to
+nothing to import: pydantic reads these classes only when a file has changed (see `load`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+__all__ = ["AgentConfig", "Config", "QemuConfig", "RuntimeConfig"]
+
+# QEMU's own seccomp filter as strict as it gets for what we ask of QEMU after its start.
+QEMU_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class _Schema:
+    """Further entries of pydantic-core's schema for a type, in a form that does not need pydantic to be imported."""
+
+    def __init__(self, **entries: object) -> None:
+        self.entries = entries
+
+    def __get_pydantic_core_schema__(self, source: object, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        merged: Any = {**handler(source), **self.entries}
+        return merged  # type: ignore[no-any-return]
+
+
+# A tuple that TOML writes as an array: the container is lax, its members stay strict.
+Strings = Annotated[tuple[str, ...], _Schema(strict=False)]
+Seconds = Annotated[float, _Schema(gt=0, le=86400)]
+AbsolutePath = Annotated[str, _Schema(pattern=r"^(/.*)?$")]
+# What pydantic has to know; a plain dict, so that nothing is imported for it.
+_STRICT = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True, slots=True)
+class QemuConfig:
+    """`[hypervisor.qemu]`: the virtual machine. An empty path means: find it, or use what `image build` made."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    path: str = ""
+    kernel: AbsolutePath = ""
+    initrd: AbsolutePath = ""
+    image: AbsolutePath = ""
+    kernel_params: str = ""
+    machine_type: Literal["q35"] = "q35"
+    cpu_features: str = "pmu=off"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"  # ours
+    default_vcpus: Annotated[float, _Schema(ge=-1024, le=1024)] = 1.0
+    default_memory: Annotated[int, _Schema(ge=64, le=16 << 20)] = 2048  # MiB
+    shared_fs: Literal["virtio-fs"] = "virtio-fs"
+    virtio_fs_daemon: str = ""
+    virtio_fs_cache: Literal["never", "metadata", "auto", "always"] = "auto"
+    virtio_fs_extra_args: Strings = ()
+    seccompsandbox: str = QEMU_SANDBOX
+    rootless: bool = True
+    enable_debug: bool = False
+
+    def vcpus(self, host_cpus: int) -> int:
+        """Number of the guest's CPUs: fractions count up, a negative default means all, more than all is all."""
+        wanted = math.ceil(self.default_vcpus)
+        return max(1, host_cpus if wanted < 0 else min(wanted, host_cpus))
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """`[agent.kata]`: the agent in the guest."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    enable_tracing: bool = False
+    enable_debug: bool = False
+    debug_console_enabled: bool = False
+    dial_timeout: Seconds = 45.0
+    kernel_modules: Strings = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """`[runtime]`: the host side. The keys from `trace_root` on are ours."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    enable_tracing: bool = False
+    enable_debug: bool = False
+    disable_guest_seccomp: bool = True
+    create_container_timeout: Seconds = 60.0
+    trace_root: Literal["lifetime", "start"] = "lifetime"
+    trace_dir: AbsolutePath = "/var/lib/kata-containers/traces"
+    otlp_endpoint: str = ""
+    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials
+    otlp_timeout: Seconds = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole configuration, and which `files` it was read from (the later ones win)."""
+
+    qemu: QemuConfig = field(default_factory=QemuConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    files: tuple[str, ...] = ()
+
+    @classmethod
+    def default(cls) -> "Config":
+        """What holds without any file."""
+        return cls()
+
+    def describe_files(self) -> str:
+        """The files that were read, in order, for spans and logs."""
+        return ", ".join(self.files) or "built-in defaults"

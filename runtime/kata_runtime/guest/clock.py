@@ -1,0 +1,83 @@
+"""How far the guest's clock is from the host's: a few round trips, the shortest one counts.
+
+The guest answers with its CLOCK_MONOTONIC. It was read at some moment between our sending and our receiving, so the
+offset is known to ± half the round trip, whatever the load (Cristian's method).
+"""
+
+import asyncio
+import socket
+import struct
+from dataclasses import dataclass
+
+from kata_runtime.errors import AgentError
+from kata_runtime.guest.dial import dial
+from kata_runtime.guest.transport import Transport
+from kata_telemetry.clock import Clock
+from kata_telemetry.span import Site
+
+__all__ = ["CLOCK_PORT", "Reading", "best", "measure"]
+
+CLOCK_PORT = 1028
+_ROUNDS = 12
+_QUESTION = struct.Struct(">q")
+_ANSWER = struct.Struct(">qqq")
+_trace = Site(package="virtcontainers", subsystem="clock")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """host time (ns) = guest CLOCK_MONOTONIC (ns) + offset_ns, within ± bound_ns.
+
+    `wall_error_ns` is the guest's wall clock minus the host's.
+    """
+
+    offset_ns: int
+    bound_ns: int
+    wall_error_ns: int = 0
+
+
+def best(samples: list[tuple[int, int, int, int]]) -> Reading:
+    """The reading with the smallest bound from (sent, received: host ns; monotonic, realtime: guest ns). Pure."""
+    readings = []
+    for sent, received, monotonic, realtime in samples:
+        middle = (sent + received) // 2
+        readings.append(Reading(middle - monotonic, (received - sent + 1) // 2, realtime - middle))
+    return min(readings, key=lambda reading: reading.bound_ns)
+
+
+async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0) -> Reading:
+    """Ask the agent's clock port a dozen times.
+
+    Raises:
+        AgentError: it does not answer.
+    """
+    loop = asyncio.get_running_loop()
+    with _trace.span("clockSync") as span:
+        connection, _ = await dial(transport, CLOCK_PORT, "clock")
+        try:
+            with connection:
+                async with asyncio.timeout(timeout):
+                    samples = [await _ask(loop, connection, clock, number) for number in range(_ROUNDS)]
+        except OSError as error:  # TimeoutError is one
+            raise AgentError("clock", "UNAVAILABLE", str(error) or f"no answer within {timeout:g} s") from error
+        reading = best(samples)
+        span.set(offset_ns=reading.offset_ns, bound_ns=reading.bound_ns, wall_error_ns=reading.wall_error_ns)
+        return reading
+
+
+async def _ask(
+    loop: asyncio.AbstractEventLoop, connection: socket.socket, clock: Clock, number: int
+) -> tuple[int, int, int, int]:
+    sent = clock.to_host(clock.now())
+    await loop.sock_sendall(connection, _QUESTION.pack(number))
+    answer = b""
+    while len(answer) < _ANSWER.size:
+        chunk = await loop.sock_recv(connection, _ANSWER.size - len(answer))
+        if not chunk:
+            raise ConnectionResetError("the guest closed its clock port")
+        answer += chunk
+    received = clock.to_host(clock.now())
+    echoed, monotonic, realtime = _ANSWER.unpack(answer)
+    if echoed != number:
+        raise ConnectionResetError("the guest's clock port answered something else")
+    return sent, received, monotonic, realtime

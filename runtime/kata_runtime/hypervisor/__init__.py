@@ -1,0 +1,1 @@
+"""The VM: QEMU, its devices' helper processes, and what the guest says while it boots."""

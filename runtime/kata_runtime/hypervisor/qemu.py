@@ -1,0 +1,188 @@
+"""One QEMU process from exec to exit, and how far its guest has come."""
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from kata_runtime.errors import BootError, HypervisorError
+from kata_runtime.hypervisor.argv import to_argv
+from kata_runtime.hypervisor.console import Console
+from kata_runtime.hypervisor.qmp import Qmp, Transcript
+from kata_runtime.hypervisor.spec import VmSpec
+from kata_runtime.process import Child, Privileges, launch
+from kata_telemetry.span import Site
+
+__all__ = ["BootStage", "Vm", "launch_qemu"]
+
+_trace = Site(package="virtcontainers", subsystem="hypervisor")
+_log = logging.getLogger("kata.qemu")
+
+
+class BootStage(StrEnum):
+    """How far a boot has come, by what QEMU's streams have shown; in order."""
+
+    QEMU = "QEMU started"
+    FIRMWARE = "firmware"
+    KERNEL = "kernel"
+    INITRAMFS = "initramfs"
+    AGENT = "agent start"
+    READY = "agent ready"
+
+
+# What tells that a stage has begun, and in which stream. "Booting from" is SeaBIOS' last word before the kernel's.
+_MARKS = {
+    "firmware": (("SeaBIOS", BootStage.FIRMWARE), ("Booting from", BootStage.KERNEL)),
+    "console": (
+        ("Linux version", BootStage.KERNEL),
+        ("kata: initramfs", BootStage.INITRAMFS),
+        ("kata: agent start", BootStage.AGENT),
+        ("kata-agent: ready", BootStage.READY),
+    ),
+}
+_ORDER = list(BootStage)
+
+
+class Vm:
+    """A running QEMU. `marks` has CLOCK_MONOTONIC (ns) of each stage's first sign."""
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+        self.qmp: Qmp
+        self.console: Console
+        self.marks: dict[BootStage, int] = {BootStage.QEMU: time.monotonic_ns()}
+        self._ready = asyncio.Event()
+
+    @property
+    def stage(self) -> BootStage:
+        """How far the boot has come."""
+        return max(self.marks, key=_ORDER.index)
+
+    def on_line(self, stream: str, text: str, when: int) -> None:
+        """A line of the console or the firmware's port."""
+        for sign, stage in _MARKS[stream]:
+            if sign in text and stage not in self.marks:
+                self.marks[stage] = when
+                if stage is BootStage.READY:
+                    self._ready.set()
+
+    async def wait_ready(self, timeout: float) -> None:
+        """Wait until the agent says that it listens.
+
+        Raises:
+            BootError: QEMU ended, or `timeout` seconds passed.
+        """
+        ready = asyncio.ensure_future(self._ready.wait())
+        ended = asyncio.ensure_future(self.child.wait())
+        try:
+            done, _ = await asyncio.wait({ready, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            ended.cancel()
+        if ready in done:
+            return
+        if ended in done:
+            raise self.boot_error(f"QEMU ended while the guest was booting ({_how(ended.result())})")
+        raise self.boot_error(
+            f"the guest's agent did not become ready within {timeout:g} s",
+            hint="on a slow host raise [agent.kata] dial_timeout; for a guest that panics, its memory",
+        )
+
+    def boot_error(self, message: str, *, hint: str = "") -> BootError:
+        """An error with everything that is known about the boot."""
+        return BootError(message, stage=self.stage, console=self.console.tail(), output=self.child.output, hint=hint)
+
+    async def stop(self, *, grace: float) -> None:
+        """End the VM: wait `grace` seconds for it to power off by itself, then kill it."""
+        with _trace.span("StopVM") as span:
+            try:
+                async with asyncio.timeout(grace):
+                    await self.child.wait()
+            except TimeoutError:
+                span.set(killed=True)
+                await self.child.stop(grace=0)
+
+
+@asynccontextmanager
+async def launch_qemu(
+    spec: VmSpec,
+    *,
+    privileges: Privileges | None,
+    logs_dir: Path | None,
+    pass_fds: tuple[int, ...] = (),
+    timeout: float = 30.0,
+) -> AsyncIterator[Vm]:
+    """Run a VM for the block; it is booting when this yields, with its monitor connected.
+
+    `logs_dir` receives `console.log`, `qemu.log` and, at the end, `qmp.log`.
+
+    Raises:
+        HypervisorError: QEMU ended, or its monitor did not answer within `timeout` seconds; QEMU's words are in it.
+    """
+    async with AsyncExitStack() as stack:
+        with _trace.span("launchQemu", accelerator=spec.accelerator, vcpus=spec.vcpus, memory_mib=spec.memory) as span:
+            ours, spec, theirs = _socketpairs(spec, stack)
+            argv = to_argv(spec)
+            fds = [*pass_fds, spec.qmp_fd, spec.console_fd, spec.firmware_fd]
+            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=_file(logs_dir, "qemu.log"), grace=0)
+            with theirs:
+                child = await stack.enter_async_context(launched)
+            span.set(pid=child.pid)
+            vm = Vm(child)
+            for stream in ("console", "firmware"):
+                on_line = functools.partial(vm.on_line, stream)
+                reader = await Console.attach(ours[stream], on_line, _file(logs_dir, f"{stream}.log"))
+                stack.callback(reader.close)
+                if stream == "console":
+                    vm.console = reader
+            transcript = Transcript()
+            if logs_dir:
+                stack.callback(transcript.save, logs_dir / "qmp.log")
+            monitor = Qmp.connected(ours["qmp"], name=spec.name, transcript=transcript, timeout=timeout)
+            try:
+                vm.qmp = await stack.enter_async_context(monitor)
+            except HypervisorError as error:
+                raise await _launch_error(child, error) from error
+        yield vm
+
+
+def _socketpairs(spec: VmSpec, stack: AsyncExitStack) -> tuple[Mapping[str, socket.socket], VmSpec, ExitStack]:
+    """Our ends by name, the spec with QEMU's ends, and the stack that closes QEMU's ends on our side."""
+    ours: dict[str, socket.socket] = {}
+    fds: dict[str, int] = {}
+    theirs = ExitStack()
+    for name in ("qmp", "console", "firmware"):
+        mine, other = socket.socketpair()
+        mine.setblocking(False)
+        ours[name] = stack.enter_context(mine)
+        fds[f"{name}_fd"] = theirs.enter_context(other).fileno()
+    return ours, dataclasses.replace(spec, **fds), theirs  # type: ignore[arg-type]
+
+
+async def _launch_error(child: Child, error: HypervisorError) -> HypervisorError:
+    # QEMU's end explains more than the silence of its monitor; it closes the monitor a moment before it ends.
+    try:
+        async with asyncio.timeout(2):
+            status = await child.wait()
+    except TimeoutError:
+        return error
+    _log.debug("QEMU ended at start", extra={"status": status})
+    said = "\n".join(f"  | {line}" for line in child.output.splitlines())
+    return HypervisorError(
+        f"QEMU did not start ({_how(status)})" + (f"; it said:\n{said}" if said else ""),
+        hint="memory and CPUs must fit this host; `kata-runtime check` tells more",
+    )
+
+
+def _how(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+def _file(directory: Path | None, name: str) -> Path | None:
+    return directory / name if directory else None

@@ -1,0 +1,122 @@
+"""QMP, the conversation with QEMU: one connection for the VM's life, a span and a transcript line per command."""
+
+import asyncio
+import json
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kata_runtime.errors import HypervisorError, QmpError
+from kata_telemetry.span import Kind, Site
+
+if TYPE_CHECKING:
+    from qemu.qmp import QMPClient
+
+__all__ = ["Qmp", "Transcript"]
+
+_trace = Site(package="hypervisor", subsystem="qmp")
+_TRANSCRIPT_LINES = 500
+_LINE_LIMIT = 2048
+
+
+class Transcript:
+    """The last messages of the conversation, `-->` ours and `<--` QEMU's, with seconds since it began."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_TRANSCRIPT_LINES)
+        self._begin = time.monotonic()
+
+    def add(self, direction: str, message: Mapping[str, object]) -> None:
+        text = json.dumps(message, default=str)[:_LINE_LIMIT]
+        self._lines.append(f"{time.monotonic() - self._begin:9.6f} {direction} {text}")
+
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+        path.write_text("".join(f"{line}\n" for line in self._lines))
+
+
+class Qmp:
+    """A monitor that is connected. Commands run one after another, as QEMU does them anyway."""
+
+    def __init__(self, client: "QMPClient", transcript: Transcript) -> None:
+        self._client = client
+        self._transcript = transcript
+        self._one_at_a_time = asyncio.Lock()
+
+    @classmethod
+    @asynccontextmanager
+    async def connected(
+        cls, end: socket.socket, *, name: str, transcript: Transcript, timeout: float
+    ) -> AsyncIterator["Qmp"]:
+        """Greet and negotiate on our end of the monitor's socketpair within `timeout` seconds; takes the socket over.
+
+        Raises:
+            HypervisorError: no QMP came out of it.
+        """
+        # Here and not at the top: 50 ms of imports that only the side with a VM needs.
+        from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError
+
+        client = QMPClient(name)
+        listener = EventListener()
+        client.register_listener(listener)
+        try:
+            with _trace.span("qmp.connect"):
+                async with asyncio.timeout(timeout):
+                    await client.connect(end)
+        except (ConnectError, TimeoutError) as error:
+            end.close()
+            raise HypervisorError(
+                f"QEMU's monitor did not answer: {str(error) or f'nothing within {timeout:g} s'}"
+            ) from error
+        events = asyncio.create_task(_record_events(listener, transcript))
+        try:
+            yield cls(client, transcript)
+        finally:
+            events.cancel()
+            try:
+                async with asyncio.timeout(1):
+                    await client.disconnect()
+            except (QMPError, TimeoutError, OSError, EOFError):
+                pass  # QEMU has gone, or goes: what there is to know about that, its exit status says
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 30.0
+    ) -> object:
+        """Run a command and return its result.
+
+        Raises:
+            QmpError: QEMU refused.
+            HypervisorError: the connection broke, or there was no answer within `timeout` seconds.
+        """
+        from qemu.qmp import ExecuteError, QMPError
+
+        with _trace.span(f"qmp.{command}", kind=Kind.CLIENT, **_what(arguments)):
+            async with self._one_at_a_time:
+                self._transcript.add("-->", {"execute": command, "arguments": dict(arguments or {})})
+                try:
+                    async with asyncio.timeout(timeout):
+                        result = await self._client.execute(command, dict(arguments) if arguments else None)
+                except ExecuteError as error:
+                    self._transcript.add("<--", {"error": error.error.error.desc})
+                    raise QmpError(command, error.error_class, error.error.error.desc) from error
+                except TimeoutError as error:
+                    raise HypervisorError(f"QEMU did not answer {command} within {timeout:g} s") from error
+                except QMPError as error:
+                    raise HypervisorError(f"QEMU's monitor broke during {command}: {error}") from error
+                self._transcript.add("<--", {"return": result})
+                return result
+
+
+def _what(arguments: Mapping[str, object] | None) -> dict[str, str]:
+    """The arguments that say what a command was about; the others may be long."""
+    wanted = ("driver", "id", "device", "qom-type", "node-name")
+    return {f"qmp.{key}": str(value) for key, value in (arguments or {}).items() if key in wanted}
+
+
+async def _record_events(listener: "AsyncIterator[Mapping[str, object]]", transcript: Transcript) -> None:
+    async for event in listener:
+        transcript.add("<--", event)

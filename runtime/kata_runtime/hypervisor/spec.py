@@ -1,0 +1,50 @@
+"""What a VM consists of, independent of how QEMU is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_runtime.hypervisor.accelerator import Accelerator
+
+__all__ = ["VhostUserFs", "VmSpec", "Vsock"]
+
+
+@dataclass(frozen=True)
+class Vsock:
+    """The guest's vsock device: the kernel's (`vhost_fd`, of /dev/vhost-vsock) or our backend's (`chardev_fd`)."""
+
+    cid: int
+    vhost_fd: int = -1
+    chardev_fd: int = -1
+
+
+@dataclass(frozen=True)
+class VhostUserFs:
+    """A shared directory: the connected socket to virtiofsd and the tag that the guest mounts."""
+
+    chardev_fd: int
+    tag: str
+    queue_size: int = 1024
+
+
+@dataclass(frozen=True)
+class VmSpec:
+    """One QEMU process. Sizes in MiB; fds are open and inherited by QEMU; `launch_qemu` fills in the last three."""
+
+    name: str
+    program: str
+    accelerator: Accelerator
+    kernel: Path
+    initrd: Path
+    image: Path
+    kernel_params: str
+    memory: int
+    vcpus: int
+    seccomp: str
+    qmp_fd: int = -1
+    console_fd: int = -1
+    firmware_fd: int = -1
+    vsock: Vsock | None = None
+    shared: VhostUserFs | None = None
+    machine_type: str = "q35"
+    cpu_features: str = ""
+    debug: bool = False

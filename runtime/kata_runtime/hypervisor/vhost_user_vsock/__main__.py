@@ -1,0 +1,181 @@
+"""The vsock backend's command line.
+
+    python -m kata_runtime.hypervisor.vhost_user_vsock --vhost-fd N --guest-cid C
+        [--hybrid-fd N --uds-path PATH] [--forward GUESTPORT:FD ...] [--hold-timeout SECONDS] [--log-level LEVEL]
+
+All sockets are made by the parent before this process starts, so there is nothing to wait for: --vhost-fd is one end of
+a socketpair whose other end QEMU has, the others listen already. Exit status: 0 when QEMU hung up or on SIGTERM or
+SIGINT, 1 when QEMU broke the protocol, 2 for a wrong command line; the reason is one line on stderr.
+"""
+
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from kata_runtime.hypervisor.vhost_user_vsock.message import FrontendError
+from kata_runtime.hypervisor.vhost_user_vsock.server import Server
+
+LEVELS: Final = ("error", "warning", "info", "debug")
+# sun_path of unix(7) has room for 108 bytes with the terminating one; "_4294967295" follows the path.
+MAX_PATH: Final = 107 - 11
+# fds besides connections: listeners, rings, standard streams, memory.
+_OTHER_FDS: Final = 64
+_WANTED_FDS: Final = 1000 + _OTHER_FDS
+
+
+class UsageError(Exception):
+    """The command line is wrong."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the backend; returns the exit status."""
+    level = "info"
+
+    def log(at: str, text: str) -> None:
+        if LEVELS.index(at) <= LEVELS.index(level):
+            print(f"vsock backend: {at}: {text}", file=sys.stderr, flush=True)
+
+    try:
+        options = _parse(sys.argv[1:] if argv is None else argv)
+        level = options.log_level
+        server = _server(options, log)
+    except UsageError as error:
+        log("error", str(error))
+        return 2
+    # The handler itself does nothing: signals arrive as bytes at the loop, between two events.
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    try:
+        server.serve(wake_read)
+    except FrontendError as error:
+        log("error", f"QEMU: {error}")
+        return 1
+    finally:
+        signal.set_wakeup_fd(-1)
+        server.close()
+        os.close(wake_read)
+        os.close(wake_write)
+    return 0
+
+
+class _Options:
+    """The command line. Not argparse's: importing that takes as long as everything else here."""
+
+    vhost_fd = -1
+    guest_cid = -1
+    hybrid_fd = -1
+    uds_path = ""
+    hold_timeout = 60.0
+    log_level = "info"
+
+    def __init__(self) -> None:
+        self.forwards: list[tuple[int, int]] = []
+
+
+def _parse(argv: list[str]) -> _Options:
+    options = _Options()
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("-h", "--help"):
+            print(__doc__)
+            sys.exit(0)
+        if not equals:
+            try:
+                value = next(words)
+            except StopIteration:
+                raise UsageError(f"{name} needs a value, or is unknown; see --help") from None
+        _set(options, name, value)
+    if options.vhost_fd < 0 or options.guest_cid < 0:
+        raise UsageError("--vhost-fd and --guest-cid are needed; see --help")
+    if (options.hybrid_fd >= 0) != bool(options.uds_path):
+        raise UsageError("--hybrid-fd and --uds-path belong together")
+    return options
+
+
+def _set(options: _Options, name: str, value: str) -> None:
+    match name:
+        case "--vhost-fd":
+            options.vhost_fd = _number(name, value, 0, 1 << 20)
+        case "--guest-cid":
+            # 0, 1 and 2 are reserved, as is 2^32 - 1 (virtio 1.2, 5.10.4).
+            options.guest_cid = _number(name, value, 3, 0xFFFF_FFFE)
+        case "--hybrid-fd":
+            options.hybrid_fd = _number(name, value, 0, 1 << 20)
+        case "--uds-path":
+            if len(os.fsencode(value)) > MAX_PATH:
+                raise UsageError(f"--uds-path is longer than {MAX_PATH} bytes, the most that leaves room for a port")
+            options.uds_path = value
+        case "--forward":
+            port, _, fd = value.partition(":")
+            options.forwards.append((_number(name, port, 0, 0xFFFF_FFFE), _number(name, fd, 0, 1 << 20)))
+        case "--hold-timeout":
+            try:
+                options.hold_timeout = float(value)
+            except ValueError:
+                _bad(name, value)
+            if not 0 < options.hold_timeout <= 86400:
+                _bad(name, value)
+        case "--log-level":
+            if value not in LEVELS:
+                _bad(name, value)
+            options.log_level = value
+        case _:
+            raise UsageError(f"unknown option {name}; see --help")
+
+
+def _number(name: str, value: str, low: int, high: int) -> int:
+    if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+        _bad(name, value)
+    return int(value)
+
+
+def _bad(name: str, value: str) -> NoReturn:
+    raise UsageError(f"{name} can't be {value!r}; see --help")
+
+
+def _server(options: _Options, log: Callable[[str, str], None]) -> Server:
+    machine = os.uname().machine
+    if machine != "x86_64":
+        # Other machines reorder stores, and Python has no fence; see `ring`.
+        raise UsageError(f"this backend runs on x86_64 only, this machine is {machine}; use the kernel's vhost-vsock")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_FDS if hard == resource.RLIM_INFINITY else min(_WANTED_FDS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return Server(
+        _socket(options.vhost_fd, "--vhost-fd", listening=False),
+        options.guest_cid,
+        log=log,
+        hybrid=_socket(options.hybrid_fd, "--hybrid-fd", listening=True) if options.hybrid_fd >= 0 else None,
+        uds_path=options.uds_path or None,
+        forwards=[(_socket(fd, "--forward", listening=True), port) for port, fd in options.forwards],
+        hold_timeout=options.hold_timeout,
+        max_connections=max(min(_WANTED_FDS, soft) - _OTHER_FDS, 1),
+    )
+
+
+def _socket(fd: int, name: str, *, listening: bool) -> socket.socket:
+    """The unix stream socket that the parent left at `fd`."""
+    try:
+        found = socket.socket(fileno=fd)
+    except OSError as error:
+        raise UsageError(f"{name}: fd {fd} is no socket: {error.strerror}") from error
+    kind = "listening" if listening else "connected"
+    if (found.family, found.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or listening != bool(
+        found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        found.detach()
+        raise UsageError(f"{name}: fd {fd} is not a {kind} unix stream socket")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""virtiofsd: shares one host directory with the guest. Two programs go by that name; both are understood."""
+
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from kata_runtime.process import Child, find_program, launch
+from kata_telemetry.span import Site
+
+__all__ = ["start_virtiofsd", "to_argv"]
+
+_trace = Site(package="virtcontainers", subsystem="virtiofsd")
+
+# QEMU's own (C, Debian 12) and the Rust one (Debian 13, Ubuntu 24.04, upstream).
+_C_PROGRAM = "/usr/lib/qemu/virtiofsd"
+_RUST_PROGRAM = "/usr/libexec/virtiofsd"
+
+
+def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:
+    """Command line of either program; `fd` is a listening socket."""
+    if Path(program).resolve() == Path(_C_PROGRAM):
+        # -f: stay in the foreground, so that we own it. xattr and flock as the Rust one has them.
+        options = ["-f", "-o", f"source={shared}", "-o", f"cache={cache}", "-o", "sandbox=namespace", "-o", "xattr"]
+    else:
+        options = ["--shared-dir", str(shared), "--cache", cache, "--sandbox", "namespace", "--xattr"]
+    return [program, f"--fd={fd}", *options, "--thread-pool-size=1", *extra]
+
+
+@asynccontextmanager
+async def start_virtiofsd(
+    program: str,
+    shared: Path,
+    socket_path: Path,
+    *,
+    cache: str,
+    extra: Sequence[str] = (),
+    log_path: Path | None = None,
+) -> AsyncIterator[tuple[Child, socket.socket]]:
+    """Run virtiofsd for the block; yields it and a socket connected to it, for QEMU to inherit.
+
+    The socket is listening before virtiofsd starts, so that there is nothing to wait for.
+
+    Raises:
+        HostError: virtiofsd is not installed.
+    """
+    path = find_program(program or "virtiofsd", package="virtiofsd", also=(_RUST_PROGRAM, _C_PROGRAM))
+    async with AsyncExitStack() as stack:
+        with _trace.span("startVirtiofsd", program=path), socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(socket_path))
+            listener.listen(1)
+            argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra)
+            child = await stack.enter_async_context(launch(argv, pass_fds=[listener.fileno()], log_path=log_path))
+            end = stack.enter_context(socket.socket(socket.AF_UNIX))
+            end.connect(str(socket_path))
+        yield child, end

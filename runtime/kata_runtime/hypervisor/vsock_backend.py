@@ -1,0 +1,58 @@
+"""Runs our vhost-user vsock backend, where the kernel has no vhost-vsock."""
+
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_runtime.process import Privileges, launch
+from kata_telemetry.span import Site
+
+__all__ = ["GUEST_CID", "VsockBackend", "start_vsock_backend"]
+
+_trace = Site(package="virtcontainers", subsystem="vsock")
+
+# Each VM has a backend of its own, so all may have the same CID; 3 is the first that is nobody's (vsock(7)).
+GUEST_CID = 3
+_AGENT_PORT = 1024
+
+
+@dataclass(frozen=True)
+class VsockBackend:
+    """What QEMU and clients need: the device's chardev and the unix sockets that lead into the guest."""
+
+    chardev: socket.socket
+    hybrid_path: Path
+    agent_path: Path
+
+
+@asynccontextmanager
+async def start_vsock_backend(
+    directory: Path, *, privileges: Privileges | None, log_path: Path | None = None
+) -> AsyncIterator[VsockBackend]:
+    """Run the backend for the block, with its sockets in `directory`. They accept before it has started."""
+    hybrid_path, agent_path = directory / "vsock.sock", directory / "agent.sock"
+    async with AsyncExitStack() as stack:
+        with _trace.span("startVsockBackend"), ExitStack() as handed_over:
+            ours, theirs = socket.socketpair()
+            stack.enter_context(ours)
+            handed_over.enter_context(theirs)
+            hybrid, agent = (handed_over.enter_context(_listen(path)) for path in (hybrid_path, agent_path))
+            argv = [
+                *(sys.executable, "-m", "kata_runtime.hypervisor.vhost_user_vsock"),
+                *("--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)),
+                *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(hybrid_path)),
+                *("--forward", f"{_AGENT_PORT}:{agent.fileno()}"),
+            ]
+            fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
+            await stack.enter_async_context(launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path))
+        yield VsockBackend(ours, hybrid_path, agent_path)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    return listener

@@ -1,0 +1,1 @@
+"""OCI: runtime configurations for the guest's crun, users of a root filesystem, bundles, and images."""

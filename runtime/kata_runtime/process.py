@@ -1,0 +1,242 @@
+"""The one door to child processes.
+
+A child is an async context manager (`launch`) or a call that waits for its end (`run`). Whatever happens to the block,
+the child is gone and reaped afterwards: SIGTERM, a bounded wait, SIGKILL. Children die with this process too
+(PR_SET_PDEATHSIG, set by util-linux's setpriv, which also drops privileges): a SIGKILL of the runtime leaves no VM.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from kata_runtime.errors import HostError, ProcessError
+from kata_telemetry.span import Site
+
+__all__ = ["Child", "Privileges", "find_program", "launch", "own_start", "run"]
+
+_trace = Site(package="runtime", subsystem="process")
+_log = logging.getLogger("kata.process")
+
+# What a child inherits of our environment: nothing that could steer a helper in unexpected ways.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
+_TAIL_LINES = 40
+_LINE_LIMIT = 4096
+
+
+@dataclass(frozen=True)
+class Privileges:
+    """Whom a child runs as; `groups` are supplementary group ids (as kvm's)."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
+    """Absolute path of a helper program: `name` itself if absolute, else on PATH, else one of `also`.
+
+    Raises:
+        HostError: not there, or not executable; names the Debian package that has it.
+    """
+    search = [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
+    candidates = [name] if "/" in name else [f"{directory}/{name}" for directory in search if directory]
+    for candidate in (*candidates, *also):
+        if os.access(candidate, os.X_OK) and Path(candidate).is_file():
+            return candidate
+    raise HostError(f"{name} was not found", hint=f"install it (Debian, Ubuntu: apt install {package})")
+
+
+def own_start() -> int:
+    """When this process was made, by CLOCK_MONOTONIC (ns); up to a clock tick (10 ms) too early."""
+    # proc(5): field 22, in ticks since boot; the name before it may contain anything but ends with the last ')'.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return time.monotonic_ns() - max(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started, 0)
+
+
+class Child:
+    """A running child process. Its end is known by pidfd; stderr's last lines are kept."""
+
+    def __init__(self, argv: Sequence[str], popen: "subprocess.Popen[bytes]", log_file: IO[bytes] | None) -> None:
+        self.argv = tuple(argv)
+        self.pid = popen.pid
+        self._popen = popen
+        self._log_file = log_file
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._partial = b""
+        loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(popen.pid)
+        loop.add_reader(self._pidfd, self._on_exit)
+        if popen.stderr is not None:
+            os.set_blocking(popen.stderr.fileno(), False)
+            loop.add_reader(popen.stderr.fileno(), self._on_stderr)
+
+    def __repr__(self) -> str:
+        state = "running" if self.status is None else f"ended {self.status}"
+        return f"<Child {Path(self.argv[0]).name} {self.pid} {state}>"
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative signal number, or None while it runs."""
+        return self._ended.result() if self._ended.done() else None
+
+    @property
+    def output(self) -> str:
+        """The last lines that it wrote to stderr."""
+        self._on_stderr()
+        last = [self._partial.decode(errors="replace")] if self._partial else []
+        return "\n".join([*self._tail, *last])
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit status, or the negative number of the signal."""
+        return await asyncio.shield(self._ended)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal unless it has ended."""
+        if not self._ended.done():
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    async def stop(self, *, grace: float = 2.0) -> int:
+        """End it: SIGTERM, at most `grace` seconds, SIGKILL. Returns its status. Safe to repeat."""
+        if not self._ended.done():
+            if grace > 0:
+                self.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(grace):
+                    return await self.wait()
+            except TimeoutError:
+                self.send_signal(signal.SIGKILL)
+        return await self.wait()
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        status = self._popen.wait()  # returns at once: the pidfd said so
+        _log.debug("child ended", extra={"program": self.argv[0], "pid": self.pid, "status": status})
+        self._ended.set_result(status)
+
+    def _on_stderr(self) -> None:
+        stream = self._popen.stderr
+        if stream is None or stream.closed:
+            return
+        try:
+            chunk = os.read(stream.fileno(), 65536)
+        except BlockingIOError:
+            return
+        if not chunk:
+            asyncio.get_running_loop().remove_reader(stream.fileno())
+            stream.close()
+            return
+        if self._log_file is not None:
+            self._log_file.write(chunk)
+            self._log_file.flush()
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        self._partial = self._partial[-_LINE_LIMIT:]
+        self._tail.extend(line[:_LINE_LIMIT].decode(errors="replace") for line in lines)
+
+    def close(self) -> None:
+        """Give back what belongs to an ended child."""
+        loop = asyncio.get_running_loop()
+        if self._popen.stderr is not None and not self._popen.stderr.closed:
+            loop.remove_reader(self._popen.stderr.fileno())
+            self._popen.stderr.close()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self._log_file is not None:
+            self._log_file.close()
+
+
+def _spawn(
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int],
+    privileges: Privileges | None,
+    environment: Mapping[str, str] | None,
+    log_path: Path | None,
+) -> Child:
+    prefix = [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
+    if privileges is not None:
+        groups = ["--groups", ",".join(map(str, privileges.groups))] if privileges.groups else ["--clear-groups"]
+        prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups, "--no-new-privs"]
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    _log.debug("child starts", extra={"command": shlex.join(argv)})
+    log_file = log_path.open("ab") if log_path else None
+    try:
+        popen = subprocess.Popen(
+            [*prefix, "--", *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=tuple(pass_fds),
+            env={**kept, **(environment or {})},
+            # Its own session: a Ctrl-C at the terminal is for us to handle, not for QEMU to die of.
+            start_new_session=True,
+        )
+    except OSError as error:
+        if log_file:
+            log_file.close()
+        raise HostError(f"{argv[0]} can't be started: {error.strerror}") from error
+    return Child(argv, popen, log_file)
+
+
+@asynccontextmanager
+async def launch(
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    privileges: Privileges | None = None,
+    environment: Mapping[str, str] | None = None,
+    log_path: Path | None = None,
+    grace: float = 2.0,
+) -> AsyncIterator[Child]:
+    """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
+
+    `pass_fds` stay the caller's to close. The child's stdin and stdout are /dev/null; stderr goes to `log_path`, its
+    last lines also to `Child.output`. Leaving the block ends the child within `grace` seconds plus a SIGKILL, also when
+    the block was cancelled.
+
+    Raises:
+        HostError: it can't be started.
+    """
+    child = _spawn(argv, pass_fds=pass_fds, privileges=privileges, environment=environment, log_path=log_path)
+    try:
+        yield child
+    finally:
+        # Shielded: a second cancellation must not leave the child behind.
+        stopping = asyncio.ensure_future(child.stop(grace=grace))
+        try:
+            await asyncio.shield(stopping)
+        except asyncio.CancelledError:
+            child.send_signal(signal.SIGKILL)
+            await stopping
+            raise
+        finally:
+            child.close()
+
+
+async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> None:
+    """Run a helper to its end within `timeout` seconds.
+
+    Raises:
+        ProcessError: it failed, or had to be killed after `timeout`.
+        HostError: it can't be started.
+    """
+    with _trace.span(span or f"run {Path(argv[0]).name}"):
+        async with launch(argv, grace=0) as child:
+            try:
+                async with asyncio.timeout(timeout):
+                    status = await child.wait()
+            except TimeoutError:
+                raise ProcessError(argv, -signal.SIGKILL, f"no end within {timeout:g} s") from None
+            if status != 0:
+                raise ProcessError(argv, status, child.output)

@@ -1,0 +1,1 @@
+"""A sandbox: one VM, its agent, and the containers in it."""

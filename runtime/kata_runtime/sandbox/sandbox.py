@@ -1,0 +1,229 @@
+"""A sandbox from nothing to nothing: start it, run containers in it, stop it.
+
+    NEW → STARTING → READY → STOPPING → STOPPED
+
+`stop()` may be called in any state and any number of times; afterwards nothing of the sandbox is left on the host. A
+sandbox that fails to start has stopped itself.
+"""
+
+import asyncio
+import importlib
+import logging
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kata_runtime.config.model import Config
+from kata_runtime.errors import AgentError, HypervisorError, SandboxError
+from kata_runtime.image import DEFAULT_OUTPUT
+from kata_runtime.sandbox.container import Container, Stdio
+from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
+from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
+from kata_telemetry.span import Site, SpanContext, current
+
+if TYPE_CHECKING:
+    from kata_protos import agent_pb2 as pb
+    from kata_runtime.guest.agent import AgentClient
+
+__all__ = ["Sandbox", "SandboxOptions", "SandboxState"]
+
+_trace = Site(package="virtcontainers", subsystem="sandbox")
+_agent_trace = Site(package="virtcontainers", subsystem="agent")
+_hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
+_log = logging.getLogger("kata.sandbox")
+
+
+
+class SandboxState(StrEnum):
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class SandboxOptions:
+    """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end."""
+
+    hostname: str = ""
+    sizes: Sizes = field(default_factory=Sizes)
+    directories: Directories = field(default_factory=Directories)
+    image_dir: Path = DEFAULT_OUTPUT
+    logs_dir: Path | None = None
+
+
+class Sandbox:
+    """One sandbox and its containers."""
+
+    def __init__(self, sandbox_id: str, config: Config, trace: SandboxTrace, options: SandboxOptions) -> None:
+        self.id = valid_id(sandbox_id)
+        self.config = config
+        self.options = options
+        self.state = SandboxState.NEW
+        self.containers: dict[str, Container] = {}
+        self._trace = trace
+        self._directory = SandboxDirectory(options.directories, self.id)
+        self._stack = AsyncExitStack()
+        self._machine: Machine | None = None
+        self._agent: AgentClient | None = None
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.id} {self.state}>"
+
+    async def start(self) -> None:
+        """Boot the VM and make the agent ready for containers.
+
+        Raises:
+            KataError: with the reason; nothing is left running then.
+        """
+        self._require(SandboxState.NEW)
+        self._set_state(SandboxState.STARTING)
+        try:
+            with _trace.span("createSandboxFromConfig"):
+                artifacts = find_artifacts(self.config, self.options.image_dir)
+                self._stack.enter_context(self._directory.opened())
+                logs_dir = self.options.logs_dir or self._directory.run
+                logs_dir.mkdir(parents=True, exist_ok=True)
+                with _trace.span("startVM"):
+                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir)
+                    with _hypervisor_trace.span("StartVM"):
+                        machine = self._machine = await self._stack.enter_async_context(vm)
+                        await self._booted(machine)
+                        boot = current().context
+                    with _agent_trace.span("StartVM"):
+                        await self._start_agent(machine, boot)
+        except BaseException:
+            await self.stop()
+            raise
+        self._set_state(SandboxState.READY)
+
+    async def _booted(self, machine: Machine) -> None:
+        # The agent's client costs 100 ms of imports; the guest needs longer to boot, so they are free now.
+        imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent"))
+        try:
+            await machine.vm.wait_ready(self.config.agent.dial_timeout)
+        finally:
+            self._trace.record_boot(machine.vm.marks)
+            await imports
+
+    async def _start_agent(self, machine: Machine, boot: SpanContext) -> None:
+        from kata_protos import agent_pb2 as pb
+        from kata_runtime.guest import clock
+        from kata_runtime.guest.agent import AgentClient
+
+        agent = await self._stack.enter_async_context(AgentClient.connected(machine.transport.grpc_address))
+        self._agent = agent
+        reading = await clock.measure(machine.transport, self._trace.clock)
+        request = pb.CreateSandboxRequest(
+            hostname=self.options.hostname or self.id,
+            sandbox_id=self.id,
+            storages=[pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)],
+            kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
+            tracing=self._trace.for_agent(boot, reading),
+        )
+        await agent.call(agent.service.CreateSandbox, request)
+        self._trace.follow(agent)
+
+    async def create_container(
+        self, container_id: str, spec: Mapping[str, object], rootfs: Rootfs, stdio: Stdio
+    ) -> Container:
+        """Create a container; it exists until it is removed or the sandbox stops.
+
+        Raises:
+            SandboxError: the id is taken, or the sandbox is not ready.
+            AgentError, RootfsError: it can't be created.
+        """
+        self._require(SandboxState.READY)
+        assert self._agent is not None
+        assert self._machine is not None
+        if container_id in self.containers:
+            raise SandboxError(f"there is a container {container_id!r} already")
+        container = Container(container_id, self._agent, self._machine.transport, self._directory)
+        self.containers[container_id] = container
+        try:
+            timeout = self.config.runtime.create_container_timeout
+            await container.create(spec, rootfs, stdio, timeout=timeout)
+        except BaseException as error:
+            del self.containers[container_id]
+            await self._explain(error)
+            raise
+        return container
+
+    async def wait_container(self, container: Container) -> int:
+        """Wait for a container's process; its exit code.
+
+        Raises:
+            HypervisorError: the VM died meanwhile.
+        """
+        try:
+            return await container.wait()
+        except AgentError as error:
+            await self._explain(error)
+            raise
+
+    async def stop(self) -> None:
+        """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
+        if self.state in (SandboxState.STOPPING, SandboxState.STOPPED):
+            return
+        self._set_state(SandboxState.STOPPING)
+        try:
+            with _trace.span("stopSandbox"):
+                await self._stop_guest()
+        finally:
+            # Shielded, because what follows is what keeps the host clean.
+            closing = asyncio.ensure_future(self._stack.aclose())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await closing
+                raise
+            finally:
+                self._set_state(SandboxState.STOPPED)
+
+    async def _stop_guest(self) -> None:
+        for container in list(self.containers.values()):
+            try:
+                await container.remove()
+            except AgentError as error:
+                _log.warning("a container could not be removed in the guest", extra={"error": str(error)})
+        self.containers.clear()
+        if self._agent is not None:
+            await self._trace.finish_agent(self._agent)
+        if self._machine is not None:
+            # Nothing in the guest is worth a shutdown: its root is read-only, shared files are the host's already.
+            await self._machine.vm.stop(grace=0)
+
+    async def _explain(self, error: BaseException) -> None:
+        """Replace an agent's "unavailable" by what it really was: a dead VM."""
+        if not isinstance(error, AgentError) or error.code != "UNAVAILABLE" or self._machine is None:
+            return
+        child = self._machine.vm.child
+        try:
+            async with asyncio.timeout(1):
+                status = await child.wait()
+        except TimeoutError:
+            return
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        said = f"; QEMU said: {child.output.strip()}" if child.output.strip() else ""
+        raise HypervisorError(f"the VM ended while a container was running ({how}){said}") from error
+
+    def _set_state(self, state: SandboxState) -> None:
+        _log.debug("sandbox state", extra={"state": str(state)})
+        self.state = state
+
+    def _require(self, state: SandboxState) -> None:
+        if self.state is not state:
+            raise SandboxError(f"sandbox {self.id} is {self.state}, not {state}")
+
+
+def _module(line: str) -> "pb.KernelModule":
+    from kata_protos import agent_pb2 as pb
+
+    name, *parameters = line.split()
+    return pb.KernelModule(name=name, parameters=parameters)

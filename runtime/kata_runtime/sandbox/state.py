@@ -1,0 +1,160 @@
+"""Where one sandbox keeps its things on the host, and how leftovers of killed runtimes go away.
+
+    /run/kata/<id>/              sockets, logs, the directory that virtiofsd shares; a lock says that the sandbox lives
+    /var/lib/kata-containers/sandboxes/<id>/   writable layers of container root filesystems
+
+Nothing here is ever removed recursively through a mount: a root filesystem of the user's may be mounted below.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_runtime.errors import HostError, SandboxError
+from kata_runtime.mount import mounted_below, unmount
+
+__all__ = ["Directories", "SandboxDirectory", "valid_id"]
+
+# containerd's own limits for identifiers (pkg/identifiers): 76 characters, no path can be made of them.
+_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_ID_LENGTH = 76
+
+
+def valid_id(text: str) -> str:
+    """The id itself.
+
+    Raises:
+        SandboxError: it could not be a name of a directory.
+    """
+    if len(text) > _ID_LENGTH or not _ID.fullmatch(text):
+        raise SandboxError(
+            f"{text[:100]!r} can't be the name of a sandbox or container",
+            hint=f"letters and digits, single '.', '_' or '-' between them, at most {_ID_LENGTH} characters",
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Directories:
+    """The roots of all sandboxes of this host."""
+
+    run: Path = Path("/run/kata")
+    layers: Path = Path("/var/lib/kata-containers/sandboxes")
+
+    def sweep(self) -> list[str]:
+        """Remove what sandboxes left whose runtime was killed; their ids."""
+        gone = []
+        names = {entry.name for root in (self.run, self.layers) if root.is_dir() for entry in root.iterdir()}
+        for name in sorted(names):
+            if not _ID.fullmatch(name):
+                continue
+            directory = SandboxDirectory(self, name)
+            try:
+                with directory.locked():
+                    directory.remove()
+                    gone.append(name)
+            except SandboxError:
+                continue  # it lives
+        return gone
+
+
+@dataclass(frozen=True)
+class SandboxDirectory:
+    """The directories of one sandbox."""
+
+    roots: Directories
+    sandbox_id: str
+
+    @property
+    def run(self) -> Path:
+        """Sockets and logs."""
+        return self.roots.run / self.sandbox_id
+
+    @property
+    def shared(self) -> Path:
+        """What the guest sees by virtio-fs."""
+        return self.run / "shared"
+
+    @property
+    def layers(self) -> Path:
+        """Writable layers."""
+        return self.roots.layers / self.sandbox_id
+
+    @contextmanager
+    def opened(self) -> Iterator["SandboxDirectory"]:
+        """Make the directories for the block, hold their lock, and remove them afterwards.
+
+        Raises:
+            SandboxError: a sandbox of this id lives.
+            HostError: the directories can't be made.
+        """
+        with self.locked():
+            self._clear()  # of what a killed runtime left
+            try:
+                self.shared.mkdir(mode=0o755)
+                self.layers.mkdir(parents=True, mode=0o700)
+            except OSError as error:
+                raise HostError(f"{error.filename}: {error.strerror}", hint="is the disk full?") from error
+            try:
+                yield self
+            finally:
+                self.remove()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock that says that the sandbox lives.
+
+        Raises:
+            SandboxError: somebody else holds it.
+        """
+        fd = self._lock()
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def _lock(self) -> int:
+        while True:
+            try:
+                self.run.mkdir(parents=True, mode=0o700, exist_ok=True)
+                fd = os.open(self.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise HostError(f"{self.run}: {error.strerror}", hint="are you root?") from error
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.run.exists() and self.run.stat().st_ino == os.fstat(fd).st_ino:
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise SandboxError(
+                    f"a sandbox {self.sandbox_id!r} is running", hint="choose another --name, or stop it first"
+                ) from None
+            os.close(fd)  # its last holder removed it between our open and our lock
+
+    def remove(self) -> None:
+        """Remove the directories; anything still mounted in them is detached first.
+
+        Raises:
+            SandboxError: something is mounted there that can't be detached.
+        """
+        self._clear()
+        self.run.rmdir()
+
+    def _clear(self) -> None:
+        for point in sorted(mounted_below(self.run) + mounted_below(self.layers), reverse=True):
+            unmount(Path(point))
+        # What is below now is on our own file system: no mount, so nothing of the user's.
+        if left := mounted_below(self.run) + mounted_below(self.layers):
+            raise SandboxError(f"still mounted below the sandbox's directory: {', '.join(left)}")
+        for entry in self.run.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if self.layers.exists():
+            shutil.rmtree(self.layers)

@@ -1,0 +1,145 @@
+"""Puts one VM together: virtiofsd, vsock and QEMU, each an async context, and the way to the agent."""
+
+import logging
+import os
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kata_runtime.config.model import Config
+from kata_runtime.errors import ImageError
+from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
+from kata_runtime.hypervisor import accelerator, vhost_vsock
+from kata_runtime.hypervisor.accelerator import Accelerator
+from kata_runtime.hypervisor.qemu import Vm, launch_qemu
+from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
+from kata_runtime.hypervisor.vsock_backend import GUEST_CID, start_vsock_backend
+from kata_runtime.image import Artifacts
+from kata_runtime.mount import shared_mount_point
+from kata_runtime.process import Privileges, find_program
+from kata_runtime.sandbox.state import SandboxDirectory
+from kata_telemetry.span import Site
+
+__all__ = ["SHARED_TAG", "Machine", "Sizes", "start_vm"]
+
+_trace = Site(package="virtcontainers", subsystem="sandbox")
+_log = logging.getLogger("kata.sandbox")
+
+# Kata's tag of the virtio-fs device.
+SHARED_TAG = "kataShared"
+_QEMU_UID_BASE = 0x7000_0000
+_QEMU_UID_COUNT = 0x0800_0000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of the VM can be asked for per sandbox; None takes the configuration's. `memory` in MiB."""
+
+    vcpus: int | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A VM whose guest boots, and how to reach its agent."""
+
+    vm: Vm
+    transport: Transport
+    accelerator: Accelerator
+
+
+def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
+    """A user of its own per sandbox, without a name and without rights, so that one QEMU can't touch another's.
+
+    The range is one that neither systemd nor subordinate ids use (systemd's UIDS-GIDS.md).
+    """
+    uid = _QEMU_UID_BASE + zlib.crc32(sandbox_id.encode()) % _QEMU_UID_COUNT
+    groups = (os.stat("/dev/kvm").st_gid,) if kvm else ()  # noqa: PTH116 - one attribute of a device
+    return Privileges(uid, uid, groups)
+
+
+def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
+    """Kernel, initrd and image by the configuration, else as `kata-runtime image build` made them.
+
+    Raises:
+        ImageError: one is missing.
+    """
+    built = Artifacts.at(image_dir)
+    found: dict[str, Path] = {}
+    for key in ("kernel", "initrd", "image"):
+        configured = getattr(config.qemu, key)
+        path = Path(configured) if configured else getattr(built, key)
+        if not path.is_file():
+            hint = f"correct [hypervisor.qemu] {key}" if configured else "build it: kata-runtime image build"
+            raise ImageError(f"the guest's {key} is missing: {path}", hint=hint)
+        found[key] = path
+    return replace(built, **found)
+
+
+@asynccontextmanager
+async def start_vm(
+    config: Config, sizes: Sizes, directory: SandboxDirectory, artifacts: Artifacts, logs_dir: Path
+) -> AsyncIterator[Machine]:
+    """Run a VM for the block; its guest is booting when this yields.
+
+    Raises:
+        HostError: a program or device is missing.
+        HypervisorError: QEMU did not start.
+    """
+    qemu = config.qemu
+    kvm = accelerator.kvm_usability()
+    accel, warning = accelerator.choose(qemu.accelerator, kvm)
+    if warning:
+        _log.warning(warning)
+    program = find_program(qemu.path or "qemu-system-x86_64", package="qemu-system-x86")
+    privileges = qemu_privileges(directory.sandbox_id, accel is Accelerator.KVM) if qemu.rootless else None
+    async with AsyncExitStack() as stack:
+        stack.enter_context(shared_mount_point(directory.shared))
+        vsock, vsock_fds, transport = await _vsock(stack, directory, privileges, logs_dir)
+        _, fs = await stack.enter_async_context(
+            start_virtiofsd(
+                qemu.virtio_fs_daemon,
+                directory.shared,
+                directory.run / "virtiofs.sock",
+                cache=qemu.virtio_fs_cache,
+                extra=qemu.virtio_fs_extra_args,
+                log_path=logs_dir / "virtiofsd.log",
+            )
+        )
+        spec = VmSpec(
+            name=directory.sandbox_id,
+            program=program,
+            accelerator=accel,
+            kernel=artifacts.kernel,
+            initrd=artifacts.initrd,
+            image=artifacts.image,
+            kernel_params=qemu.kernel_params,
+            memory=sizes.memory or qemu.default_memory,
+            vcpus=sizes.vcpus or qemu.vcpus(os.cpu_count() or 1),
+            seccomp=qemu.seccompsandbox,
+            machine_type=qemu.machine_type,
+            cpu_features=qemu.cpu_features,
+            vsock=vsock,
+            shared=VhostUserFs(fs.fileno(), SHARED_TAG),
+        )
+        launched = launch_qemu(spec, privileges=privileges, logs_dir=logs_dir, pass_fds=(*vsock_fds, fs.fileno()))
+        vm = await stack.enter_async_context(launched)
+        yield Machine(vm, transport, accel)
+
+
+async def _vsock(
+    stack: AsyncExitStack, directory: SandboxDirectory, privileges: Privileges | None, logs_dir: Path
+) -> tuple[Vsock, tuple[int, ...], Transport]:
+    """The guest's vsock device, the fds that QEMU inherits for it, and the way in."""
+    if vhost_vsock.available():
+        cid, fd = vhost_vsock.reserve_cid()
+        stack.callback(os.close, fd)
+        kernel = await stack.enter_async_context(KernelTransport.opened(cid, directory.run / "agent.sock"))
+        return Vsock(cid, vhost_fd=fd), (fd,), kernel
+    started = start_vsock_backend(directory.run, privileges=privileges, log_path=logs_dir / "vsock.log")
+    backend = await stack.enter_async_context(started)
+    hybrid = HybridTransport(backend.hybrid_path, backend.agent_path)
+    return Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), (backend.chardev.fileno(),), hybrid

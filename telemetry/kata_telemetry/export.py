@@ -1,0 +1,293 @@
+"""Brings the spans of a store to a collector, exactly as far as the collector says that it has them.
+
+How far that is stands in the store's export.json, per collector: bytes of spans.jsonl. The runtime only ever does this:
+
+    link = export.start(writer.store, settings)     # a process of its own: kata_telemetry.exporter
+    writer.on_append = link.notify
+    ...
+    link.close()                                    # does not wait
+
+What the exporter has not delivered when it gives up is left for `push` (`kata-runtime trace push`).
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from kata_telemetry import otlp
+from kata_telemetry.collector import (
+    CollectorSettings,
+    RefusedError,
+    Sender,
+    SettingsError,
+    UnavailableError,
+    connect,
+)
+from kata_telemetry.store import Lock, Store, StoreError, write_atomically
+
+__all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "start"]
+
+# How long the exporter goes on after its sandbox ended, in seconds.
+GRACE: Final = 10.0
+# Refused batches that are remembered.
+MAX_REFUSED: Final = 1000
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one collector has come with one store."""
+
+    # Bytes of spans.jsonl that are dealt with.
+    offset: int = 0
+    # Spans that the collector took, and those of them that it then did not want (partial success).
+    spans: int = 0
+    rejected: int = 0
+    # Offsets of lines before `offset` that it refused, with its reason; `push` tries them again.
+    refused: dict[str, str] = field(default_factory=dict)
+    # Lines that are no OTLP, from a writer that was killed.
+    broken: int = 0
+    # The last thing that went wrong.
+    error: str = ""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """From an entry of export.json; what has a wrong type is left at its default."""
+        defaults = cls()
+        names = [item.name for item in dataclasses.fields(cls)]
+        return cls(**{n: content[n] for n in names if type(content.get(n)) is type(getattr(defaults, n))})
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What a `push` did: spans it delivered, bytes still to go, batches refused so far, and why it stopped, or ""."""
+
+    spans: int
+    left: int
+    refused: int
+    rejected: int
+    error: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether the collector has everything."""
+        return not self.left and not self.refused
+
+
+def load_progress(store: Store) -> dict[str, Progress]:
+    """Of each collector that this store was ever sent to, by `CollectorSettings.target`."""
+    try:
+        content = json.loads((store.directory / "export.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    targets = content.get("targets") if isinstance(content, dict) else None
+    if not isinstance(targets, dict):
+        return {}
+    return {name: Progress.from_json(entry) for name, entry in targets.items() if isinstance(entry, dict)}
+
+
+class Delivery:
+    """One store on its way to one collector. Hold the store's export lock meanwhile."""
+
+    def __init__(self, store: Store, settings: CollectorSettings, sender: Sender) -> None:
+        self.store = store
+        self.settings = settings
+        self._sender = sender
+        self._all = load_progress(store)
+        self.progress = self._all.setdefault(settings.target, Progress())
+
+    @property
+    def left(self) -> int:
+        """Bytes of whole lines that are still to be sent."""
+        return max(self._end() - self.progress.offset, 0)
+
+    def advance(self, timeout: Callable[[], float]) -> bool:
+        """Send the next line; False where there is none. `timeout` says how many seconds a request may take now.
+
+        Raises UnavailableError where the collector did not take it, StoreError where the store is not accessible.
+        """
+        line = self._line(self.progress.offset)
+        if not line:
+            return False
+        offset = self.progress.offset
+        try:
+            self._send(line, timeout())
+        except RefusedError as error:
+            if len(self.progress.refused) < MAX_REFUSED:
+                self.progress.refused[str(offset)] = str(error)
+            self.progress.error = str(error)
+        except UnavailableError as error:
+            if self.progress.error != str(error):
+                self.progress.error = str(error)
+                self._save()
+            raise
+        except otlp.MalformedOtlpError:
+            self.progress.broken += 1
+        self.progress.offset = offset + len(line)
+        self._save()
+        return True
+
+    def retry_refused(self, timeout: Callable[[], float]) -> None:
+        """Try once more what was refused: the collector may have been configured anew. Raises as `advance`."""
+        for offset in list(self.progress.refused):
+            with contextlib.suppress(RefusedError, otlp.MalformedOtlpError):
+                self._send(self._line(int(offset)), timeout())
+                del self.progress.refused[offset]
+                self._save()
+
+    def _send(self, line: bytes, timeout: float) -> None:
+        if not line.strip():
+            return
+        request = otlp.to_request(line)
+        count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
+        answer = self._sender.send(request.SerializeToString(), timeout)
+        self.progress.error = ""
+        # A collector that keeps a part must not be sent the batch again (OTLP specification, "Partial Success").
+        self.progress.rejected += answer.rejected
+        self.progress.spans += count - answer.rejected
+        if answer.message:
+            self.progress.error = f"collector: {answer.message}"
+
+    def _line(self, offset: int) -> bytes:
+        try:
+            with self.store.spans.open("rb") as file:
+                file.seek(offset)
+                line = file.readline()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StoreError(f"cannot read {self.store.spans}: {error.strerror}") from error
+        # Without its newline it is still being written, or its writer died.
+        return line if line.endswith(b"\n") else b""
+
+    def _end(self) -> int:
+        """Where the last whole line ends."""
+        try:
+            with self.store.spans.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                while end > 0:
+                    start = max(end - 65536, 0)
+                    file.seek(start)
+                    newline = file.read(end - start).rfind(b"\n")
+                    if newline >= 0:
+                        return start + newline + 1
+                    end = start
+        except OSError:
+            pass
+        return 0
+
+    def _save(self) -> None:
+        content = {"targets": {name: dataclasses.asdict(progress) for name, progress in self._all.items()}}
+        try:
+            write_atomically(self.store.directory / "export.json", json.dumps(content, indent=1).encode())
+        except OSError as error:
+            raise StoreError(f"cannot write {self.store.directory}/export.json: {error.strerror}") from error
+
+
+def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> PushResult:
+    """Send what is left of a store, for at most `timeout` seconds; stops at the first failure and says which.
+
+    Raises StoreError where another process exports this store right now, or where it can't be read or written, and
+    SettingsError.
+    """
+    lock = Lock(store.export_lock_path)
+    try:
+        taken = lock.acquire()
+    except OSError as error:
+        raise StoreError(f"no trace in {store.directory}: {error.strerror}") from error
+    if not taken:
+        raise StoreError(f"the trace in {store.directory} is being exported by another process; try again later")
+    sender = None
+    try:
+        sender = connect(settings)
+        delivery = Delivery(store, settings, sender)
+        before, deadline = delivery.progress.spans, time.monotonic() + timeout
+
+        def remaining() -> float:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise UnavailableError(f"not done after {timeout:g} s")
+            return min(settings.timeout, left)
+
+        stopped = ""
+        try:
+            delivery.retry_refused(remaining)
+            while delivery.advance(remaining):
+                pass
+        except UnavailableError as failure:
+            stopped = str(failure)
+        progress = delivery.progress
+        return PushResult(
+            spans=progress.spans - before,
+            left=delivery.left,
+            refused=len(progress.refused),
+            rejected=progress.rejected,
+            error=stopped or progress.error,
+        )
+    finally:
+        if sender:
+            sender.close()
+        lock.release()
+
+
+class Link:
+    """The runtime's end of its exporter. No method blocks or raises."""
+
+    def __init__(self, pid: int, fd: int) -> None:
+        self.pid = pid
+        self._fd = fd
+        self._reaped = False
+
+    def notify(self) -> None:
+        """There is something new in the store."""
+        if self._fd >= 0:
+            # A full pipe has already said so; a broken one means that the exporter is gone, and the store still there.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
+                os.write(self._fd, b"\n")
+            self._reap()
+
+    def close(self) -> None:
+        """The store is complete. The exporter goes on by itself for its grace period."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+            self._reap()
+
+    def _reap(self) -> None:
+        if not self._reaped:
+            with contextlib.suppress(ChildProcessError):
+                self._reaped = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+
+
+def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) -> Link:
+    """Start the exporter of a store: a process that outlives this one by at most `grace` seconds. Takes about a ms.
+
+    Raises SettingsError where it can't be started.
+    """
+    search = [path for path in sys.path if path]
+    environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
+    # -P: whatever lies in the current directory is not to be imported.
+    arguments = [sys.executable, "-P", "-m", "kata_telemetry.exporter", "--store", str(store.directory)]
+    arguments += ["--grace", str(grace)]
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        log = str(store.directory / "export.log")
+        actions = [
+            (os.POSIX_SPAWN_DUP2, reader, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
+        pid = os.posix_spawn(sys.executable, arguments, environment, file_actions=actions, setsid=True)
+    except OSError as error:
+        os.close(writer)
+        raise SettingsError(f"cannot start the exporter {sys.executable}: {error.strerror}") from error
+    finally:
+        os.close(reader)
+    return Link(pid, writer)

@@ -1,0 +1,157 @@
+"""The exporter of one store, a process beside the runtime: `python -m kata_telemetry.exporter --store DIR`.
+
+Its standard input says when to look: any byte means that there is something new, the end of file that nothing more
+will come (also where the runtime was killed). From then on it has `--grace` seconds. Exit status: 0 all delivered, 75
+(EX_TEMPFAIL of sysexits.h) something is left for `kata-runtime trace push`, 64 (EX_USAGE) settings that can't work.
+"""
+
+import argparse
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from kata_telemetry.collector import CollectorSettings, SettingsError, UnavailableError, connect
+from kata_telemetry.export import GRACE, Delivery
+from kata_telemetry.store import Lock, Store, StoreError
+
+__all__ = ["main"]
+
+# Seconds between attempts: doubled from the first to the second, and spread so that many sandboxes don't come at once.
+FIRST_RETRY: Final = 0.5
+LAST_RETRY: Final = 30.0
+# While the grace period runs there is no time for long pauses.
+LAST_RETRY_ENDING: Final = 1.0
+# The shortest time worth starting a request.
+SHORTEST: Final = 0.05
+
+
+class Exporter:
+    """Delivers on one thread what another is told of."""
+
+    def __init__(self, delivery: Delivery, grace: float) -> None:
+        self._delivery = delivery
+        self._grace = grace
+        self._changed = threading.Condition()
+        self._news = True
+        self._deadline: float | None = None
+        self._done = False
+
+    def tell(self) -> None:
+        """There may be something new."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        with self._changed:
+            self._deadline = time.monotonic() + self._grace
+            self._news = True
+            self._changed.notify_all()
+
+    @property
+    def done(self) -> bool:
+        """Whether the end came and everything is delivered."""
+        return self._done and self._delivery.progress.refused == {}
+
+    def run(self) -> None:
+        """Deliver until the end, at most to the end of the grace period. Raises StoreError."""
+        attempts = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._news)
+                self._news = False
+                ending = self._deadline is not None
+            try:
+                while self._delivery.advance(self._timeout):
+                    attempts = 0
+            except UnavailableError as error:
+                if not self._pause(attempts, error.retry_after):
+                    return
+                attempts += 1
+                continue
+            if ending:
+                self._done = True
+                return
+
+    def _timeout(self) -> float:
+        limit = self._delivery.settings.timeout
+        if self._deadline is not None:
+            limit = min(limit, self._deadline - time.monotonic())
+        if limit < SHORTEST:
+            raise UnavailableError("no time left")
+        return limit
+
+    def _pause(self, attempts: int, retry_after: float) -> bool:
+        """Wait before the next attempt; False where there won't be one. The end of the sandbox cuts a pause short."""
+        with self._changed:
+            ending = self._deadline is not None
+            longest = LAST_RETRY_ENDING if ending else LAST_RETRY
+            pause = max(min(FIRST_RETRY * 2 ** min(attempts, 10), longest), retry_after) * random.uniform(0.8, 1.2)  # noqa: S311
+            if self._deadline is not None:
+                if time.monotonic() + pause > self._deadline:
+                    return False
+                self._changed.wait_for(lambda: False, pause)
+            else:
+                self._changed.wait_for(lambda: self._deadline is not None, pause)
+            self._news = True
+        return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(prog="kata_telemetry.exporter", description="Sends one trace to a collector.")
+    parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="directory of the sandbox's trace")
+    parser.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
+    parser.add_argument("--protocol", default="", metavar="grpc|http/protobuf")
+    parser.add_argument("--headers", default="", metavar="K=V,…", help="visible to all users: prefer the variable")
+    parser.add_argument("--timeout", type=float, default=0.0, metavar="SECONDS", help="of one request")
+    parser.add_argument("--grace", type=float, default=GRACE, metavar="SECONDS", help="after the end of standard input")
+    options = parser.parse_args(arguments)
+    # grpc's core would log every failed attempt.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    store = Store(options.store)
+    try:
+        settings = CollectorSettings.resolve(
+            os.environ,
+            endpoint=options.endpoint,
+            protocol=options.protocol,
+            headers=options.headers,
+            timeout=options.timeout,
+        )
+        if settings is None:
+            raise SettingsError("no OTLP endpoint: give --endpoint or set OTEL_EXPORTER_OTLP_ENDPOINT")
+        lock = Lock(store.export_lock_path)
+        if not lock.acquire():
+            raise StoreError(f"{store.directory} is being exported by another process")
+        exporter = Exporter(Delivery(store, settings, connect(settings)), options.grace)
+    except (OSError, SettingsError, StoreError) as error:
+        print(f"exporter: {error}", file=sys.stderr)
+        return 64
+    thread = threading.Thread(target=_run, args=(exporter,), daemon=True)
+    thread.start()
+    while os.read(0, 4096):
+        exporter.tell()
+    exporter.end()
+    # A request has its own timeout; the margin is for one that does not keep it.
+    thread.join(options.grace + 1)
+    return 0 if exporter.done else 75
+
+
+def _run(exporter: Exporter) -> None:
+    try:
+        exporter.run()
+    except StoreError as error:
+        # The store was removed, or its disk is full: nothing that waiting would mend.
+        print(f"exporter: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Not sys.exit: a request that hangs must not keep the process.
+    os._exit(status)

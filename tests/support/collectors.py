@@ -1,0 +1,130 @@
+"""Collectors that misbehave in the ways that real ones do, over both protocols."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from kata_telemetry import otlp
+
+GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+@dataclass
+class Collected:
+    """What a fake received. `script` are answers to give before behaving well: "hang", "busy", "bad", "partial"."""
+
+    endpoint: str = ""
+    script: list[str] = field(default_factory=list)
+    requests: list[bytes] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def take(self, data: bytes, headers: dict[str, str]) -> str:
+        with self.changed:
+            answer = self.script.pop(0) if self.script else "ok"
+            self.headers.append(headers)
+            if answer in {"ok", "partial"}:
+                self.requests.append(data)
+            self.changed.notify_all()
+        if answer == "hang":
+            self.released.wait(60)
+        return answer
+
+    def wait(self, condition: Callable[["Collected"], bool], timeout: float = 20) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: condition(self), timeout)
+
+    @property
+    def names(self) -> list[str]:
+        found = []
+        for data in self.requests:
+            for resource in otlp.parse(data).resource_spans:
+                found += [span.name for scope in resource.scope_spans for span in scope.spans]
+        return found
+
+
+def _response(answer: str) -> bytes:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    response = ExportTraceServiceResponse()
+    if answer == "partial":
+        response.partial_success.rejected_spans = 1
+        response.partial_success.error_message = "one too many"
+    return response.SerializeToString()
+
+
+@contextlib.contextmanager
+def http_collector(*script: str, port: int = 0) -> Iterator[Collected]:
+    """OTLP/HTTP."""
+    collected = Collected(script=list(script))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+            answer = collected.take(data, {key.lower(): value for key, value in self.headers.items()})
+            if self.path != "/v1/traces":
+                answer = "lost"
+            status = {"busy": 503, "bad": 400, "ok": 200, "partial": 200, "hang": 200, "lost": 404}[answer]
+            body = _response(answer)
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    collected.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield collected
+    finally:
+        collected.released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def grpc_collector(*script: str, port: int = 0) -> Iterator[Collected]:
+    """OTLP/gRPC."""
+    import grpc
+
+    collected = Collected(script=list(script))
+
+    def export(data: bytes, context: Any) -> bytes:
+        answer = collected.take(data, dict(context.invocation_metadata()))
+        if answer == "busy":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "come back later")
+        if answer == "bad":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not like this")
+        return _response(answer)
+
+    handler = grpc.method_handlers_generic_handler(
+        "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": grpc.unary_unary_rpc_method_handler(export)}
+    )
+    server = grpc.server(ThreadPoolExecutor(4), handlers=[handler])
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    collected.endpoint = f"http://127.0.0.1:{port}"
+    server.start()
+    try:
+        yield collected
+    finally:
+        collected.released.set()
+        server.stop(None).wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,297 @@
+"""OCI runtime configurations: what we make, and what becomes of one that was made for a host."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from kata_runtime.errors import RootfsError
+from kata_runtime.oci.spec import CAPABILITIES, ContainerConfig, GuestSpec, HostMount, User, build, for_guest, merge_env
+
+
+def in_guest(spec: dict[str, Any], *, bundle: str = "/", disable_guest_seccomp: bool = True) -> GuestSpec:
+    return for_guest(
+        spec,
+        rootfs="/guest/rootfs",
+        mounts="/guest/mounts",
+        bundle=bundle,
+        disable_guest_seccomp=disable_guest_seccomp,
+    )
+
+
+def made_for_a_host(**linux: Any) -> dict[str, Any]:
+    """What containerd writes for `ctr run`, as far as it matters here."""
+    return {
+        "ociVersion": "1.1.0",
+        "process": {
+            "args": ["sh"],
+            "cwd": "/",
+            "user": {"uid": 0, "gid": 0},
+            "env": ["A=b"],
+            "apparmorProfile": "docker-default",
+            "selinuxLabel": "x",
+            "rlimits": [
+                {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1073741816},
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 18446744073709551615},
+            ],
+        },
+        "root": {"path": "/run/containerd/rootfs", "readonly": True},
+        "hostname": "h",
+        "annotations": {"a": "b"},
+        "hooks": {"prestart": [{"path": "/usr/bin/nvidia"}], "startContainer": [{"path": "/in/container"}]},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "cgroupsPath": "/host/path",
+            "namespaces": [
+                {"type": "pid"},
+                {"type": "network", "path": "/var/run/netns/x"},
+                {"type": "ipc", "path": "/proc/3/ns/ipc"},
+                {"type": "time"},
+            ],
+            "maskedPaths": ["/proc/kcore"],
+            **linux,
+        },
+    }
+
+
+def test_defaults() -> None:
+    spec = build(ContainerConfig(args=("sh", "-c", "x"), rootfs="/r"))
+    assert spec["root"] == {"path": "/r", "readonly": False}
+    assert spec["process"]["args"] == ["sh", "-c", "x"]
+    assert [entry["type"] for entry in spec["linux"]["namespaces"]] == ["pid", "ipc", "uts", "mount", "cgroup"]
+    assert [mount["destination"] for mount in spec["mounts"]] == [
+        "/proc",
+        "/dev",
+        "/dev/pts",
+        "/dev/shm",
+        "/dev/mqueue",
+        "/sys",
+        "/sys/fs/cgroup",
+    ]
+    assert spec["linux"]["resources"] == {"devices": [{"allow": False, "access": "rwm"}]}
+    assert "hostname" not in spec
+    assert json.loads(json.dumps(spec)) == spec
+
+
+def test_calls_do_not_share_what_they_return() -> None:
+    one, two = (build(ContainerConfig(args=("sh",), rootfs="/r")) for _ in range(2))
+    one["mounts"][0]["options"].append("x")
+    one["linux"]["resources"]["devices"][0]["allow"] = True
+    assert two == build(ContainerConfig(args=("sh",), rootfs="/r"))
+
+
+@pytest.mark.parametrize(("uid", "held"), [(0, list(CAPABILITIES)), (1000, [])])
+def test_only_root_holds_capabilities(uid: int, held: list[str]) -> None:
+    capabilities = build(ContainerConfig(args=("sh",), rootfs="/r", user=User(uid, uid)))["process"]["capabilities"]
+    assert capabilities["bounding"] == list(CAPABILITIES)
+    assert capabilities["effective"] == capabilities["permitted"] == held
+    assert "inheritable" not in capabilities
+
+
+def test_everything_that_can_be_asked_for() -> None:
+    spec = build(
+        ContainerConfig(
+            args=("sh",),
+            rootfs="/r",
+            env=("PATH=/bin", "A=1"),
+            cwd="/tmp",
+            user=User(5, 6, (7, 8), "/home/u"),
+            terminal=True,
+            hostname="box",
+            readonly=True,
+            no_new_privileges=True,
+            cpus=1.5,
+            memory=1 << 20,
+        )
+    )
+    process = spec["process"]
+    assert process["env"] == ["PATH=/bin", "HOME=/home/u", "HOSTNAME=box", "TERM=xterm", "A=1"]
+    assert process["user"] == {"uid": 5, "gid": 6, "additionalGids": [7, 8]}
+    assert (process["terminal"], process["cwd"], process["noNewPrivileges"]) == (True, "/tmp", True)
+    assert (spec["hostname"], spec["root"]["readonly"]) == ("box", True)
+    assert spec["linux"]["resources"]["cpu"] == {"period": 100_000, "quota": 150_000}
+    assert spec["linux"]["resources"]["memory"] == {"limit": 1 << 20}
+
+
+def test_smallest_cpu_quota_is_one_that_the_kernel_takes() -> None:
+    resources = build(ContainerConfig(args=("sh",), rootfs="/r", cpus=0.001))["linux"]["resources"]
+    assert resources["cpu"]["quota"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("layers", "merged"),
+    [
+        ([], ()),
+        ([("A=1", "B=2"), ("A=3",)], ("A=3", "B=2")),
+        ([("A=1",), ("A=",)], ("A=",)),
+        ([("A=b=c",), ("a=1",)], ("A=b=c", "a=1")),
+    ],
+)
+def test_merge_env(layers: list[tuple[str, ...]], merged: tuple[str, ...]) -> None:
+    assert merge_env(*layers) == merged
+
+
+def test_for_guest_leaves_its_input_alone() -> None:
+    spec = made_for_a_host()
+    before = copy.deepcopy(spec)
+    result = in_guest(spec)
+    result.spec["process"]["env"].append("X=y")
+    result.spec["linux"]["maskedPaths"].append("/x")
+    assert spec == before
+
+
+def test_for_guest_keeps_what_is_the_containers_and_drops_what_is_the_hosts() -> None:
+    result = in_guest(made_for_a_host())
+    spec = result.spec
+    assert spec["root"] == {"path": "/guest/rootfs", "readonly": True}
+    assert [
+        entry for entry in spec["linux"]["namespaces"] if "path" in entry or entry["type"] in ("network", "time")
+    ] == []
+    assert {"pid", "ipc", "uts", "mount", "cgroup"} == {entry["type"] for entry in spec["linux"]["namespaces"]}
+    assert "cgroupsPath" not in spec["linux"]
+    assert "annotations" not in spec
+    assert spec["linux"]["maskedPaths"] == ["/proc/kcore"]
+    assert spec["process"]["rlimits"][0] == {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1 << 20}
+    assert spec["process"]["rlimits"][1]["hard"] == (1 << 64) - 1
+    assert not {"apparmorProfile", "selinuxLabel"} & set(spec["process"])
+    assert spec["hooks"] == {"startContainer": [{"path": "/in/container"}]}
+    assert result.hooks == {"prestart": [{"path": "/usr/bin/nvidia"}]}
+    assert spec["hostname"] == "h"
+
+
+def test_namespaces_that_the_host_shares_are_private_in_the_guest() -> None:
+    """A container with the host's pid namespace (no entry) must not see the agent."""
+    kinds = {entry["type"] for entry in in_guest(made_for_a_host(namespaces=[])).spec["linux"]["namespaces"]}
+    assert kinds == {"pid", "ipc", "uts", "mount", "cgroup"}
+
+
+def test_user_namespace_keeps_its_mappings_only_if_it_is_the_containers_own() -> None:
+    mappings = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    own = made_for_a_host(namespaces=[{"type": "user"}], uidMappings=mappings, gidMappings=mappings)
+    linux = in_guest(own).spec["linux"]
+    assert {"type": "user"} in linux["namespaces"]
+    assert linux["uidMappings"] == linux["gidMappings"] == mappings
+    joined = made_for_a_host(namespaces=[{"type": "user", "path": "/proc/3/ns/user"}], uidMappings=mappings)
+    linux = in_guest(joined).spec["linux"]
+    assert {"type": "user"} not in linux["namespaces"]
+    assert "uidMappings" not in linux
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+def test_seccomp_is_the_configurations_choice(disabled: bool) -> None:
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/run/agent.sock"}
+    linux = in_guest(made_for_a_host(seccomp=profile), disable_guest_seccomp=disabled).spec["linux"]
+    assert linux.get("seccomp") == (None if disabled else {"defaultAction": "SCMP_ACT_ERRNO"})
+
+
+def test_network_sysctls_are_the_guests() -> None:
+    sysctls = {"net.ipv4.ip_unprivileged_port_start": "0", "kernel.shm_rmid_forced": "1"}
+    result = in_guest(made_for_a_host(sysctl=sysctls))
+    assert result.spec["linux"]["sysctl"] == {"kernel.shm_rmid_forced": "1"}
+    assert result.sysctls == {"net.ipv4.ip_unprivileged_port_start": "0"}
+
+
+def test_resources() -> None:
+    resources = {
+        "devices": [{"allow": True, "type": "b", "major": 8, "minor": 0, "access": "rwm"}],
+        "cpu": {"shares": 512, "quota": 1000, "period": 10000, "cpus": "0-3", "mems": "0", "realtimePeriod": 0},
+        "memory": {"limit": 1 << 20, "swappiness": 10, "kernel": 5, "disableOOMKiller": False},
+        "pids": {"limit": 100},
+        "blockIO": {"weight": 10},
+        "network": {},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
+        "unified": {"memory.high": "1", "io.max": "8:0 rbps=1", "cpuset.cpus": "0"},
+    }
+    result = in_guest(made_for_a_host(resources=resources))
+    assert result.spec["linux"]["resources"] == {
+        "devices": [{"allow": False, "access": "rwm"}],
+        "cpu": {"shares": 512, "quota": 1000, "period": 10000},
+        "memory": {"limit": 1 << 20},
+        "pids": {"limit": 100},
+        "unified": {"memory.high": "1"},
+    }
+    assert result.dropped == (
+        "resources.cpu.cpus",
+        "resources.cpu.mems",
+        "resources.memory.kernel",
+        "resources.memory.swappiness",
+        "resources.blockIO.weight",
+        "resources.hugepageLimits",
+        "resources.unified.cpuset.cpus",
+        "resources.unified.io.max",
+    )
+
+
+def test_devices_of_the_host_have_no_meaning_in_the_guest() -> None:
+    null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
+    disk = {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}
+    result = in_guest(made_for_a_host(devices=[null, disk]))
+    assert result.spec["linux"]["devices"] == [null]
+    assert result.dropped == ("device /dev/sda",)
+
+
+def mount(destination: str, source: str, kind: str = "bind", *options: str) -> dict[str, Any]:
+    return {"destination": destination, "source": source, "type": kind, "options": list(options)}
+
+
+def test_mounts_of_the_host_are_listed_and_renamed() -> None:
+    spec = {
+        **made_for_a_host(),
+        "mounts": [
+            mount("/data", "/srv/data", "bind", "rbind", "rw", "rshared"),
+            mount("/etc/hosts", "hosts", "none", "bind", "ro"),
+            mount("/x", "../../../etc", "bind"),
+            mount("/run", "tmpfs", "tmpfs", "mode=755"),
+        ],
+    }
+    result = in_guest(spec, bundle="/run/b")
+    assert result.mounts == (
+        HostMount("/srv/data", "000-data", "/data", False),
+        HostMount("/run/b/hosts", "001-hosts", "/etc/hosts", True),
+        HostMount("/etc", "002-x", "/x", False),
+    )
+    assert result.spec["mounts"] == [
+        mount("/data", "/guest/mounts/000-data", "bind", "rbind", "rw"),
+        mount("/etc/hosts", "/guest/mounts/001-hosts", "bind", "bind", "ro"),
+        mount("/x", "/guest/mounts/002-x", "bind"),
+        mount("/run", "tmpfs", "tmpfs", "mode=755"),
+    ]
+
+
+@pytest.mark.parametrize("destination", ["/a/../..", "/a b/..", "/" + "x" * 300, "/", "/a\n/b\x1b"])
+def test_names_of_mounts_are_plain(destination: str) -> None:
+    [shared] = in_guest({**made_for_a_host(), "mounts": [mount(destination, "/srv")]}).mounts
+    assert "/" not in shared.name
+    assert shared.name.startswith("000-")
+    assert shared.name.isprintable()
+    assert len(shared.name) <= 68
+
+
+def test_shared_memory_of_the_host_becomes_the_guests_own() -> None:
+    spec = {**made_for_a_host(), "mounts": [mount("/dev/shm", "/run/containerd/x/shm", "bind", "rbind")]}
+    result = in_guest(spec)
+    assert result.mounts == ()
+    assert result.spec["mounts"][0]["type"] == "tmpfs"
+
+
+@pytest.mark.parametrize("source", ["/dev/sda", "/proc", "/sys/fs/bpf", "/srv/../dev"])
+def test_kernel_directories_of_the_host_are_not_shared(source: str) -> None:
+    result = in_guest({**made_for_a_host(), "mounts": [mount("/x", source)]})
+    assert (result.mounts, result.spec["mounts"]) == ((), [])
+    assert len(result.dropped) == 1
+
+
+@pytest.mark.parametrize("kind", ["ext4", "nfs", "overlay", ""])
+def test_file_systems_that_a_guest_cannot_be_given(kind: str) -> None:
+    with pytest.raises(RootfsError, match="mount at /x: a file system of type") as caught:
+        in_guest({**made_for_a_host(), "mounts": [mount("/x", "/dev/sdb1", kind)]})
+    assert "bind mount" in caught.value.hint
+
+
+def test_a_specification_of_ours_passes_unchanged() -> None:
+    ours = build(ContainerConfig(args=("sh",), rootfs="/guest/rootfs", cpus=1, memory=1 << 30))
+    result = in_guest(ours)
+    theirs = {**result.spec, "linux": {key: value for key, value in result.spec["linux"].items() if value}}
+    assert theirs == ours
+    assert (result.mounts, dict(result.sysctls), dict(result.hooks), result.dropped) == ((), {}, {}, ())
