@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kata_agent.errors import InvalidError, PreconditionError
 from kata_telemetry.clock import GuestClock
 from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer
-
-from kata_agent.errors import InvalidError, PreconditionError
 
 if TYPE_CHECKING:
     from kata_telemetry.buffer import SpanBuffer

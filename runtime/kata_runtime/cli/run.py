@@ -173,7 +173,14 @@ class _Run:
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         try:
             with _trace.span("create"):
-                workload = prepare(options, request.argv, sandbox.options.image_dir, request.sandbox_id)
+                with _trace.span("prepareWorkload"):
+                    workload = await prepare(
+                        options,
+                        request.argv,
+                        sandbox.options.image_dir,
+                        request.sandbox_id,
+                        disable_guest_seccomp=request.config.runtime.disable_guest_seccomp,
+                    )
                 await sandbox.start()
                 container = await sandbox.create_container(
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()
