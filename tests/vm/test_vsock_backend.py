@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support import vsock_guest
 from support.vsock_backend import Backend, listener
 from support.vsock_vm import Vm
