@@ -62,7 +62,10 @@ class Kata:
         config = self.directory / "configuration.toml"
         tables = {"runtime": {"trace_dir": str(self.trace_dir)}} | self.settings
         tables["runtime"].setdefault("trace_dir", str(self.trace_dir))
-        text = (f"[{table}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items()) for table, keys in tables.items())
+        text = (
+            f"[{table}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items())
+            for table, keys in tables.items()
+        )
         config.write_text("\n".join(text))
         return [str(self.program), "--config", str(config), *arguments]
 
@@ -85,7 +88,7 @@ class Kata:
         """`kata-runtime run OPTIONS -- ARGV`."""
         return self("run", *options, "--", *argv, input=input, timeout=timeout)
 
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":  # noqa: ANN401 - Popen's
+    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start it; the test ends it."""
         return subprocess.Popen(self.command(*arguments), env=self.env(), **options)
 

@@ -71,7 +71,9 @@ def test_a_shell_in_a_terminal_that_is_resized(kata: Kata, terminal: Terminal) -
 
 
 def test_ctrl_c_goes_to_the_guests_terminal(kata: Kata, terminal: Terminal) -> None:
-    child = start(kata, terminal, "sh", "-c", "trap 'echo inter''rupted; exit 4' INT; echo up; while :; do sleep 1; done")
+    child = start(
+        kata, terminal, "sh", "-c", "trap 'echo inter''rupted; exit 4' INT; echo up; while :; do sleep 1; done"
+    )
     terminal.expect(b"up\r\n")
     terminal.type(b"\x03")
     terminal.expect(b"interrupted")
