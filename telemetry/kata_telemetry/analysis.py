@@ -4,7 +4,7 @@ import heapq
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kata_telemetry.stages import Stage
+from kata_telemetry.stages import Role, Stage
 from kata_telemetry.trace import Trace, TraceSpan
 
 __all__ = ["Segment", "Slice", "Split", "critical_path", "split"]
@@ -41,13 +41,13 @@ class Split:
         return sorted((s for s in self.slices if s.stage is None), key=lambda s: s.start - s.end)
 
 
-@dataclass(slots=True)
-class _Frame:
+class _Stretch(NamedTuple):
+    """A part of a span that is still to be explained by those of its children that have `role`, then the next ones."""
+
     span: TraceSpan
     start: int
-    cursor: int
-    # Children by the end that counts, with the latest last.
-    children: list[tuple[int, TraceSpan]]
+    end: int
+    role: int
 
 
 def critical_path(root: TraceSpan) -> list[Segment]:
@@ -55,40 +55,56 @@ def critical_path(root: TraceSpan) -> list[Segment]:
 
     From the end backwards: the child that ended last before the cursor is what was waited for; where it started, the
     cursor goes on. A child that is still running at the cursor held nobody up. Children count as far as they lie within
-    their parents.
+    their parents. Those that work come first; what they leave open is the workload's, and then of those that wait.
     """
+    roles = _roles(root)
     path: list[Segment] = []
-    stack = [_frame(root, root.start, root.end)] if root.end > root.start else []
-    while stack:
-        frame = stack[-1]
-        descended = False
-        while frame.children and not descended:
-            end, child = frame.children.pop()
-            start = max(child.start, frame.start)
-            if end <= start or end > frame.cursor:
-                continue
-            if end < frame.cursor:
-                path.append(Segment(frame.span, end, frame.cursor))
-            frame.cursor = start
-            stack.append(_frame(child, start, end))
-            descended = True
-        if not descended:
-            if frame.start < frame.cursor:
-                path.append(Segment(frame.span, frame.start, frame.cursor))
-            stack.pop()
+    pending = [_Stretch(root, root.start, root.end, Role.WORKS)]
+    while pending:
+        stretch = pending.pop()
+        if stretch.start >= stretch.end:
+            continue
+        if stretch.role > Role.WAITS:
+            path.append(Segment(stretch.span, stretch.start, stretch.end))
+            continue
+        children = [child for child in stretch.span.children if roles[child.span_id] == stretch.role]
+        # The path grows from its end: what is put on the stack last, and that is the latest, is looked at first.
+        pending += reversed(_explain(stretch, children))
     path.reverse()
     return path
 
 
-def _frame(span: TraceSpan, start: int, end: int) -> _Frame:
-    children = [(min(child.end, end), child) for child in span.children]
-    return _Frame(span, start, end, sorted(children, key=lambda item: (item[0], item[1].start)))
+def _explain(stretch: _Stretch, children: list[TraceSpan]) -> list[_Stretch]:
+    """Cut a stretch, from its end to its start, into stretches of `children` and of what they leave open."""
+    span, begin, cursor, role = stretch
+    parts: list[_Stretch] = []
+    for end, child in sorted(
+        ((min(child.end, stretch.end), child) for child in children),
+        key=lambda item: (item[0], item[1].start),
+        reverse=True,
+    ):
+        start = max(child.start, begin)
+        if start < end <= cursor:
+            parts += (_Stretch(span, end, cursor, role + 1), _Stretch(child, start, end, Role.WORKS))
+            cursor = start
+    return [*parts, _Stretch(span, begin, cursor, role + 1)]
+
+
+def _roles(root: TraceSpan) -> dict[str, Role]:
+    """The role of each span below `root`: one that waits while a child of it works is working."""
+    order = [root]
+    for span in order:
+        order += span.children
+    roles: dict[str, Role] = {}
+    for span in reversed(order):
+        roles[span.span_id] = min([span.rule.role, *(roles[child.span_id] for child in span.children)])
+    return roles
 
 
 def split(trace: Trace) -> Split:
     """Every instant of the root belongs to one stage: that of the deepest span of a stage that is going on.
 
-    Spans beside each other: one that works goes before one that waits, then the deeper, then the later one.
+    Spans beside each other: one that works goes before one that lasts or waits, then the deeper, then the later one.
     """
     root = trace.root
     total = max(root.end - root.start, 0)
@@ -110,11 +126,11 @@ def _sweep(spans: list[TraceSpan], begin: int, end: int) -> list[Slice]:
         + [(min(s.end, end), 0, index) for index, s in enumerate(staged)]
     )
     above = _staged_ancestors(spans, staged)
-    keys = [(s.rule.waits, -s.depth, -s.start, index) for index, s in enumerate(staged)]
+    keys = [(s.rule.role, -s.depth, -s.start, index) for index, s in enumerate(staged)]
     active = [False] * len(staged)
     # How many spans right below are going on: a span with any of them leaves the time to them.
     below = [0] * len(staged)
-    candidates: list[tuple[bool, int, int, int]] = []
+    candidates: list[tuple[int, int, int, int]] = []
     slices: list[Slice] = []
     since = begin
 

@@ -3,10 +3,10 @@
 A new span name that should count for another stage than its parent's goes into STAGE_OF or STAGE_OF_PREFIX.
 """
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
-__all__ = ["Lane", "Rule", "Stage", "lane", "rule"]
+__all__ = ["Lane", "Role", "Rule", "Stage", "lane", "rule"]
 
 
 class Stage(StrEnum):
@@ -36,11 +36,21 @@ class Lane(StrEnum):
     CONTAINER = "container"
 
 
+class Role(IntEnum):
+    """What a span does with its time. Beside each other, the lower one is what the time is spent on."""
+
+    WORKS = 0
+    # It goes on by itself and nobody has to wait for it: the workload.
+    LASTS = 1
+    # It only waits for others.
+    WAITS = 2
+
+
 class Rule(NamedTuple):
-    """A span's stage. A waiting span only counts while nothing else goes on beside it."""
+    """What a name says about a span."""
 
     stage: Stage | None
-    waits: bool = False
+    role: Role = Role.WORKS
 
 
 # Names as in Kata where the operation exists there (see DESIGN, chapter 4); agent calls by their server's name.
@@ -59,8 +69,8 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "boot.kernel": Rule(Stage.KERNEL),
     "boot.initramfs": Rule(Stage.INITRAMFS),
     "boot.agent": Rule(Stage.AGENT),
-    "connect": Rule(Stage.AGENT, waits=True),
-    "waitVM": Rule(Stage.AGENT, waits=True),
+    "connect": Rule(Stage.AGENT, Role.WAITS),
+    "waitVM": Rule(Stage.AGENT, Role.WAITS),
     "clockSync": Rule(Stage.AGENT),
     "check": Rule(Stage.AGENT),
     "version": Rule(Stage.AGENT),
@@ -75,10 +85,10 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "start_container": Rule(Stage.CONTAINER),
     "Exec": Rule(Stage.EXEC),
     "exec_process": Rule(Stage.EXEC),
-    "Wait": Rule(Stage.WORKLOAD, waits=True),
-    "waitProcess": Rule(Stage.WORKLOAD, waits=True),
-    "wait_process": Rule(Stage.WORKLOAD, waits=True),
-    "process": Rule(Stage.WORKLOAD, waits=True),
+    "Wait": Rule(Stage.WORKLOAD, Role.WAITS),
+    "waitProcess": Rule(Stage.WORKLOAD, Role.WAITS),
+    "wait_process": Rule(Stage.WORKLOAD, Role.WAITS),
+    "process": Rule(Stage.WORKLOAD, Role.LASTS),
     "Stop": Rule(Stage.STOP),
     "stop": Rule(Stage.STOP),
     "stopSandbox": Rule(Stage.STOP),

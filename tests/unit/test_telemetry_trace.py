@@ -40,7 +40,16 @@ def test_a_container_start() -> None:
     assert parts.unaccounted < 0.01 * parts.total
     assert parts.gaps[0].end - parts.gaps[0].start <= parts.unaccounted
     names = path_names(trace)
-    for expected in ("loadConfig", "boot.kernel", "imports", "virtiofs_mount", "crun create", "wait_process", "sync"):
+    for expected in (
+        "loadConfig",
+        "boot.kernel",
+        "imports",
+        "virtiofs_mount",
+        "crun create",
+        "process",
+        "wait_process",
+        "sync",
+    ):
         assert expected in names
     assert "startVsockBackend" not in names
 
@@ -81,6 +90,30 @@ def test_a_waiting_span_leaves_the_time_to_what_works_beside_it() -> None:
     make.add("unheardOf", 82, 85, start)
     stages = split(trace_of(make)).stages
     assert stages == {Stage.QEMU: 20 * MS, Stage.KERNEL: 30 * MS, Stage.AGENT: 40 * MS}
+
+
+def test_the_critical_path_leads_through_what_works_beside_a_waiting_span() -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 100)
+    make.add("boot.kernel", 10, 30, root)
+    make.add("connect", 5, 50, root)
+    make.add("Start", 55, 70, root)
+    make.add("process", 65, 90, root)
+    wait = make.add("Wait", 68, 95, root)
+    make.add("AgentService.WaitProcess", 69, 94, wait)
+    path = [(s.span.name, (s.start - BEGIN) // MS, (s.end - BEGIN) // MS) for s in critical_path(trace_of(make).root)]
+    assert path == [
+        ("rootSpan", 0, 5),
+        ("connect", 5, 10),
+        ("boot.kernel", 10, 30),
+        ("connect", 30, 50),
+        ("rootSpan", 50, 55),
+        ("Start", 55, 70),
+        ("process", 70, 90),
+        ("AgentService.WaitProcess", 90, 94),
+        ("Wait", 94, 95),
+        ("rootSpan", 95, 100),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +309,7 @@ def _slow_split(trace: Trace) -> dict[Stage, int]:
         leaves = [span for span in active if span.span_id not in busy]
         if leaves:
             order = {span.span_id: index for index, span in enumerate(trace.walk())}
-            best = min(leaves, key=lambda s: (s.rule.waits, -s.depth, -max(s.start, 0), order[s.span_id]))
+            best = min(leaves, key=lambda s: (s.rule.role, -s.depth, -max(s.start, 0), order[s.span_id]))
             assert best.rule.stage
             totals[best.rule.stage] = totals.get(best.rule.stage, 0) + MS
     return totals
