@@ -152,7 +152,7 @@ class StoreWriter:
         self._open.pop(span.context.span_id, None)
         if not self._wake.is_set():
             self._wake.set()
-        if len(self._queue) >= BATCH:
+        if len(self._queue) >= BATCH and not self._hurry.is_set():
             self._hurry.set()
 
     def write_otlp(self, data: bytes, dropped: int = 0) -> None:
