@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     run.add_arguments(commands.add_parser("run", help="run a command in a container in a new VM"))
-    images = commands.add_parser("image", help="build the guest's image").add_subparsers(required=True, metavar="COMMAND")
+    images = commands.add_parser("image", help="build the guest's image").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
     build = images.add_parser("build", help="build it where its inputs have changed")
     image.add_arguments(build)
     build.set_defaults(handler=lambda options: image.run(options, print))
