@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from kata_runtime.errors import ImageError
 from kata_runtime.image import initramfs, tools, tree
 from kata_runtime.image.artifacts import FORMAT, Artifacts, Manifest
-from kata_runtime.image.errors import ImageError
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux
 from kata_runtime.image.packages import Package, Packages
 from kata_runtime.image.wheels import Wheel, Wheels

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kata_runtime.image.errors import ImageError
+from kata_runtime.errors import ImageError
 
 __all__ = ["run"]
 
