@@ -41,15 +41,6 @@ class Split:
         return sorted((s for s in self.slices if s.stage is None), key=lambda s: s.start - s.end)
 
 
-class _Stretch(NamedTuple):
-    """A part of a span that is still to be explained by those of its children that have `role`, then the next ones."""
-
-    span: TraceSpan
-    start: int
-    end: int
-    role: int
-
-
 def critical_path(root: TraceSpan) -> list[Segment]:
     """What the end of `root` waited for, from its start on: segments that cover it without gap or overlap.
 
@@ -59,35 +50,59 @@ def critical_path(root: TraceSpan) -> list[Segment]:
     """
     roles = _roles(root)
     path: list[Segment] = []
-    pending = [_Stretch(root, root.start, root.end, Role.WORKS)]
+    # Spans, and the windows of time that are theirs or their children's.
+    pending: list[tuple[TraceSpan, list[_Window]]] = [(root, [(root.start, root.end)] if root.start < root.end else [])]
     while pending:
-        stretch = pending.pop()
-        if stretch.start >= stretch.end:
-            continue
-        if stretch.role > Role.WAITS:
-            path.append(Segment(stretch.span, stretch.start, stretch.end))
-            continue
-        children = [child for child in stretch.span.children if roles[child.span_id] == stretch.role]
-        # The path grows from its end: what is put on the stack last, and that is the latest, is looked at first.
-        pending += reversed(_explain(stretch, children))
-    path.reverse()
+        span, windows = pending.pop()
+        for role in Role:
+            children = [child for child in span.children if roles[child.span_id] is role]
+            if children and windows:
+                chosen = _awaited(children, windows[0][0], windows[-1][1])
+                taken, windows = _share_out(chosen, windows)
+                pending += taken
+        path += [Segment(span, start, end) for start, end in windows]
+    path.sort(key=lambda segment: segment.start)
     return path
 
 
-def _explain(stretch: _Stretch, children: list[TraceSpan]) -> list[_Stretch]:
-    """Cut a stretch, from its end to its start, into stretches of `children` and of what they leave open."""
-    span, begin, cursor, role = stretch
-    parts: list[_Stretch] = []
-    for end, child in sorted(
-        ((min(child.end, stretch.end), child) for child in children),
-        key=lambda item: (item[0], item[1].start),
-        reverse=True,
-    ):
-        start = max(child.start, begin)
-        if start < end <= cursor:
-            parts += (_Stretch(span, end, cursor, role + 1), _Stretch(child, start, end, Role.WORKS))
+_Window = tuple[int, int]
+
+
+def _awaited(children: list[TraceSpan], begin: int, end: int) -> list[tuple[TraceSpan, _Window]]:
+    """The children that were waited for between `begin` and `end`, and when; in order, without overlap."""
+    found: list[tuple[TraceSpan, _Window]] = []
+    cursor = end
+    for child in sorted(children, key=lambda child: (min(child.end, end), child.start), reverse=True):
+        start, stop = max(child.start, begin), min(child.end, end)
+        if start < stop <= cursor:
+            found.append((child, (start, stop)))
             cursor = start
-    return [*parts, _Stretch(span, begin, cursor, role + 1)]
+    found.reverse()
+    return found
+
+
+def _share_out(
+    chosen: list[tuple[TraceSpan, _Window]], windows: list[_Window]
+) -> tuple[list[tuple[TraceSpan, list[_Window]]], list[_Window]]:
+    """Which part of `windows` falls to each of `chosen`, and which to none."""
+    taken: list[tuple[TraceSpan, list[_Window]]] = []
+    left: list[_Window] = []
+    index = 0
+    for child, (start, end) in chosen:
+        theirs: list[_Window] = []
+        while index < len(windows) and windows[index][0] < end:
+            begin, stop = windows[index]
+            if begin < start:
+                left.append((begin, min(start, stop)))
+            if max(begin, start) < min(stop, end):
+                theirs.append((max(begin, start), min(stop, end)))
+            if stop > end:
+                windows[index] = (end, stop)
+                break
+            index += 1
+        if theirs:
+            taken.append((child, theirs))
+    return taken, left + windows[index:]
 
 
 def _roles(root: TraceSpan) -> dict[str, Role]:

@@ -263,6 +263,21 @@ def test_an_exporter_that_is_killed_is_replaced_by_push(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_name_that_is_used_again_does_not_mislead_the_exporter(tmp_path: Path) -> None:
+    with http_collector("busy") as collected:
+        to = settings(collected.endpoint, "http/protobuf")
+        old = write(tmp_path, "old")
+        link = export.start(old, to)
+        assert collected.wait(lambda c: bool(c.headers))
+        new = write(tmp_path, "new")
+        assert new.directory == old.directory
+        link.close()
+        assert reap(link) == 0
+        assert collected.names == ["old"]
+        assert load_progress(new) == {}
+
+
+@pytest.mark.slow
 def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
     store = write(tmp_path, "a")
     command = [sys.executable, "-m", "kata_telemetry.exporter", "--store", str(store.directory)]
@@ -271,6 +286,12 @@ def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
     assert "no URL" in done.stderr
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
+    lock = Lock(store.export_lock_path)
+    assert lock.acquire()
+    done = subprocess.run([*command, "--endpoint", "http://c:1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 64
+    assert f"{store.directory} is being exported by another process" in done.stderr
+    lock.release()
 
 
 @pytest.mark.slow
