@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
 from kata_telemetry import export
 from kata_telemetry.collector import CollectorSettings
 from kata_telemetry.export import load_progress, push
