@@ -73,11 +73,11 @@ def test_a_module_that_is_not_there(modules: kernel.ModuleTree) -> None:
 
 def test_indexes_for_modprobe(modules: kernel.ModuleTree) -> None:
     indexes = kernel.indexes(modules.closure(["virtiofs"]))
+    virtio = "kernel/drivers/virtio/virtio"
     assert indexes["modules.dep"].splitlines() == [
-        "kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko",
-        "kernel/drivers/virtio/virtio_ring.ko:",
+        f"{virtio}.ko: {virtio}_ring.ko",
+        f"{virtio}_ring.ko:",
         "kernel/fs/fuse/fuse.ko:",
-        "kernel/fs/fuse/virtiofs.ko: "
-        + "kernel/fs/fuse/fuse.ko kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko",
+        f"kernel/fs/fuse/virtiofs.ko: kernel/fs/fuse/fuse.ko {virtio}.ko {virtio}_ring.ko",
     ]
     assert indexes["modules.alias"].splitlines() == ["alias fs-fuse fuse", "alias fs-virtiofs virtiofs"]

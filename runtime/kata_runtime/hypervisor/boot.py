@@ -24,9 +24,9 @@ KERNEL_PARAMETERS: tuple[str, ...] = (
 )
 
 # For q35, with `-display none -vga none`: devices that a guest would only spend time on finding. The kernel needs none
-# of them: time comes from TSC and ACPI's timer, reset from ACPI, disks from virtio.
+# of them: time comes from TSC and ACPI's timer, reset from ACPI, disks from virtio. (`graphics=off` must not be among
+# them: it makes SeaBIOS write to the serial console, which costs time and puts its prompt before our first line.)
 MACHINE_OPTIONS: tuple[str, ...] = (
-    "graphics=off",
     "hpet=off",
     "i8042=off",
     "sata=off",

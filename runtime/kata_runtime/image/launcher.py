@@ -8,7 +8,15 @@ or more before anything is gained.
 import marshal
 import posix
 import sys
-from types import CodeType, ModuleType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import CodeType, ModuleType
+else:
+    # Its usual place would have to be imported.
+    ModuleSpec = type(sys.__spec__)
 
 __all__ = ["Bundle", "main"]
 
@@ -16,9 +24,6 @@ BUNDLE = "/usr/lib/kata-agent/bundle"
 PATH = ["/usr/lib/python3.11", "/usr/lib/kata-agent", "/usr/lib/python3.11/lib-dynload"]
 # Length of the index in front of the bundle, in bytes.
 HEADER = 8
-
-# importlib.machinery would have to be imported for it.
-ModuleSpec = type(__spec__ or sys.__spec__)
 
 
 class Bundle:
@@ -34,16 +39,17 @@ class Bundle:
         length = int.from_bytes(posix.read(self._file, HEADER), "little")
         self._start = HEADER + length
         # Marshalled data is as trustworthy as byte code, and both come from the image.
-        index = marshal.loads(posix.read(self._file, length))  # noqa: S302
-        self._index: dict[str, tuple[str, bool, int, int]] = index
+        self._index: dict[str, tuple[str, bool, int, int]] = marshal.loads(posix.read(self._file, length))  # noqa: S302
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         """The specification of a module of the bundle; `path` and `target` are the protocol's."""
         entry = self._index.get(name)
         if entry is None:
             return None
         origin, is_package, _, _ = entry
-        spec = ModuleSpec(name, self, origin=origin, is_package=is_package)
+        spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type] # a loader by duck
         # This is what gives the module its __file__.
         spec.has_location = True
         if is_package:
@@ -53,11 +59,11 @@ class Bundle:
     def create_module(self, spec: object) -> None:
         """Modules are made in the default way."""
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         """Run a module's code."""
         exec(self.get_code(module.__name__), module.__dict__)  # noqa: S102 - it is a module's loader
 
-    def get_code(self, name: str) -> CodeType:
+    def get_code(self, name: str) -> "CodeType":
         """The code of a module of the bundle."""
         _, _, offset, length = self._index[name]
         code: CodeType = marshal.loads(posix.pread(self._file, length, self._start + offset))  # noqa: S302

@@ -94,6 +94,7 @@ def root_tree(root: Path, wheels: Wheels, chosen: Iterable[Wheel], modules: Modu
     merge_usr(root)
     prune(root, PRUNED)
     site = root / AGENT_DIRECTORY
+    site.mkdir(parents=True)
     for wheel in chosen:
         wheels.unpack(wheel, site)
     prune(site, PRUNED_WHEELS)
