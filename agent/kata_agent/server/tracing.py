@@ -73,11 +73,11 @@ class Tracing:
         if not setting.enabled:
             self._enabled = False
             self._pending.clear()
-            if self._buffer:
+            if self._buffer is not None:
                 self._buffer.disable()
             return
         self._enabled = True
-        if self._buffer:
+        if self._buffer is not None:
             self._buffer.enable()
         if parent:
             self.parent = parent
@@ -120,7 +120,7 @@ class Tracing:
     def _sink(self, span: Span) -> None:
         if not self.enabled:
             return
-        if self._buffer:
+        if self._buffer is not None:
             self._buffer.sink(span)
             return
         if len(self._pending) == MAX_PENDING:
@@ -172,6 +172,6 @@ class Tracing:
         if self._root:
             self._root.finish()
         self._closed = True
-        if self._buffer:
+        if self._buffer is not None:
             self._buffer.close()
         self._leisure.set()

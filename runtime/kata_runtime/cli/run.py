@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", action="store_true", help="trace this run on both sides, whatever the configuration says"
     )
     parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- command and its arguments")
-    parser.set_defaults(handler=run)
+    parser.set_defaults(run=run)
 
 
 def _cpus(text: str) -> int:
