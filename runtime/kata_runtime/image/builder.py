@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from kata_runtime.errors import ImageError
 from kata_runtime.image import initramfs, tools, tree
 from kata_runtime.image.artifacts import FORMAT, Artifacts, Manifest
-from kata_runtime.image.errors import ImageError
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux
 from kata_runtime.image.packages import Package, Packages
 from kata_runtime.image.wheels import Wheel, Wheels
@@ -64,31 +64,38 @@ class _Build:
         self.agent = [_installed(name) for name in AGENT_PACKAGES]
 
     def run(self, force: bool) -> Manifest:
-        known, wheels = self.packages.known(), self.wheels.known()
-        if not force and known and wheels:
-            manifest = self._up_to_date(self._inputs(known, wheels))
+        known = self.packages.known()
+        if not force:
+            manifest = self._up_to_date(known)
             if manifest:
                 return manifest
-        packages = known if known and not force else self.packages.update()
+        packages = known if known is not None and not force else self.packages.update()
         wheels = self.wheels.update()
-        inputs = self._inputs(packages, wheels)
+        inputs = {
+            **self._own_inputs(),
+            "packages": [asdict(package) for package in packages],
+            "wheels": [asdict(wheel) for wheel in wheels],
+        }
         base = self._base(packages, wheels, _digest({**inputs, "agent": None}), force)
         return self._assemble(base, inputs)
 
-    def _inputs(self, packages: list[Package], wheels: list[Wheel]) -> dict[str, object]:
+    def _own_inputs(self) -> dict[str, object]:
+        """What comes from this installation: the agent, and this package with its lists of packages and wheels."""
         return {
-            "packages": [asdict(package) for package in packages],
-            "wheels": [asdict(wheel) for wheel in wheels],
-            "agent": {path.name: _tree_digest([path]) for path in self.agent},
-            "recipe": _tree_digest([Path(__file__).parent]),
+            "agent": {path.name: _tree_digest(path) for path in self.agent},
+            "recipe": _tree_digest(Path(__file__).parent),
         }
 
-    def _up_to_date(self, inputs: dict[str, object]) -> Manifest | None:
+    def _up_to_date(self, known: list[Package] | None) -> Manifest | None:
+        """The manifest of the image that is there, if nothing has changed; an image needs no cache for that."""
         try:
             manifest = Artifacts.at(self.output).check()
         except ImageError:
             return None
-        return manifest if manifest.digest == _digest(inputs) else None
+        wanted = self._own_inputs()
+        if known is not None:
+            wanted["packages"] = [asdict(package) for package in known]
+        return manifest if all(manifest.inputs.get(key) == value for key, value in wanted.items()) else None
 
     def _base(self, packages: list[Package], wheels: list[Wheel], key: str, force: bool) -> Path:
         """The cached part of the image that does not depend on the agent's code."""
@@ -184,17 +191,16 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _tree_digest(roots: list[Path]) -> str:
-    """Digest of names and contents of all files below `roots`, compiled ones aside."""
+def _tree_digest(root: Path) -> str:
+    """Digest of names and contents of all files below `root`, compiled ones aside."""
     digest = hashlib.sha256()
-    for root in roots:
-        for directory, names, files in os.walk(root):
-            names[:] = sorted(name for name in names if name != "__pycache__")
-            for name in sorted(files):
-                path = Path(directory, name)
-                content = path.read_bytes()
-                digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
-                digest.update(content)
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name != "__pycache__")
+        for name in sorted(files):
+            path = Path(directory, name)
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 

@@ -38,7 +38,6 @@ _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
 
 
-
 class SandboxState(StrEnum):
     NEW = "new"
     STARTING = "starting"
