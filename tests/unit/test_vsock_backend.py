@@ -416,6 +416,26 @@ def test_packets_in_pieces(backend: Backend, guest: Frontend, cut: tuple[int, ..
         assert read(client, len(data)) == data
 
 
+@pytest.mark.parametrize("room", [20, ROOM])
+@pytest.mark.parametrize("sizes", [(44, 4052), (20, 24, 4052), (44, 5, 30), (10, 40, 3000), (60,)])
+def test_buffers_in_pieces(backend: Backend, guest: Frontend, sizes: tuple[int, ...], room: int) -> None:
+    """Linux up to 6.2 has its header and its data apart."""
+    guest.stop()
+    guest.rx.reset()
+    guest.tx.reset()
+    for _ in range(15):
+        guest.add_rx(*sizes)
+    guest.start()
+    with backend.forward(PORT, timeout=5) as client:
+        request = guest.receive(refill=False)
+        assert request.op == REQUEST
+        data = b"0123456789" * 100
+        client.sendall(data)
+        guest.packet(RESPONSE, PORT, request.src_port, room=room)
+        first = guest.receive(refill=False)
+        assert (first.op, first.data) == (RW, data[: min(room, sum(sizes) - 44)])
+
+
 @pytest.mark.slow
 def test_many_connections(backend: Backend, guest: Frontend) -> None:
     clients = [backend.forward(PORT, timeout=5) for _ in range(200)]

@@ -273,7 +273,7 @@ class Device:
                 count = stream.recv_into(first[HEADER_SIZE : HEADER_SIZE + wanted])
             else:
                 first = memoryview(bytearray(HEADER_SIZE))
-                body = cut(pieces, HEADER_SIZE, credit)
+                body = cut(pieces, HEADER_SIZE, HEADER_SIZE + credit)
                 wanted = sum(map(len, body))
                 if not wanted:
                     raise RingError("RX buffer without room for data")
