@@ -192,6 +192,27 @@ def test_slow_readers_hold_up_only_themselves(machine: tuple[Backend, Vm]) -> No
         assert data == bytes(range(256)) * (8 * MIB // 256)
 
 
+def test_slow_guest_gets_everything(machine: tuple[Backend, Vm]) -> None:
+    """Odd reads leave odd amounts of room, down to a byte."""
+    backend, _ = machine
+    execute(
+        backend,
+        "import socket, threading, hashlib, time\n"
+        "def once(l):\n"
+        "    peer = l.accept()[0]; digest = hashlib.sha256(); time.sleep(0.2)\n"
+        "    while data := peer.recv(777): digest.update(data)\n"
+        "    peer.sendall(digest.hexdigest().encode()); peer.close()\n"
+        "l = socket.socket(socket.AF_VSOCK); l.bind((0xffffffff, 5101)); l.listen()\n"
+        "threading.Thread(target=once, args=(l,), daemon=True).start()",
+    )
+    data = random.Random(2).randbytes(4 * MIB)
+    stream, _ = backend.connect(5101)
+    with stream:
+        stream.sendall(data)
+        stream.shutdown(socket.SHUT_WR)
+        assert read_all(stream).decode() == hashlib.sha256(data).hexdigest()
+
+
 def test_many_connections(machine: tuple[Backend, Vm]) -> None:
     backend, _ = machine
     streams = [backend.connect(ECHO)[0] for _ in range(200)]
