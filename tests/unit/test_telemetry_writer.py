@@ -51,6 +51,27 @@ def test_ended_spans_are_written(opened: StoreWriter) -> None:
     assert not opened.store.live
 
 
+def test_closing_while_the_writer_lets_spans_gather(opened: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wake-up of close() must not be lost when it comes in just that moment."""
+    lingering, closed = threading.Event(), threading.Event()
+
+    class Hurry(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            lingering.set()
+            return closed.wait(5) and super().wait(timeout)
+
+        def set(self) -> None:
+            super().set()
+            closed.set()
+
+    monkeypatch.setattr(opened, "_hurry", Hurry())
+    tracer = opened.tracer("kata", source="runtime")
+    site.root(tracer, "rootSpan").finish()
+    opened.begin()
+    assert lingering.wait(5)
+    assert opened.close(2)
+
+
 def test_an_open_root_is_journaled_while_the_sandbox_lives(opened: StoreWriter) -> None:
     root = site.root(opened.tracer("kata", source="runtime"), "rootSpan")
     assert opened.flush(5)

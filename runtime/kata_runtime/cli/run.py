@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", action="store_true", help="trace this run on both sides, whatever the configuration says"
     )
     parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- command and its arguments")
-    parser.set_defaults(handler=run)
+    parser.set_defaults(run=run)
 
 
 def _cpus(text: str) -> int:
@@ -167,16 +167,20 @@ class _Run:
     async def _sandbox(self) -> int:
         request = self._request
         options = request.options
-        sizes = Sizes(vcpus=options.cpus, memory=options.memory)
-        logs_dir = Path(keep) / request.sandbox_id if (keep := os.environ.get("KATA_LOGS_DIR")) else None
-        sandbox = Sandbox(
-            request.sandbox_id, request.config, self._trace, SandboxOptions(sizes=sizes, logs_dir=logs_dir)
-        )
+        wanted = _sandbox_options(Sizes(vcpus=options.cpus, memory=options.memory), request.sandbox_id)
+        sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         try:
             with _trace.span("create"):
-                workload = prepare(options, request.argv, sandbox.options.image_dir, request.sandbox_id)
+                with _trace.span("prepareWorkload"):
+                    workload = await prepare(
+                        options,
+                        request.argv,
+                        sandbox.options.image_dir,
+                        request.sandbox_id,
+                        disable_guest_seccomp=request.config.runtime.disable_guest_seccomp,
+                    )
                 await sandbox.start()
                 container = await sandbox.create_container(
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from kata_runtime.errors import ImageError
 from kata_runtime.image.artifacts import Artifacts, Manifest
-from kata_runtime.image.errors import ImageError
 
 __all__ = ["DEFAULT_CACHE", "DEFAULT_OUTPUT", "Artifacts", "ImageError", "Manifest", "build"]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from kata_runtime.image.errors import ImageError
+from kata_runtime.errors import ImageError
 
 __all__ = ["BUILD_HINT", "FORMAT", "Artifacts", "Manifest"]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from kata_runtime.image import initramfs, tools, tree
+from kata_runtime.errors import ImageError
+from kata_runtime.image import ext4, initramfs, tools, tree
 from kata_runtime.image.artifacts import FORMAT, Artifacts, Manifest
-from kata_runtime.image.errors import ImageError
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux
 from kata_runtime.image.packages import Package, Packages
 from kata_runtime.image.wheels import Wheel, Wheels
@@ -25,9 +25,6 @@ from kata_runtime.image.wheels import Wheel, Wheels
 __all__ = ["build"]
 
 AGENT_PACKAGES = ("kata_agent", "kata_protos", "kata_telemetry")
-# Fixed, so that the same inputs give the same file system.
-ROOT_UUID = "6b617461-0000-4000-8000-726f6f746673"
-BLOCK = 4096
 # renameat2(2)
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -64,31 +61,44 @@ class _Build:
         self.agent = [_installed(name) for name in AGENT_PACKAGES]
 
     def run(self, force: bool) -> Manifest:
-        known, wheels = self.packages.known(), self.wheels.known()
-        if not force and known and wheels:
-            manifest = self._up_to_date(self._inputs(known, wheels))
+        self._sweep()
+        known = self.packages.known()
+        if not force:
+            manifest = self._up_to_date(known)
             if manifest:
                 return manifest
-        packages = known if known and not force else self.packages.update()
+        packages = known if known is not None and not force else self.packages.update()
         wheels = self.wheels.update()
-        inputs = self._inputs(packages, wheels)
+        inputs = {
+            **self._own_inputs(),
+            "packages": [asdict(package) for package in packages],
+            "wheels": [asdict(wheel) for wheel in wheels],
+        }
         base = self._base(packages, wheels, _digest({**inputs, "agent": None}), force)
         return self._assemble(base, inputs)
 
-    def _inputs(self, packages: list[Package], wheels: list[Wheel]) -> dict[str, object]:
+    def _sweep(self) -> None:
+        """Remove what killed builds left; this one holds the locks, so that it belongs to nobody else."""
+        for leftover in [*self.cache.glob(".base-*.new-*"), *self.output.parent.glob(f".{self.output.name}.new-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _own_inputs(self) -> dict[str, object]:
+        """What comes from this installation: the agent, and this package with its lists of packages and wheels."""
         return {
-            "packages": [asdict(package) for package in packages],
-            "wheels": [asdict(wheel) for wheel in wheels],
-            "agent": {path.name: _tree_digest([path]) for path in self.agent},
-            "recipe": _tree_digest([Path(__file__).parent]),
+            "agent": {path.name: _tree_digest(path) for path in self.agent},
+            "recipe": _tree_digest(Path(__file__).parent),
         }
 
-    def _up_to_date(self, inputs: dict[str, object]) -> Manifest | None:
+    def _up_to_date(self, known: list[Package] | None) -> Manifest | None:
+        """The manifest of the image that is there, if nothing has changed; an image needs no cache for that."""
         try:
             manifest = Artifacts.at(self.output).check()
         except ImageError:
             return None
-        return manifest if manifest.digest == _digest(inputs) else None
+        wanted = self._own_inputs()
+        if known is not None:
+            wanted["packages"] = [asdict(package) for package in known]
+        return manifest if all(manifest.inputs.get(key) == value for key, value in wanted.items()) else None
 
     def _base(self, packages: list[Package], wheels: list[Wheel], key: str, force: bool) -> Path:
         """The cached part of the image that does not depend on the agent's code."""
@@ -124,7 +134,7 @@ class _Build:
             shutil.copyfile(base / "vmlinux", artifacts.kernel)
             shutil.copyfile(base / "initrd.img", artifacts.initrd)
             shutil.copytree(base / "default-rootfs", artifacts.default_rootfs, symlinks=True)
-            _make_file_system(base / "root", artifacts.image)
+            ext4.make(base / "root", artifacts.image, tree.TIMESTAMP_NS // 10**9)
             manifest = Manifest(
                 format=FORMAT,
                 digest=_digest(inputs),
@@ -160,41 +170,20 @@ def _self_check(root: Path) -> None:
     tools.run(["chroot", root, tree.PYTHON, "-I", "-S", "-c", check], doing=doing, hint=hint)
 
 
-def _make_file_system(root: Path, image: Path) -> None:
-    """An ext4 image of `root`, as large as its contents."""
-    blocks = inodes = 0
-    for path in root.rglob("*"):
-        blocks += -(-path.lstat().st_size // BLOCK)
-        inodes += 1
-    features = "^has_journal,^resize_inode,^metadata_csum,^64bit,^dir_index"
-    tools.run(
-        [
-            *("mke2fs", "-q", "-F", "-t", "ext4", "-d", root, "-U", ROOT_UUID, "-L", "kata-root", "-m", "0"),
-            *("-b", str(BLOCK), "-I", "256", "-N", str(inodes + 64), "-O", features),
-            *("-E", f"hash_seed={ROOT_UUID},root_owner=0:0,nodiscard", image, f"{(blocks + blocks // 20) * 4 + 4096}k"),
-        ],
-        doing="make the image's file system",
-        # Same inputs, same bytes: mke2fs writes this instead of the time.
-        env={"E2FSPROGS_FAKE_TIME": str(tree.TIMESTAMP_NS // 10**9)},
-        hint="look at the free space",
-    )
-
-
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _tree_digest(roots: list[Path]) -> str:
-    """Digest of names and contents of all files below `roots`, compiled ones aside."""
+def _tree_digest(root: Path) -> str:
+    """Digest of names and contents of all files below `root`, compiled ones aside."""
     digest = hashlib.sha256()
-    for root in roots:
-        for directory, names, files in os.walk(root):
-            names[:] = sorted(name for name in names if name != "__pycache__")
-            for name in sorted(files):
-                path = Path(directory, name)
-                content = path.read_bytes()
-                digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
-                digest.update(content)
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name != "__pycache__")
+        for name in sorted(files):
+            path = Path(directory, name)
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 
@@ -212,14 +201,8 @@ def _lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(final: Path) -> Iterator[Path]:
-    """A new directory beside `final`, gone afterwards whatever happens; leftovers of killed builds go first.
-
-    Only the holder of the lock comes here, so that what lies around belongs to nobody.
-    """
-    prefix = f".{final.name}.new-"
-    for leftover in final.parent.glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    """A new directory beside `final`, gone afterwards whatever happens."""
+    path = Path(tempfile.mkdtemp(prefix=f".{final.name}.new-", dir=final.parent))
     try:
         yield path
     finally:

@@ -25,6 +25,7 @@ say modules
 # Loading virtio_blk has probed every device that is there, so the root device either exists by now or never will.
 root=
 for serial in /sys/block/*/serial; do
+	[ -e "$serial" ] || continue
 	# There is no end of line, for which read reports a failure.
 	read -r value <"$serial"
 	[ "$value" = "@SERIAL@" ] || continue

@@ -15,7 +15,7 @@ BOOT_MODULES = ("virtio_ring", "virtio", "virtio_pci", "virtio_blk", "vmw_vsock_
 ROOT_SERIAL = "root"
 SCRIPT = Path(__file__).with_name("init.sh")
 # -I: no environment, no user's packages. -S: no site. Both are start-up time, and neither has anything to offer here.
-ARGUMENTS = f"-I -S /{AGENT_DIRECTORY}/launch.pyc"
+ARGUMENTS = f"-I -S /{AGENT_DIRECTORY}/launcher.pyc"
 FILE_SYSTEM = "ext4"
 MOUNT_OPTIONS = "ro,noload"
 

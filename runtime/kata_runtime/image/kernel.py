@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_runtime.image.errors import ImageError
+from kata_runtime.errors import ImageError
 
 __all__ = ["Module", "ModuleTree", "extract_vmlinux", "lean_module"]
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kata_runtime.errors import ImageError
 from kata_runtime.image import tools
-from kata_runtime.image.errors import ImageError
 
 __all__ = ["KERNEL", "Package", "Packages"]
 
@@ -130,9 +130,7 @@ class Packages:
             if name not in EXCLUDED:
                 chosen.append((name, urllib.parse.unquote(version), file))
         if not any(KERNEL.fullmatch(name) for name, _, _ in chosen):
-            raise ImageError(
-                "Debian's package lists name no cloud kernel", where=str(self._apt), hint="try again later"
-            )
+            raise ImageError(f"Debian's package lists name no cloud kernel: {self._apt}", hint="try again later")
         return chosen
 
     def _digest(self, file: str) -> str:

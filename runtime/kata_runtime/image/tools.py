@@ -1,12 +1,12 @@
 """The image build's one door to child processes."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import which
 
-from kata_runtime.image.errors import ImageError
+from kata_runtime.errors import ImageError
 
 __all__ = ["run"]
 
@@ -40,7 +40,7 @@ def run(
     seconds. Raises ImageError where the tool is missing, fails or takes longer than that.
     """
     name = str(argv[0])
-    path = shutil.which(name) or shutil.which(name, path=os.pathsep.join(SEARCH))
+    path = which(name) or which(name, path=os.pathsep.join(SEARCH))
     if path is None:
         package = PACKAGES.get(name, name)
         raise ImageError(f"can't {doing}: {name} is missing", hint=f"install it: apt-get install {package}")
@@ -63,6 +63,8 @@ def run(
     except OSError as error:
         raise ImageError(f"can't {doing}: {name} can't be started: {error}", hint=hint) from error
     if done.returncode:
+        if "No space left on device" in done.stderr:
+            hint = "free some space"
         raise ImageError(
             f"can't {doing}: {name} failed with status {done.returncode}: {_tail(done.stderr or done.stdout)}",
             hint=hint,

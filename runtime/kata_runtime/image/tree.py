@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from kata_runtime.image import compiler, tools
+from kata_runtime.image import bundle, compiler, tools
 from kata_runtime.image.kernel import ModuleTree, indexes
 from kata_runtime.image.packages import KERNEL, Package
 from kata_runtime.image.wheels import Wheel, Wheels
@@ -17,13 +17,9 @@ STDLIB = "usr/lib/python3.11"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 # The agent, what it imports from PyPI, and the launcher.
 AGENT_DIRECTORY = "usr/lib/kata-agent"
-# Runs with -I -S, so without site and environment; the places are in the order in which most imports find theirs.
-LAUNCHER = f"""\
-import sys
-sys.path[:] = ["/{STDLIB}", "/{AGENT_DIRECTORY}", "/{STDLIB}/lib-dynload"]
-from kata_agent.main import main
-sys.exit(main())
-"""
+LAUNCHER = Path(__file__).with_name("launcher.py")
+BUNDLE = f"{AGENT_DIRECTORY}/bundle"
+IMPORT_PATH = (f"/{STDLIB}", f"/{AGENT_DIRECTORY}", f"/{STDLIB}/lib-dynload")
 BUSYBOX = "usr/bin/busybox"
 # Everything in the image gets this time stamp (ns); zero would look like a broken one.
 TIMESTAMP_NS = 10**9
@@ -98,6 +94,7 @@ def root_tree(root: Path, wheels: Wheels, chosen: Iterable[Wheel], modules: Modu
     merge_usr(root)
     prune(root, PRUNED)
     site = root / AGENT_DIRECTORY
+    site.mkdir(parents=True)
     for wheel in chosen:
         wheels.unpack(wheel, site)
     prune(site, PRUNED_WHEELS)
@@ -110,7 +107,7 @@ def root_tree(root: Path, wheels: Wheels, chosen: Iterable[Wheel], modules: Modu
     write_files(root, FILES)
     for name, target in LINKS.items():
         (root / name).symlink_to(target)
-    (site / "launch.py").write_text(LAUNCHER)
+    shutil.copyfile(LAUNCHER, site / LAUNCHER.name)
     compiler.compile_tree(root, [f"/{STDLIB}", f"/{AGENT_DIRECTORY}"])
     settle(root)
 
@@ -125,8 +122,9 @@ def install_agent(root: Path, packages: Iterable[Path]) -> None:
         shutil.copytree(package, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
         names.append(f"/{AGENT_DIRECTORY}/{package.name}")
     compiler.compile_tree(root, names)
-    for name in names:
-        settle(root / name[1:])
+    (root / BUNDLE).write_bytes(bundle.build(root, PYTHON, IMPORT_PATH))
+    for path in [*(root / name[1:] for name in names), root / BUNDLE]:
+        settle(path)
     os.utime(site, ns=(TIMESTAMP_NS, TIMESTAMP_NS))
 
 

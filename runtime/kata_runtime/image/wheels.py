@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_runtime.errors import ImageError
 from kata_runtime.image import tools
-from kata_runtime.image.errors import ImageError
 
 __all__ = ["REQUIREMENTS", "Wheel", "Wheels"]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.guest.clock import Reading
+    from kata_telemetry.export import Link
     from kata_telemetry.writer import StoreWriter
 
 __all__ = ["SandboxTrace"]
@@ -42,6 +43,7 @@ class SandboxTrace:
         self._config = config
         self._writer = writer
         self._spans: asyncio.Task[None] | None = None
+        self._link: Link | None = None
         self.root: Span = NO_SPAN
         self.tracer: Tracer | None = None
         if writer is not None and config.runtime.enable_tracing:
@@ -123,17 +125,38 @@ class SandboxTrace:
 
     def export(self) -> None:
         """Send the store to the configured collector, by a process that outlives this one for a bounded time."""
-        endpoint = self._config.runtime.otlp_endpoint
-        if self._writer is None or not endpoint:
+        if self._writer is None or self._link is not None:
             return
+        from kata_telemetry import export
+        from kata_telemetry.collector import CollectorSettings, SettingsError
+
+        runtime = self._config.runtime
+        try:
+            settings = CollectorSettings.resolve(
+                os.environ,
+                endpoint=runtime.otlp_endpoint,
+                protocol=runtime.otlp_protocol,
+                headers=",".join(f"{key}={value}" for key, value in runtime.otlp_headers.items()),
+                timeout=runtime.otlp_timeout,
+            )
+            if settings is not None:
+                self._link = export.start(self._writer.store, settings)
+                self._writer.on_append = self._link.notify
+        except (SettingsError, OSError) as error:
+            _log.warning("the trace is not sent to the collector: %s", error)
 
     def close(self, outcome: str, error: BaseException | None = None) -> None:
         """End the root and the store; `outcome` says how the sandbox ended."""
         if error is not None:
             self.root.fail(error)
         self.root.finish()
-        if self._writer is not None and not self._writer.close(timeout=5.0, outcome=outcome):
+        if self._writer is None:
+            return
+        self.export()  # also where nothing ever started: a failed boot is what people look for
+        if not self._writer.close(timeout=5.0, outcome=outcome):
             _log.warning("the trace could not be written in time")
+        if self._link is not None:
+            self._link.close()
 
     async def _take(self, agent: "AgentClient", writer: "StoreWriter") -> None:
         async for batch in agent.spans():

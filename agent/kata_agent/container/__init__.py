@@ -1,0 +1,1 @@
+"""Containers and processes: crun, stdio, cgroups, mounts. Knows nothing of gRPC."""

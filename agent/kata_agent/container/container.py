@@ -1,0 +1,302 @@
+"""One container: from crun create to its removal.
+
+Calls on different containers never wait for each other. Within one, what changes its life (start, pause, remove…) goes
+one at a time; exec, signal, wait and stats don't queue.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from kata_agent.container.cgroup import Cgroup
+from kata_agent.container.crun import Crun, exec_failure, last_message
+from kata_agent.container.mounts import Mounts
+from kata_agent.container.process import Exit, Ports, Process, Stdio
+from kata_agent.container.reaper import Child, Reaper
+from kata_agent.container.spec import Spec
+from kata_agent.container.streams import StreamRoom
+from kata_agent.errors import (
+    AgentError,
+    AlreadyExistsError,
+    CrunError,
+    NotFoundError,
+    PreconditionError,
+    ResourceError,
+    TimedOutError,
+)
+from kata_telemetry.span import Site
+
+__all__ = ["Container", "State", "Tools"]
+
+_trace = Site(package="container", subsystem="container")
+
+MAX_EXECS: Final = 1024
+# How many exec'd processes that have ended are remembered, for late WaitProcess calls.
+MAX_ENDED: Final = 256
+# Seconds that RemoveContainer gives output that the host hasn't read yet.
+FLUSH_WITHIN: Final = 5.0
+SIGKILL: Final = 9
+# What crun's half of a new process exits with when it can't become the command.
+CRUN_FAILED: Final = frozenset({1, 255})
+
+
+class State(StrEnum):
+    """Where a container is in its life."""
+
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    REMOVING = "removing"
+
+
+class Tools(NamedTuple):
+    """What containers of one sandbox share."""
+
+    reaper: Reaper
+    crun: Crun
+    room: StreamRoom
+    # Bundles are made below this, one directory for each container.
+    bundles: Path
+    # The cgroup file system's root, and below it the parent of the containers' cgroups ("/kata").
+    cgroups: Path
+    parent: str
+
+
+class Container:
+    """Made by `Container.create`; every method raises errors of kata_agent.errors."""
+
+    def __init__(self, container_id: str, tools: Tools, mounts: Mounts) -> None:
+        self.id = container_id
+        self.state = State.CREATING
+        self.mounts = mounts
+        self.cgroup = Cgroup(tools.cgroups / tools.parent.strip("/") / container_id)
+        self._tools = tools
+        self._bundle = tools.bundles / container_id
+        self._log = self._bundle / "crun.log"
+        self._init: Process | None = None
+        self._execs: dict[str, Process] = {}
+        self._launched = 0
+        self._changing = asyncio.Lock()
+
+    @property
+    def init(self) -> Process:
+        if self._init is None:
+            raise PreconditionError(f"container {self.id} is still being created")
+        return self._init
+
+    async def create(self, spec: Spec, ports: Ports) -> None:
+        """crun create. Whatever fails, nothing is left."""
+        async with self._changing:
+            try:
+                self._bundle.mkdir(mode=0o700, parents=True)
+                config = self._bundle / "config.json"
+                config.write_text(json.dumps(spec))
+                self._init = await self._launch(
+                    self.id,
+                    "create",
+                    [f"--bundle={self._bundle}"],
+                    ports,
+                    terminal=bool(spec["process"].get("terminal")),
+                )
+            except BaseException:
+                await asyncio.shield(self._scrap())
+                raise
+            self.state = State.CREATED
+
+    async def _launch(self, name: str, command: str, arguments: list[str], ports: Ports, *, terminal: bool) -> Process:
+        """Make a process by crun, claim it, connect its stdio."""
+        self._launched += 1
+        number = self._launched
+        pid_file = self._bundle / f"pid.{number}"
+        log = self._bundle / f"log.{number}"
+        stdio = await Stdio.open(
+            ports, self._tools.room, terminal=terminal, console=self._tools.bundles / f".{id(self):x}.{number}"
+        )
+        receiver = asyncio.create_task(stdio.receive_master()) if terminal else None
+        try:
+            options = [f"--pid-file={pid_file}", *arguments]
+            if stdio.console:
+                options.append(f"--console-socket={stdio.console}")
+            before = self.cgroup.oom_kills()
+            with self._tools.reaper.expected():
+                await self._tools.crun.run(command, *options, container=self.id, log=log, stdio=stdio.far)
+                child = self._adopt(pid_file, command)
+            if receiver:
+                await receiver
+        except BaseException:
+            if receiver:
+                receiver.cancel()
+                await asyncio.gather(receiver, return_exceptions=True)
+            stdio.close()
+            raise
+        process = Process(name, stdio)
+        process.started(child, lambda ended, said: self._judge(ended, said, log, before))
+        pid_file.unlink(missing_ok=True)
+        return process
+
+    def _adopt(self, pid_file: Path, command: str) -> Child:
+        try:
+            return self._tools.reaper.adopt(int(pid_file.read_text()))
+        except (OSError, ValueError) as error:
+            raise CrunError(command, f"left no process: {error}") from error
+
+    def _judge(self, child: Child, said: bytes, log: Path, before: int) -> Exit:
+        status = child.status
+        if status in CRUN_FAILED:
+            # execve(2) may have failed after crun had already reported success; then say what a shell would.
+            status = exec_failure(last_message(log)) or exec_failure(said.decode("utf-8", "replace")) or status
+        log.unlink(missing_ok=True)
+        oom = status == 128 + SIGKILL and self.cgroup.oom_kills() > before
+        return Exit(status, child.ended_ns, oom)
+
+    async def start(self) -> None:
+        async with self._changing:
+            self._expect(State.CREATED)
+            await self._crun("start")
+            self.state = State.RUNNING
+
+    async def exec(self, exec_id: str, spec: Spec, ports: Ports) -> None:
+        """Run another process in it."""
+        self._expect(State.RUNNING)
+        former = self._execs.get(exec_id)
+        if former is not None and former.exit is None:
+            raise AlreadyExistsError(f"container {self.id} already has a process {exec_id}")
+        if sum(1 for process in self._execs.values() if process.exit is None) >= MAX_EXECS:
+            raise ResourceError(f"container {self.id} has {MAX_EXECS} processes by exec already")
+        if former is not None:
+            del self._execs[exec_id]
+            await former.close(0)
+        await self._forget_ended()
+        file = self._bundle / f"process.{self._launched + 1}"
+        try:
+            file.write_text(json.dumps(spec))
+            process = await self._launch(
+                exec_id,
+                "exec",
+                ["--detach", f"--process={file}"],
+                ports,
+                terminal=bool(spec.get("terminal")),
+            )
+        except CrunError:
+            # crun's words for a container that ended meanwhile say nothing to a person.
+            self._expect(State.RUNNING)
+            raise
+        finally:
+            file.unlink(missing_ok=True)
+        self._execs[exec_id] = process
+
+    async def _forget_ended(self) -> None:
+        ended = [name for name, process in self._execs.items() if process.exit is not None]
+        for name in ended[: max(0, len(ended) - MAX_ENDED)]:
+            await self._execs.pop(name).close(0)
+
+    def process(self, exec_id: str) -> Process:
+        """The process of that exec id; the init for an empty one."""
+        if not exec_id:
+            return self.init
+        try:
+            return self._execs[exec_id]
+        except KeyError:
+            raise NotFoundError(f"container {self.id} has no process {exec_id}") from None
+
+    def signal_all(self, number: int) -> None:
+        """A signal to every process in it."""
+        if number == SIGKILL and self.cgroup.kill():
+            return
+        pids = self.cgroup.pids()
+        if not pids:
+            self.init.signal(number)
+            return
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def pause(self) -> None:
+        async with self._changing:
+            self._expect(State.RUNNING)
+            await self._crun("pause")
+            self.state = State.PAUSED
+
+    async def resume(self) -> None:
+        async with self._changing:
+            self._expect(State.PAUSED)
+            await self._crun("resume")
+            self.state = State.RUNNING
+
+    async def update(self, resources: Spec) -> None:
+        """Apply LinuxResources of the OCI specification."""
+        async with self._changing:
+            self._expect(State.CREATED, State.RUNNING, State.PAUSED)
+            file = self._bundle / "resources.json"
+            file.write_text(json.dumps(resources))
+            try:
+                await self._crun("update", f"--resources={file}")
+            finally:
+                file.unlink(missing_ok=True)
+
+    async def remove(self, timeout: float) -> None:
+        """End all of it and free what it holds; `timeout` seconds for its processes to end, 0 for as long as it takes.
+
+        Raises TimedOutError, after which it can be called again.
+        """
+        async with self._changing:
+            self.state = State.REMOVING
+            try:
+                async with asyncio.timeout(timeout or None):
+                    await self.ended()
+            except TimeoutError:
+                raise TimedOutError(
+                    f"processes of container {self.id} did not end within {timeout:g} s of SIGKILL: "
+                    "they wait in the kernel, most likely for a file system"
+                ) from None
+            await self._scrap()
+
+    async def ended(self) -> None:
+        """Kill all of it and return when nothing runs any more."""
+        with _trace.span("kill", container_id=self.id):
+            self.kill()
+            if self._init:
+                await self._init.wait()
+            await self.cgroup.emptied()
+            for process in list(self._execs.values()):
+                await process.wait()
+
+    def kill(self) -> None:
+        """SIGKILL to all of it; returns at once."""
+        if not self.cgroup.kill() and self._init:
+            with suppress(PreconditionError):
+                self._init.signal(SIGKILL)
+            for process in self._execs.values():
+                with suppress(PreconditionError):
+                    process.signal(SIGKILL)
+
+    async def flush(self, within: float) -> None:
+        """Let output leave, then close all stdio. Nothing may run any more."""
+        processes = [*self._execs.values(), *([self._init] if self._init else [])]
+        await asyncio.gather(*(process.close(within) for process in processes))
+
+    async def _scrap(self) -> None:
+        await self.flush(FLUSH_WITHIN)
+        self.cgroup.close()
+        with suppress(AgentError):
+            await self._tools.crun.run("delete", "--force", container=self.id, log=self._log)
+        with suppress(OSError):
+            self.cgroup.remove()
+        await self.mounts.clear()
+        shutil.rmtree(self._bundle, ignore_errors=True)
+
+    async def _crun(self, command: str, *arguments: str) -> None:
+        await self._tools.crun.run(command, *arguments, container=self.id, log=self._log)
+
+    def _expect(self, *states: State) -> None:
+        if self._init is not None and self._init.exit is not None and self.state in {State.RUNNING, State.PAUSED}:
+            self.state = State.STOPPED
+        if self.state not in states:
+            raise PreconditionError(f"container {self.id} is {self.state}; this needs it {' or '.join(states)}")

@@ -1,0 +1,129 @@
+"""crun, the OCI runtime that makes containers. This module alone knows its command line and its words.
+
+Its messages go to a file of their own (`--log`), never to its stderr: that one is the container's. What they mean is
+matched in `explain`, here and nowhere else, because crun (1.8) has one exit code for everything.
+"""
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from kata_agent.container.reaper import Child, Reaper
+from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, TimedOutError
+from kata_telemetry.span import Site
+
+__all__ = ["Crun", "exec_failure", "explain"]
+
+_trace = Site(package="container", subsystem="crun")
+
+# Seconds for one crun command; far more than it takes in an emulated guest.
+TIMEOUT: Final = 60.0
+MAX_LOG: Final = 16 * 1024
+
+_NOT_FOUND = re.compile(r"executable file .* not found in \$PATH")
+_NOT_EXECUTABLE = re.compile(r"open executable: ")
+# By a process that crun has already reported as made: a container's init on its stderr, an exec'd one in crun's log.
+# A workload that prints the same and exits 1 gets the status it asked for.
+_EXEC_FAILED = re.compile(r"^exec( container process.*)?: (?P<reason>[^:]*)$", re.DOTALL)
+
+
+def explain(command: str, text: str) -> CrunError:
+    """The error that crun's last message means."""
+    if _NOT_FOUND.search(text):
+        return CommandNotFoundError(command, text)
+    if _NOT_EXECUTABLE.match(text):
+        return CommandNotExecutableError(command, text)
+    if failure := exec_failure(text):
+        return (CommandNotFoundError if failure == 127 else CommandNotExecutableError)(command, text)
+    return CrunError(command, text or "failed without a message")
+
+
+def exec_failure(text: str) -> int:
+    """What a shell would exit with where execve(2) of the command failed (127 or 126); 0 where it didn't."""
+    found = _EXEC_FAILED.match(text.strip())
+    if not found:
+        return 0
+    # A script whose interpreter isn't there, or a program whose loader isn't.
+    return 127 if found["reason"] == os.strerror(2) else 126
+
+
+def last_message(log: Path) -> str:
+    """The last message in a log that crun wrote, as JSON lines or as text; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - MAX_LOG))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("msg"), str):
+                return str(entry["msg"])
+    return lines[-1] if lines else ""
+
+
+class Crun:
+    """Runs crun's commands. `state` is crun's own directory (tmpfs), `scratch` a place for its logs."""
+
+    def __init__(self, reaper: Reaper, state: Path, *, program: str = "crun") -> None:
+        self._reaper = reaper
+        self._state = state
+        self._program = program
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._null)
+
+    async def run(
+        self,
+        command: str,
+        *arguments: str,
+        container: str,
+        log: Path,
+        stdio: tuple[int, int, int] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        """`crun COMMAND ARGUMENTS CONTAINER`, to its end.
+
+        `stdio` becomes the container's (create) or the process's (exec). Raises CrunError, CommandNotFoundError,
+        CommandNotExecutableError, TimedOutError. Cancelled, it kills crun and waits for its end.
+        """
+        with _trace.span(f"crun {command}", container_id=container) as span:
+            child = self._spawn(command, [*arguments, container], log, stdio)
+            try:
+                async with asyncio.timeout(timeout):
+                    status = await child.wait()
+            except TimeoutError:
+                raise TimedOutError(
+                    f"crun {command} of container {container} did not end within {timeout:g} s and was killed"
+                ) from None
+            finally:
+                if child.running:
+                    child.signal(9)
+                    await asyncio.shield(child.wait())
+            span.set(exit_status=status)
+            if status:
+                raise explain(command, last_message(log))
+
+    def _spawn(self, command: str, arguments: Sequence[str], log: Path, stdio: tuple[int, int, int] | None) -> Child:
+        argv = [
+            self._program,
+            f"--root={self._state}",
+            "--cgroup-manager=cgroupfs",
+            f"--log={log}",
+            # A container's init that can't become its command says so in this format on its stderr, where people read.
+            f"--log-format={'text' if command == 'create' else 'json'}",
+            command,
+            *arguments,
+        ]
+        try:
+            return self._reaper.spawn(argv, stdio=stdio or (self._null, self._null, self._null))
+        except OSError as error:
+            raise CrunError(command, f"can't start {self._program}: {error.strerror}; is it in the image?") from error

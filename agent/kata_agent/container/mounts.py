@@ -1,0 +1,157 @@
+"""Mounts that the host asks for (`Storage`), and taking them away again.
+
+Drivers by Kata's names: "virtio-fs" (a share of the host's, `source` is its tag), "ephemeral" (tmpfs), "local" (a
+directory) and "bind".
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+from kata_agent.container import syscalls
+from kata_agent.container.syscalls import MountFlag
+from kata_agent.errors import InvalidError, ResourceError, SetupError
+from kata_telemetry.span import Site
+
+__all__ = ["DRIVERS", "Mounts", "Storage", "parse_options"]
+
+_trace = Site(package="container", subsystem="mount")
+
+DRIVERS: Final = ("virtio-fs", "ephemeral", "bind", "local")
+MAX_MOUNTS: Final = 256
+
+# mount(8)'s words for MS_* flags: (flag, whether the word sets it).
+_WORDS: Final = {
+    "ro": (MountFlag.RDONLY, True),
+    "rw": (MountFlag.RDONLY, False),
+    "nosuid": (MountFlag.NOSUID, True),
+    "suid": (MountFlag.NOSUID, False),
+    "nodev": (MountFlag.NODEV, True),
+    "dev": (MountFlag.NODEV, False),
+    "noexec": (MountFlag.NOEXEC, True),
+    "exec": (MountFlag.NOEXEC, False),
+    "sync": (MountFlag.SYNCHRONOUS, True),
+    "dirsync": (MountFlag.DIRSYNC, True),
+    "noatime": (MountFlag.NOATIME, True),
+    "nodiratime": (MountFlag.NODIRATIME, True),
+    "relatime": (MountFlag.RELATIME, True),
+    "strictatime": (MountFlag.STRICTATIME, True),
+    "bind": (MountFlag.BIND, True),
+    "rbind": (MountFlag.BIND | MountFlag.REC, True),
+}
+_PROPAGATION: Final = {
+    "private": MountFlag.PRIVATE,
+    "rprivate": MountFlag.PRIVATE | MountFlag.REC,
+    "shared": MountFlag.SHARED,
+    "rshared": MountFlag.SHARED | MountFlag.REC,
+    "slave": MountFlag.SLAVE,
+    "rslave": MountFlag.SLAVE | MountFlag.REC,
+}
+
+
+class Storage(NamedTuple):
+    """The contract's Storage, without protobuf."""
+
+    driver: str
+    source: str
+    fstype: str
+    options: Sequence[str]
+    mount_point: str
+
+
+def parse_options(options: Sequence[str]) -> tuple[int, int, str]:
+    """mount(2)'s flags, propagation flags for a second call, and what is left for the file system."""
+    flags = propagation = 0
+    rest = []
+    for option in options:
+        if option in _WORDS:
+            flag, sets = _WORDS[option]
+            flags = flags | flag if sets else flags & ~flag
+        elif option in _PROPAGATION:
+            propagation = _PROPAGATION[option]
+        elif option != "defaults":
+            rest.append(option)
+    return flags, propagation, ",".join(rest)
+
+
+class Mounts:
+    """The mounts of one owner (the sandbox, a container), undone in reverse."""
+
+    def __init__(self) -> None:
+        self._points: list[str] = []
+
+    async def add(self, storage: Storage) -> None:
+        """Do one mount. Raises InvalidError, SetupError, ResourceError. A mount that hangs blocks only this call."""
+        point = _checked(storage.mount_point, "mount point")
+        if len(self._points) >= MAX_MOUNTS:
+            raise ResourceError(f"more than {MAX_MOUNTS} mounts for one owner")
+        with _trace.span("mount", driver=storage.driver, fstype=storage.fstype):
+            try:
+                mounted = await asyncio.to_thread(_mount, storage, point)
+            except OSError as error:
+                raise SetupError(
+                    f"can't mount {storage.source or storage.fstype!r} ({storage.driver}) at "
+                    f"{error.filename or point}: {error.strerror}"
+                ) from error
+        if mounted:
+            self._points.append(point)
+
+    async def clear(self) -> None:
+        """Take them all away, the last first. Busy ones go when their last user does."""
+        while self._points:
+            point = self._points.pop()
+            with suppress(OSError):
+                await asyncio.to_thread(syscalls.umount, point)
+
+
+def _checked(path: str, what: str) -> str:
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts or "\0" in path or len(path) > 1024:
+        raise InvalidError(f"{what} {path[:80]!r} is not an absolute path without '..'")
+    return path
+
+
+def _mount(storage: Storage, point: str) -> bool:
+    """Do it; False where nothing was mounted (a plain directory)."""
+    flags, propagation, data = parse_options(storage.options)
+    match storage.driver:
+        case "virtio-fs":
+            _make_directory(point)
+            syscalls.mount(storage.source, point, storage.fstype or "virtiofs", flags, data)
+        case "ephemeral":
+            _make_directory(point)
+            syscalls.mount(storage.source or "tmpfs", point, storage.fstype or "tmpfs", flags, data)
+        case "bind":
+            source = _checked(storage.source, "source of a bind mount")
+            _make_target(source, point)
+            syscalls.mount(source, point, "", (flags & MountFlag.REC) | MountFlag.BIND)
+            if flags & ~(MountFlag.BIND | MountFlag.REC):
+                # A bind mount takes its flags only in a second call (mount(2)).
+                syscalls.mount("", point, "", flags | MountFlag.BIND | MountFlag.REMOUNT)
+        case "local":
+            mode = next((o[5:] for o in storage.options if o.startswith("mode=")), "0755")
+            _make_directory(point)
+            try:
+                Path(point).chmod(int(mode, 8))
+            except ValueError:
+                raise InvalidError(f"mode {mode!r} of a local storage is not octal") from None
+            return False
+        case other:
+            raise InvalidError(f"there is no storage driver {other!r}; there are {', '.join(DRIVERS)}")
+    if propagation:
+        syscalls.mount("", point, "", propagation)
+    return True
+
+
+def _make_directory(path: str) -> None:
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def _make_target(source: str, path: str) -> None:
+    """A directory for a directory, an empty file for anything else."""
+    if Path(source).is_dir():
+        _make_directory(path)
+    else:
+        _make_directory(str(Path(path).parent))
+        Path(path).touch()

@@ -1,0 +1,79 @@
+"""Namespaces that the containers of one sandbox share: IPC and UTS always, PID when the sandbox asks for it.
+
+A namespace lives as long as a file is bound to it, so it needs no process of its own.
+"""
+
+import asyncio
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from kata_agent.container import syscalls
+from kata_agent.container.syscalls import MountFlag
+from kata_agent.errors import SetupError
+from kata_telemetry.span import Site
+
+__all__ = ["SharedNamespaces"]
+
+_trace = Site(package="container", subsystem="namespace")
+
+
+class SharedNamespaces:
+    """`paths` maps an OCI namespace type to the file that containers join by."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.paths: dict[str, str] = {}
+        self.pid_shared = False
+
+    async def setup(self, hostname: str, *, share_pid: bool) -> None:
+        """Make IPC and UTS namespaces. Raises SetupError."""
+        self.pid_shared = share_pid
+        with _trace.span("setup_shared_namespaces", pid=share_pid):
+            try:
+                await asyncio.to_thread(self._in_thread, hostname)
+            except OSError as error:
+                raise SetupError(f"can't make the sandbox's shared namespaces: {error}") from error
+
+    def _in_thread(self, hostname: str) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        failed: list[OSError] = []
+
+        def make() -> None:
+            try:
+                syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+                if hostname:
+                    socket.sethostname(hostname)
+                for kind in ("ipc", "uts"):
+                    self._bind(kind, f"/proc/thread-self/ns/{kind}")
+            except OSError as error:
+                failed.append(error)
+
+        # A thread that left its namespaces must not be used for anything else: it ends here.
+        thread = threading.Thread(target=make, name="namespaces")
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+
+    def _bind(self, kind: str, source: str) -> None:
+        target = self._directory / kind
+        target.touch()
+        syscalls.mount(source, str(target), "", MountFlag.BIND)
+        self.paths[kind] = str(target)
+
+    def adopt_pid(self, pid: int) -> None:
+        """Make the PID namespace of `pid` (the first container's init) the sandbox's. Raises SetupError."""
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._bind("pid", f"/proc/{pid}/ns/pid")
+        except OSError as error:
+            raise SetupError(f"can't share the PID namespace of process {pid}: {error}") from error
+
+    def close(self) -> None:
+        """Let go of all; a namespace ends with its last process."""
+        for path in self.paths.values():
+            with suppress(OSError):
+                syscalls.umount(path)
+        self.paths.clear()

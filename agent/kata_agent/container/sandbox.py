@@ -1,0 +1,210 @@
+"""The sandbox: containers, what they share, and the end of it all."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from kata_agent.container.container import Container, Tools
+from kata_agent.container.mounts import Mounts, Storage
+from kata_agent.container.namespaces import SharedNamespaces
+from kata_agent.container.process import Ports
+from kata_agent.container.reaper import Reaper
+from kata_agent.container.spec import Spec, check_id, guest_spec
+from kata_agent.errors import (
+    AlreadyExistsError,
+    InvalidError,
+    NotFoundError,
+    PreconditionError,
+    ResourceError,
+    SetupError,
+)
+from kata_telemetry.span import Site
+
+__all__ = ["Module", "Sandbox"]
+
+_trace = Site(package="container", subsystem="sandbox")
+
+MAX_CONTAINERS: Final = 512
+MAX_OOM_EVENTS: Final = 1024
+# Seconds that the end of a sandbox waits for killed processes, and for output nobody has read.
+DESTROY_WITHIN: Final = 10.0
+FLUSH_WITHIN: Final = 5.0
+
+
+class Module(NamedTuple):
+    """A kernel module to load."""
+
+    name: str
+    parameters: Sequence[str]
+
+
+class Sandbox:
+    """One per agent. Before `create` it has no id and takes no containers."""
+
+    def __init__(self, tools: Tools, *, resolv_conf: Path = Path("/etc/resolv.conf"), shared: bool = True) -> None:
+        """`shared` False leaves every container its own IPC and UTS namespaces (without root there is no other way)."""
+        self._tools = tools
+        self._shared = shared
+        self._resolv_conf = resolv_conf
+        self._shared_directory = tools.bundles / ".sandbox"
+        self._namespaces = SharedNamespaces(self._shared_directory)
+        self._mounts = Mounts()
+        self._containers: dict[str, Container] = {}
+        self._oom: asyncio.Queue[str] = asyncio.Queue(MAX_OOM_EVENTS)
+        self._destroying = asyncio.Event()
+        self.id = ""
+
+    async def create(
+        self,
+        sandbox_id: str,
+        *,
+        hostname: str,
+        dns: Sequence[str],
+        storages: Sequence[Storage],
+        modules: Sequence[Module],
+        share_pid: bool,
+    ) -> None:
+        """Prepare what containers will share. Raises AlreadyExistsError on a second call, InvalidError, SetupError."""
+        check_id(sandbox_id, "sandbox id")
+        if len(hostname) > 64:
+            raise InvalidError(f"hostname has {len(hostname)} characters; Linux takes 64")
+        if self.id:
+            raise AlreadyExistsError(f"this guest already has sandbox {self.id}")
+        self.id = sandbox_id
+        try:
+            for module in modules:
+                await self._load(module)
+            if self._shared:
+                await self._namespaces.setup(hostname, share_pid=share_pid)
+            for storage in storages:
+                await self._mounts.add(storage)
+            if dns:
+                await self._set_dns(dns)
+        except BaseException:
+            self._namespaces.close()
+            await asyncio.shield(self._mounts.clear())
+            self.id = ""
+            raise
+
+    async def _load(self, module: Module) -> None:
+        check_id(module.name, "kernel module")
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with _trace.span("modprobe", module=module.name):
+                child = self._tools.reaper.spawn(
+                    ["modprobe", module.name, *module.parameters], stdio=(null, null, null)
+                )
+                if status := await child.wait():
+                    raise SetupError(f"modprobe {module.name} failed with {status}: is it in the image?")
+        except OSError as error:
+            raise SetupError(f"can't load kernel module {module.name}: {error}") from error
+        finally:
+            os.close(null)
+
+    async def _set_dns(self, servers: Sequence[str]) -> None:
+        """The lines are resolv.conf's own, as with Kata."""
+        file = self._shared_directory / "resolv.conf"
+        try:
+            file.write_text("".join(f"{line}\n" for line in servers))
+        except OSError as error:
+            raise SetupError(f"can't write {file}: {error.strerror}") from error
+        # The image is read-only.
+        await self._mounts.add(Storage("bind", str(file), "", (), str(self._resolv_conf)))
+
+    def container(self, container_id: str) -> Container:
+        """Raises NotFoundError."""
+        try:
+            return self._containers[container_id]
+        except KeyError:
+            raise NotFoundError(f"there is no container {check_id(container_id, 'container id')}") from None
+
+    async def create_container(
+        self, container_id: str, spec: Spec, storages: Sequence[Storage], ports: Ports, *, share_pid: bool
+    ) -> None:
+        """Make it up to the point where StartContainer lets its command run."""
+        check_id(container_id, "container id")
+        if not self.id or self._destroying.is_set():
+            raise PreconditionError("there is no sandbox: call CreateSandbox first")
+        if container_id in self._containers:
+            raise AlreadyExistsError(f"container {container_id} already exists")
+        if len(self._containers) >= MAX_CONTAINERS:
+            raise ResourceError(f"this sandbox has {MAX_CONTAINERS} containers already")
+        shared = dict(self._namespaces.paths)
+        share_pid = share_pid and self._namespaces.pid_shared
+        if not share_pid:
+            shared.pop("pid", None)
+        container = Container(container_id, self._tools, Mounts())
+        # Before the first await, so that the id is taken.
+        self._containers[container_id] = container
+        try:
+            guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
+            for storage in storages:
+                await container.mounts.add(storage)
+            await container.create(spec, ports)
+            if share_pid and "pid" not in shared:
+                self._namespaces.adopt_pid(container.init.pid)
+        except BaseException:
+            await asyncio.shield(self._discard(container))
+            raise
+        container.cgroup.watch_memory(lambda: self._report_oom(container_id))
+
+    async def _discard(self, container: Container) -> None:
+        with suppress(PreconditionError):
+            if container.init.pid:
+                await container.remove(DESTROY_WITHIN)
+        await container.mounts.clear()
+        self._containers.pop(container.id, None)
+
+    async def remove_container(self, container_id: str, timeout: float) -> None:
+        container = self.container(container_id)
+        await container.remove(timeout)
+        self._containers.pop(container_id, None)
+
+    @property
+    def reaper(self) -> Reaper:
+        return self._tools.reaper
+
+    async def next_oom(self) -> str:
+        """The id of the next container in which the kernel killed something for memory.
+
+        Raises PreconditionError when the sandbox ends instead.
+        """
+        waiting, ending = asyncio.create_task(self._oom.get()), asyncio.create_task(self._destroying.wait())
+        try:
+            await asyncio.wait({waiting, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if self._destroying.is_set():
+                raise PreconditionError("the sandbox is being destroyed")
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            ending.cancel()
+
+    def _report_oom(self, container_id: str) -> None:
+        with suppress(asyncio.QueueFull):
+            self._oom.put_nowait(container_id)
+
+    async def destroy(self) -> None:
+        """End every process. What can't be ended in time is left to the power switch."""
+        self._destroying.set()
+        with _trace.span("destroy_containers", containers=len(self._containers)):
+            containers = list(self._containers.values())
+            for container in containers:
+                container.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DESTROY_WITHIN):
+                    await asyncio.gather(*(container.ended() for container in containers), return_exceptions=True)
+                    await asyncio.gather(*(container.flush(FLUSH_WITHIN) for container in containers))
+
+    async def close(self) -> None:
+        """Undo everything on a machine that goes on living (tests)."""
+        for container in list(self._containers.values()):
+            with suppress(Exception):
+                await container.remove(DESTROY_WITHIN)
+        self._containers.clear()
+        await self._mounts.clear()
+        self._namespaces.close()
+        with suppress(OSError):
+            (self._tools.cgroups / self._tools.parent.strip("/")).rmdir()

@@ -1,0 +1,91 @@
+"""The OCI specification as it comes from the host, and as this guest needs it. Pure: no I/O.
+
+Fields: OCI runtime specification 1.0, config.md and config-linux.md.
+"""
+
+import json
+import re
+from typing import Any, Final
+
+from kata_agent.errors import InvalidError
+
+__all__ = ["GUEST_NAMESPACES", "Spec", "check_id", "guest_spec", "parse", "process_of"]
+
+Spec = dict[str, Any]
+
+MAX_ID: Final = 128
+MAX_SPEC: Final = 1 << 20
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+# A container has the guest's network: isolation is the VM's, devices and addresses are set there.
+GUEST_NAMESPACES: Final = frozenset({"network"})
+
+
+def check_id(value: str, what: str) -> str:
+    """`value`, which is safe as a file name. Raises InvalidError."""
+    if not _ID.match(value) or len(value) > MAX_ID:
+        shown = value if len(value) <= 40 else value[:40] + "…"
+        raise InvalidError(
+            f"{what} {shown!r} is not valid: 1 to {MAX_ID} letters, digits, '_', '.' or '-', "
+            "the first a letter or digit"
+        )
+    return value
+
+
+def parse(data: bytes, what: str) -> Spec:
+    """The JSON object in `data`. Raises InvalidError."""
+    if len(data) > MAX_SPEC:
+        raise InvalidError(f"{what} has {len(data)} bytes, more than {MAX_SPEC}")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidError(f"{what} is not a JSON object")
+    return value
+
+
+def process_of(spec: Spec, what: str) -> Spec:
+    """Check what this agent itself relies on in an OCI process. Raises InvalidError."""
+    args = spec.get("args")
+    if not isinstance(args, list) or not args or not all(isinstance(arg, str) for arg in args):
+        raise InvalidError(f"{what} has no args: a list of strings, the command first")
+    if not isinstance(spec.get("cwd", "/"), str):
+        raise InvalidError(f"{what} has a cwd that is no string")
+    spec.setdefault("cwd", "/")
+    spec.setdefault("user", {"uid": 0, "gid": 0})
+    # Nothing in the guest's kernel answers to these; crun would fail on them.
+    spec.pop("apparmorProfile", None)
+    spec.pop("selinuxLabel", None)
+    return spec
+
+
+def guest_spec(spec: Spec, *, cgroup: str, shared: dict[str, str]) -> Spec:
+    """`spec` (changed in place) with the cgroup that is ours and the namespaces that the sandbox shares.
+
+    `shared` maps a namespace's type to the path of the sandbox's. Raises InvalidError.
+    """
+    process = spec.get("process")
+    if not isinstance(process, dict):
+        raise InvalidError("the OCI specification has no process")
+    process_of(process, "process of the OCI specification")
+    root = spec.get("root")
+    if not isinstance(root, dict) or not isinstance(root.get("path"), str) or not root["path"].startswith("/"):
+        raise InvalidError("root.path of the OCI specification is not an absolute path in the guest")
+    linux = spec.setdefault("linux", {})
+    if not isinstance(linux, dict) or not isinstance(linux.get("namespaces", []), list):
+        raise InvalidError("linux of the OCI specification is malformed")
+    linux["cgroupsPath"] = cgroup
+    linux.pop("mountLabel", None)
+    namespaces = []
+    for entry in linux.get("namespaces", []):
+        kind = entry.get("type") if isinstance(entry, dict) else None
+        if not isinstance(kind, str):
+            raise InvalidError("a namespace of the OCI specification has no type")
+        if kind in GUEST_NAMESPACES:
+            continue
+        namespaces.append({"type": kind, "path": shared[kind]} if kind in shared else {"type": kind})
+    linux["namespaces"] = namespaces
+    if "uts" in shared:
+        # The sandbox's UTS namespace has its name already.
+        spec.pop("hostname", None)
+    return spec

@@ -1,0 +1,1 @@
+"""How calls reach the agent: listeners, relay, gRPC, and the one funnel that every call passes."""

@@ -1,0 +1,136 @@
+"""The one way into the agent: every call of every service passes here.
+
+For a call the funnel learns the setting of tracing that the request may carry, opens the span under the caller's (W3C
+metadata), sets the fields of the log, runs the handler and turns what it raises into a status. Handlers know none of
+this. The deadline needs no code: grpc.aio cancels a handler whose caller's time is up or who went away, and everything
+below undoes its work when cancelled.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any, Final
+
+import grpc
+
+from kata_agent.errors import AgentError, PreconditionError
+from kata_agent.server.tracing import Setting, Tracing
+from kata_telemetry.propagation import extract
+from kata_telemetry.span import Kind, Site, Span
+
+__all__ = ["Funnel", "snake_case"]
+
+_trace = Site(package="agent", subsystem="rpc")
+_log = logging.getLogger("kata.agent")
+
+# Long polls, whose spans would say nothing.
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+MAX_DETAILS: Final = 2048
+HOST: Final = "vsock:2:"
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+def snake_case(method: str) -> str:
+    """`CreateContainer` → `create_container`, `GetOOMEvent` → `get_oom_event`: Kata's span names, our methods'
+    names.
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", method).lower()
+
+
+def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
+    """The setting of tracing in a request that carries one."""
+    if "tracing" not in request.DESCRIPTOR.fields_by_name or not request.HasField("tracing"):
+        return None
+    tracing = request.tracing
+    clock = (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None
+    return Setting(tracing.enabled, tracing.traceparent, clock)
+
+
+class Funnel:
+    """Wraps services for grpc.aio."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    def service(self, messages: ModuleType, name: str, handlers: object) -> grpc.GenericRpcHandler:
+        """The service `name` of a protobuf module, served by the methods of `handlers` (names in snake case).
+
+        A method that isn't there answers UNIMPLEMENTED.
+        """
+        table = {}
+        descriptor = messages.DESCRIPTOR.services_by_name[name]
+        for method in descriptor.methods:
+            handler = getattr(handlers, snake_case(method.name), None)
+            if handler is None:
+                continue
+            request = getattr(messages, method.input_type.name).FromString
+            reply = getattr(messages, method.output_type.name).SerializeToString
+            if method.server_streaming:
+                table[method.name] = grpc.unary_stream_rpc_method_handler(
+                    self._streaming(method.name, handler), request, reply
+                )
+            else:
+                table[method.name] = grpc.unary_unary_rpc_method_handler(
+                    self._unary(method.name, handler), request, reply
+                )
+        return grpc.method_handlers_generic_handler(descriptor.full_name, table)
+
+    def _unary(self, method: str, handler: Callable[[Any], Awaitable[Any]]) -> Handler:
+        name = snake_case(method)
+        traced = method not in UNTRACED
+
+        async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
+            try:
+                with self._span(name, request, context) if traced else nullcontext():
+                    return await handler(request)
+            except Exception as error:
+                await self._abort(method, context, error)
+
+        return call
+
+    def _streaming(self, method: str, handler: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any, Any], Any]:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - any message
+            try:
+                async for reply in handler(request):
+                    yield reply
+            except Exception as error:
+                await self._abort(method, context, error)
+
+        return call
+
+    def _span(self, name: str, request: Any, context: Any) -> "Span | nullcontext[None]":  # noqa: ANN401 - any message
+        peer = context.peer()
+        if peer.startswith("vsock:") and not peer.startswith(HOST):
+            raise PreconditionError("only the host may call the agent")
+        tracing = self._tracing
+        since = tracing.clock.now()
+        setting = setting_of(request)
+        if setting:
+            # Before the span, so that CreateSandbox itself is in the trace.
+            tracing.configure(setting, getattr(request, "sandbox_id", ""))
+        if not tracing.enabled:
+            return nullcontext()
+        attributes = {
+            key: value[:128]
+            for key in ("container_id", "exec_id")
+            if isinstance(value := getattr(request, key, None), str) and value
+        }
+        parent = extract(context.invocation_metadata())
+        return tracing.begin(name, parent, since, _trace, Kind.SERVER, **attributes)
+
+    async def _abort(self, method: str, context: Any, error: Exception) -> None:  # noqa: ANN401
+        if isinstance(error, AgentError):
+            status, text = grpc.StatusCode[error.status], str(error)
+            trailing = (("kata-error", error.marker),) if error.marker else ()
+            _log.info("%s: %s", method, text)
+        else:
+            if isinstance(error, asyncio.CancelledError):
+                raise error
+            status, trailing = grpc.StatusCode.INTERNAL, ()
+            text = f"agent: {type(error).__name__}: {error}"
+            _log.error("%s failed", method, exc_info=error)
+        await context.abort(status, text[:MAX_DETAILS], trailing)

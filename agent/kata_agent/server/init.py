@@ -1,0 +1,65 @@
+"""The agent as PID 1: prepares the guest, serves until the sandbox has ended, and says why it ends."""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from typing import Final
+
+from kata_agent.container import guest
+from kata_agent.server.app import Agent
+from kata_agent.server.boot import Boot, kmsg
+from kata_agent.server.listeners import VsockEndpoints
+from kata_telemetry import logs
+
+__all__ = ["main"]
+
+READY: Final = b"kata-agent: ready\n"
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def main(boot: Boot) -> str:
+    """Run to the end; the reason of the end. Raises what nothing can be done about."""
+    boot.mark("imports")
+    guest.prepare()
+    faulthandler.enable()
+    os.environ.setdefault("PATH", PATH)
+    logs.configure("logfmt", "info", sys.stderr, source="agent")
+    boot.mark("mounts")
+    return asyncio.run(_serve(boot))
+
+
+async def _serve(boot: Boot) -> str:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[str] = loop.create_future()
+
+    def stopped(reason: str) -> None:
+        if not stop.done():
+            stop.set_result(reason)
+
+    # Ctrl-Alt-Del comes as SIGINT (syscalls.ctrl_alt_del_as_signal).
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPWR):
+        loop.add_signal_handler(number, stopped, f"signal {signal.Signals(number).name}")
+    async with Agent(VsockEndpoints(), boot=boot) as agent:
+        boot.mark("listen")
+        kmsg("kata: agent ready")
+        _console(READY)
+        destroyed = asyncio.create_task(agent.destroyed())
+        destroyed.add_done_callback(lambda _: stopped("the sandbox was destroyed"))
+        reason = await stop
+        if destroyed.done():
+            # Nothing of the sandbox is left and the host waits for the power: no tidying up.
+            os.sync()
+            from kata_agent.container.syscalls import power_off
+
+            power_off()
+        destroyed.cancel()
+        logging.getLogger("kata.agent").warning("ending: %s", reason)
+    return reason
+
+
+def _console(line: bytes) -> None:
+    # Not sys.stderr: one write, so that no line of the kernel's gets into it.
+    os.write(2, line)

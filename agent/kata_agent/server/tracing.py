@@ -1,0 +1,177 @@
+"""The agent's part of the sandbox's trace: whether there is one, its clock, and spans until the host takes them.
+
+The agent learns by CreateSandbox (or SetTracing) whether spans are wanted. Until then the few that arise are kept; if
+they are not wanted they are dropped and nothing of OpenTelemetry is ever imported.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from kata_agent.errors import InvalidError, PreconditionError
+from kata_telemetry.clock import GuestClock
+from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer
+
+if TYPE_CHECKING:
+    from kata_telemetry.buffer import SpanBuffer
+
+__all__ = ["Setting", "Tracing"]
+
+_trace = Site(package="agent", subsystem="agent")
+
+SERVICE: Final = "kata-agent"
+MAX_EARLY: Final = 256
+MAX_PENDING: Final = 4096
+
+
+class Setting(NamedTuple):
+    """The contract's Tracing, without protobuf."""
+
+    enabled: bool
+    traceparent: str = ""
+    clock: tuple[int, int] | None = None
+
+
+class Tracing:
+    """State of tracing. `boot` is called once, when tracing is first switched on and there is time, to record the
+    boot's spans: with the clock, and a function that records one span (name, start, end, children)."""
+
+    def __init__(self, boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None) -> None:
+        self.clock = GuestClock()
+        self.parent: Span | SpanContext | None = None
+        self._decided = False
+        self._enabled = False
+        self._boot = boot
+        self._root: Span | None = None
+        self._tracer = Tracer(SERVICE, self._sink, clock=self.clock, common={"source": "agent"})
+        self._pending: deque[Span] = deque(maxlen=MAX_PENDING)
+        self._dropped = 0
+        self._buffer: SpanBuffer | None = None
+        # Set when encoding may cost time: a first process runs, or the end has come.
+        self._leisure = asyncio.Event()
+        self._closed = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether spans are kept: known to be wanted, or not known yet."""
+        return self._enabled or not self._decided
+
+    def configure(self, setting: Setting, sandbox_id: str = "", since: int = 0) -> None:
+        """Do what the host says. `since` (local ns) is when it said so. Raises InvalidError."""
+        parent = SpanContext.from_traceparent(setting.traceparent) if setting.traceparent else None
+        if setting.traceparent and parent is None:
+            raise InvalidError(f"traceparent {setting.traceparent[:80]!r} is not valid W3C trace context")
+        if setting.clock:
+            self.clock.set_offset(*setting.clock)
+        if sandbox_id:
+            self._tracer.common["sandbox_id"] = sandbox_id
+            for span in self._pending:
+                span.attributes.setdefault("sandbox_id", sandbox_id)
+        self._decided = True
+        if not setting.enabled:
+            self._enabled = False
+            self._pending.clear()
+            if self._buffer is not None:
+                self._buffer.disable()
+            return
+        self._enabled = True
+        if self._buffer is not None:
+            self._buffer.enable()
+        if parent:
+            self.parent = parent
+        elif self._root is None:
+            # Nobody traces but us: the trace is ours, from the kernel's first moment (CLOCK_MONOTONIC 0) on.
+            self._root = self.parent = _trace.root(self._tracer, "rootSpan", start=1)
+            self._adopt_early(self._root)
+
+    def _adopt_early(self, root: Span) -> None:
+        for span in self._pending:
+            if not span.parent_id:
+                span.context = span.context._replace(trace_id=root.context.trace_id)
+                span.parent_id = root.context.span_id
+
+    def begin(
+        self, name: str, parent: SpanContext | None, since: int, site: Site, kind: Kind, **attributes: str
+    ) -> Span:
+        """A span for a call: under the caller's, else under the agent's parent."""
+        return site.root(self._tracer, name, parent=parent or self._context(), start=since, kind=kind, **attributes)
+
+    def to_host(self, local_ns: int) -> int:
+        """Host time (ns) of a CLOCK_MONOTONIC reading; until the runtime has told the offset, by the guest's own
+        clock.
+        """
+        if self.clock.known:
+            return self.clock.to_host(local_ns)
+        return local_ns + time.time_ns() - time.monotonic_ns()
+
+    def set_offset(self, offset_ns: int, bound_ns: int) -> None:
+        """A new reading of the clock's offset to the host."""
+        self.clock.set_offset(offset_ns, bound_ns)
+
+    def _context(self) -> SpanContext | None:
+        return self.parent.context if isinstance(self.parent, Span) else self.parent
+
+    def first_started(self) -> None:
+        """A first process runs: from now on tracing may cost time."""
+        self._leisure.set()
+
+    def _sink(self, span: Span) -> None:
+        if not self.enabled:
+            return
+        if self._buffer is not None:
+            self._buffer.sink(span)
+            return
+        if len(self._pending) == MAX_PENDING:
+            self._dropped += 1
+        self._pending.append(span)
+
+    async def stream(self) -> AsyncIterator[tuple[bytes, int]]:
+        """Batches (OTLP, dropped spans) until `close`. Raises PreconditionError for a second caller at a time."""
+        await self._leisure.wait()
+        if not self._enabled:
+            return
+        if self._buffer is None:
+            self._make_buffer()
+        assert self._buffer
+        try:
+            async for batch in self._buffer.drain():
+                yield batch.otlp, batch.dropped + self._dropped
+                self._dropped = 0
+        except RuntimeError as error:
+            raise PreconditionError(str(error)) from error
+
+    def _make_buffer(self) -> None:
+        from kata_telemetry.buffer import SpanBuffer
+
+        if self._boot and self.parent is not None:
+            self._boot(self, self.parent)
+            self._boot = None
+        buffer = SpanBuffer()
+        buffer.enable()
+        buffer.begin()
+        while self._pending:
+            buffer.sink(self._pending.popleft())
+        self._buffer = buffer
+        if self._closed:
+            buffer.close()
+
+    def record(self, name: str, start: int, end: int, parent: Span | SpanContext, **attributes: str | int) -> Span:
+        """A span that is already over; local ns."""
+        span = self._tracer.start(
+            name, parent=parent, start=max(start, 1), attributes={"package": "agent", "subsystem": "boot", **attributes}
+        )
+        span.finish(at=end)
+        return span
+
+    def close(self) -> None:
+        """No more spans: `stream` ends after the last one."""
+        if self._closed:
+            return
+        if self._root:
+            self._root.finish()
+        self._closed = True
+        if self._buffer is not None:
+            self._buffer.close()
+        self._leisure.set()

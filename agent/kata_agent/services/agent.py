@@ -1,0 +1,173 @@
+"""grpc.AgentService of the contract. Handlers translate between messages and the container room, nothing else."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Protocol
+
+from kata_agent.container import guest
+from kata_agent.container.mounts import DRIVERS, Storage
+from kata_agent.container.process import Ports
+from kata_agent.container.sandbox import Module, Sandbox
+from kata_agent.container.spec import check_id, parse, process_of
+from kata_agent.services.health import VERSION
+from kata_protos import agent_pb2 as pb
+
+__all__ = ["AgentService", "Tracer"]
+
+
+class Tracer(Protocol):
+    """What the service needs of server.tracing; the room above can't be imported."""
+
+    def to_host(self, local_ns: int) -> int:
+        """Host time (ns) of a CLOCK_MONOTONIC reading."""
+        ...
+
+    def set_offset(self, offset_ns: int, bound_ns: int) -> None: ...
+
+    def first_started(self) -> None:
+        """A first process runs: tracing may cost time now."""
+        ...
+
+    def stream(self) -> AsyncIterator[tuple[bytes, int]]:
+        """Batches of ended spans, and how many were dropped, until the end."""
+        ...
+
+
+def _storages(messages: Iterable[pb.Storage]) -> list[Storage]:
+    return [Storage(m.driver, m.source, m.fstype, list(m.options), m.mount_point) for m in messages]
+
+
+def _ports(message: pb.StdioPorts) -> Ports:
+    return Ports(message.stdin_port, message.stdout_port, message.stderr_port)
+
+
+class AgentService:
+    """One method for each call; errors are those of kata_agent.errors. `on_destroyed` is called once, when the sandbox
+    has ended and the answer is about to leave."""
+
+    def __init__(self, sandbox: Sandbox, tracer: Tracer, on_destroyed: Callable[[], None]) -> None:
+        self._sandbox = sandbox
+        self._tracer = tracer
+        self._on_destroyed = on_destroyed
+
+    async def create_sandbox(self, request: pb.CreateSandboxRequest) -> pb.Empty:
+        await self._sandbox.create(
+            request.sandbox_id,
+            hostname=request.hostname,
+            dns=list(request.dns),
+            storages=_storages(request.storages),
+            modules=[Module(m.name, list(m.parameters)) for m in request.kernel_modules],
+            share_pid=request.sandbox_pidns,
+        )
+        return pb.Empty()
+
+    async def destroy_sandbox(self, _: pb.DestroySandboxRequest) -> pb.Empty:
+        await self._sandbox.destroy()
+        self._on_destroyed()
+        return pb.Empty()
+
+    async def create_container(self, request: pb.CreateContainerRequest) -> pb.Empty:
+        await self._sandbox.create_container(
+            request.container_id,
+            parse(request.oci, "the OCI specification"),
+            _storages(request.storages),
+            _ports(request.stdio),
+            share_pid=request.sandbox_pidns,
+        )
+        return pb.Empty()
+
+    async def start_container(self, request: pb.StartContainerRequest) -> pb.Empty:
+        await self._sandbox.container(request.container_id).start()
+        self._tracer.first_started()
+        return pb.Empty()
+
+    async def remove_container(self, request: pb.RemoveContainerRequest) -> pb.Empty:
+        await self._sandbox.remove_container(request.container_id, request.timeout)
+        return pb.Empty()
+
+    async def stats_container(self, request: pb.StatsContainerRequest) -> pb.StatsContainerResponse:
+        return pb.StatsContainerResponse(files=self._sandbox.container(request.container_id).cgroup.stats())
+
+    async def pause_container(self, request: pb.PauseContainerRequest) -> pb.Empty:
+        await self._sandbox.container(request.container_id).pause()
+        return pb.Empty()
+
+    async def resume_container(self, request: pb.ResumeContainerRequest) -> pb.Empty:
+        await self._sandbox.container(request.container_id).resume()
+        return pb.Empty()
+
+    async def update_container(self, request: pb.UpdateContainerRequest) -> pb.Empty:
+        container = self._sandbox.container(request.container_id)
+        await container.update(parse(request.resources, "resources"))
+        return pb.Empty()
+
+    async def exec_process(self, request: pb.ExecProcessRequest) -> pb.Empty:
+        container = self._sandbox.container(request.container_id)
+        check_id(request.exec_id, "exec id")
+        process = process_of(parse(request.process, "process"), "process")
+        await container.exec(request.exec_id, process, _ports(request.stdio))
+        return pb.Empty()
+
+    async def signal_process(self, request: pb.SignalProcessRequest) -> pb.Empty:
+        container = self._sandbox.container(request.container_id)
+        if request.all:
+            container.signal_all(request.signal)
+        else:
+            container.process(request.exec_id).signal(request.signal)
+        return pb.Empty()
+
+    async def wait_process(self, request: pb.WaitProcessRequest) -> pb.WaitProcessResponse:
+        process = self._sandbox.container(request.container_id).process(request.exec_id)
+        exit = await process.wait()  # noqa: A001 - it is what it is
+        return pb.WaitProcessResponse(
+            status=exit.status, exited_at_ns=self._tracer.to_host(exit.ended_ns), oom_killed=exit.oom_killed
+        )
+
+    async def list_processes(self, request: pb.ListProcessesRequest) -> pb.ListProcessesResponse:
+        return pb.ListProcessesResponse(pids=self._sandbox.container(request.container_id).cgroup.pids())
+
+    async def close_stdin(self, request: pb.CloseStdinRequest) -> pb.Empty:
+        self._sandbox.container(request.container_id).process(request.exec_id).close_stdin()
+        return pb.Empty()
+
+    async def tty_win_resize(self, request: pb.TtyWinResizeRequest) -> pb.Empty:
+        process = self._sandbox.container(request.container_id).process(request.exec_id)
+        process.resize(request.row, request.column)
+        return pb.Empty()
+
+    async def get_guest_details(self, _: pb.GuestDetailsRequest) -> pb.GuestDetailsResponse:
+        details = await guest.details(self._sandbox.reaper)
+        return pb.GuestDetailsResponse(
+            mem_total_bytes=details.memory,
+            cpus_online=details.cpus,
+            kernel=details.kernel,
+            agent_details=pb.AgentDetails(
+                version=VERSION,
+                init_daemon=details.init,
+                storage_handlers=DRIVERS,
+                supports_seccomp=details.seccomp,
+                python=details.python,
+                crun=details.crun,
+            ),
+        )
+
+    async def set_guest_date_time(self, request: pb.SetGuestDateTimeRequest) -> pb.Empty:
+        if request.Sec or request.Usec:
+            guest.set_time(request.Sec * 1_000_000_000 + request.Usec * 1000)
+        if request.HasField("clock"):
+            self._tracer.set_offset(request.clock.offset_ns, request.clock.bound_ns)
+        return pb.Empty()
+
+    async def reseed_random_dev(self, request: pb.ReseedRandomDevRequest) -> pb.Empty:
+        guest.reseed(request.data)
+        return pb.Empty()
+
+    async def get_oom_event(self, _: pb.GetOOMEventRequest) -> pb.OOMEvent:
+        return pb.OOMEvent(container_id=await self._sandbox.next_oom())
+
+    async def set_tracing(self, _: pb.SetTracingRequest) -> pb.Empty:
+        # The funnel has already seen to it: it reads the setting of any request before it opens the span.
+        return pb.Empty()
+
+    async def stream_spans(self, _: pb.StreamSpansRequest) -> AsyncIterator[pb.SpanBatch]:
+        async for otlp, dropped in self._tracer.stream():
+            yield pb.SpanBatch(otlp=otlp, dropped=dropped)

@@ -1,0 +1,123 @@
+"""OCI bundles: a directory with config.json and a root filesystem, made by somebody else."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kata_runtime.errors import RootfsError
+from kata_runtime.oci.spec import Spec
+
+__all__ = ["Bundle", "read_bundle"]
+
+# The agent's own limit for a specification.
+_MAX_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose `spec` has, where present, the types that `for_guest` relies on; `rootfs` is on the host."""
+
+    directory: Path
+    rootfs: Path
+    spec: Spec
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Read and check a bundle.
+
+    Raises:
+        RootfsError: it is no bundle, or its config.json can't be used; the message names the field.
+    """
+    path = directory / "config.json"
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_CONFIG + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "an OCI bundle is a directory with config.json in it; for a plain root filesystem use --rootfs"
+        raise RootfsError(f"{directory} is not an OCI bundle: there is no {path}", hint=hint) from None
+    except OSError as error:
+        raise RootfsError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > _MAX_CONFIG:
+        raise RootfsError(f"{path} is longer than {_MAX_CONFIG} bytes")
+    try:
+        spec = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RootfsError(f"{path} is not JSON: {error}") from error
+    if problem := _problem(spec, _CONFIG, ""):
+        hint = "the OCI runtime specification says how it is written"
+        raise RootfsError(f"{path}: {problem}", hint=hint)
+    rootfs = directory.absolute() / spec["root"]["path"]
+    if not rootfs.is_dir():
+        raise RootfsError(f"{path}: root.path: {rootfs} is not a directory")
+    return Bundle(directory.absolute(), rootfs, spec)
+
+
+class _Absolute(str):
+    """Stands for an absolute path in a shape."""
+
+    __slots__ = ()
+
+
+# What a shape is: a type; a list of one shape; a mapping of keys to shapes, those that must be there marked with "!".
+_Shape = type | list[Any] | Mapping[str, Any]
+_PROCESS: _Shape = {
+    "args!": [str],
+    "cwd!": _Absolute,
+    "env": [str],
+    "terminal": bool,
+    "user": {"uid": int, "gid": int, "additionalGids": [int]},
+    "rlimits": [{"type!": str, "soft!": int, "hard!": int}],
+    "capabilities": dict,
+}
+_LINUX: _Shape = {
+    "namespaces": [{"type!": str, "path": str}],
+    "devices": [{"path!": str, "type!": str}],
+    "resources": dict,
+    "seccomp": dict,
+    "sysctl": dict,
+    "maskedPaths": [str],
+    "readonlyPaths": [str],
+}
+_CONFIG: _Shape = {
+    "process!": _PROCESS,
+    "root!": {"path!": str, "readonly": bool},
+    "mounts": [{"destination!": _Absolute, "type": str, "source": str, "options": [str]}],
+    "linux": _LINUX,
+    "hostname": str,
+    "hooks": dict,
+}
+_NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", _Absolute: "an absolute path"}
+
+
+def _problem(value: object, shape: _Shape, where: str) -> str:
+    """What is wrong with `value`, the first thing found; empty if nothing."""
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where}: expected a list"
+        if where == "process.args" and not value:
+            return f"{where}: there is no command"
+        found = (_problem(member, shape[0], f"{where}[{index}]") for index, member in enumerate(value))
+    elif isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return f"{where or 'the whole'}: expected an object"
+        found = (_member_problem(value, key, inner, where) for key, inner in shape.items())
+    else:
+        return "" if _is(value, shape) else f"{where}: expected {_NAMES[shape]}"
+    return next(filter(None, found), "")
+
+
+def _member_problem(value: Mapping[str, Any], key: str, shape: _Shape, where: str) -> str:
+    name = key.rstrip("!")
+    path = f"{where}.{name}" if where else name
+    # Go's encoders write null for what is empty.
+    if value.get(name) is None:
+        return f"{path}: is missing" if key.endswith("!") else ""
+    return _problem(value[name], shape, path)
+
+
+def _is(value: object, kind: type) -> bool:
+    if kind is _Absolute:
+        return isinstance(value, str) and value.startswith("/")
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

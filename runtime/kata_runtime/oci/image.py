@@ -1,0 +1,322 @@
+"""Container images (OCI layout, OCI archive, docker archive) as root filesystems.
+
+skopeo reads and verifies whatever form the image has, umoci unpacks it safely; here is only what they don't do. An
+unpacked image is kept under its digest, so that a second run starts at once:
+
+    <cache>/<digest>/rootfs, image.json   an image, complete: it was renamed into place
+    <cache>/sources/<hash>.json           which digest a file had when it looked as `stat` says
+    <cache>/.new-*                        one being made; its maker holds a lock on it
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import lzma
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kata_runtime import process
+from kata_runtime.errors import ImageError, ProcessError
+from kata_telemetry.span import Site
+
+__all__ = ["CACHE", "Image", "ImageConfig", "unpack"]
+
+_trace = Site(package="runtime", subsystem="image")
+
+CACHE = Path("/var/cache/kata-containers/images")
+_TIMEOUT = 600.0  # seconds; for one tool on one image
+_MAX_JSON = 4 << 20  # containerd's and docker's limit for manifests
+# What reading a hostile archive or index may raise.
+_UNREADABLE = (OSError, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, TypeError, AttributeError)
+_LAYOUT_MARK, _DOCKER_MARK, _INDEX = "oci-layout", "manifest.json", "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """What an image says about its containers (OCI image specification, config.md)."""
+
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+
+    def args(self, argv: Sequence[str]) -> tuple[str, ...]:
+        """The command line: a user's `argv` replaces Cmd and is given to the Entrypoint, as docker does.
+
+        Raises:
+            ImageError: neither image nor user names a command.
+        """
+        args = self.entrypoint + (tuple(argv) or self.cmd)
+        if not args:
+            raise ImageError("the image names no command", hint="give one: -- COMMAND [ARG…]")
+        return args
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An unpacked image. `rootfs` is shared by all its containers: put a writable layer above it."""
+
+    digest: str
+    rootfs: Path
+    config: ImageConfig
+
+
+async def unpack(image: str, cache: Path = CACHE) -> Image:
+    """The image at `image`, `PATH[:TAG]` of an OCI layout directory, an OCI archive or a docker archive (root only).
+
+    Unpacked once and then taken from `cache`.
+
+    Raises:
+        ImageError: it is none of these, has no such tag, or can't be unpacked.
+        HostError: skopeo or umoci is missing.
+    """
+    with _trace.span("unpackImage") as span:
+        source = _Source.find(image)
+        try:
+            kept = _remembered(cache, source)
+            span.set(cached=kept is not None)
+            return kept or await _unpack(source, cache)
+        except OSError as error:
+            hint = "make room on the disk" if error.errno == errno.ENOSPC else ""
+            raise ImageError(f"{image} can't be unpacked: {error}", hint=hint) from error
+
+
+# --- what the user named --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An image's place: skopeo's name of the form it has, its path, and the tag or name in it (may be empty)."""
+
+    transport: str
+    path: Path
+    reference: str
+
+    @classmethod
+    def find(cls, image: str) -> "_Source":
+        path, reference = _split(image)
+        try:
+            transport, references = _kind(path)
+        except _UNREADABLE as error:
+            raise ImageError(f"{path} can't be read as a container image: {error}") from error
+        if not transport:
+            raise ImageError(
+                f"{path} is not a container image: neither an OCI layout nor an OCI or docker archive",
+                hint="make one: skopeo copy docker://IMAGE oci-archive:FILE; for a root filesystem use --rootfs",
+            )
+        return cls(transport, path, _choose(path, reference, references))
+
+    def state(self) -> list[int]:
+        """What changes whenever the image does."""
+        status = (self.path / _INDEX if self.path.is_dir() else self.path).stat()
+        return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
+
+
+def _split(image: str) -> tuple[Path, str]:
+    """Path and reference: the longest part that ends before a colon, or at the end, and exists."""
+    ends = [len(image), *(index for index in range(len(image) - 1, 0, -1) if image[index] == ":")]
+    for end in ends:
+        if image[:end] and Path(image[:end]).exists():
+            return Path(image[:end]).absolute(), image[end + 1 :]
+    raise ImageError(f"{image}: there is no such file or directory", hint="--image takes PATH or PATH:TAG")
+
+
+def _choose(path: Path, wanted: str, references: Sequence[str]) -> str:
+    """The one of `references` that `wanted` means: whole, without its registry, or by its tag alone."""
+    meant = [name for name in references if name == wanted] or [
+        name for name in references if not wanted or name.endswith((f"/{wanted}", f":{wanted}"))
+    ]
+    shown = ", ".join(sorted(references)) or "none has a name"
+    if wanted and not meant:
+        raise ImageError(f"{path} has no image {wanted!r}", hint=f"its images are: {shown}")
+    if len(meant) > 1:
+        raise ImageError(f"{path} has several images", hint=f"append one of these after a colon: {shown}")
+    return meant[0] if meant else ""
+
+
+def _kind(path: Path) -> tuple[str, list[str]]:
+    """skopeo's transport for what is at `path` (empty: none) and the references in it."""
+    if path.is_dir():
+        if not (path / _LAYOUT_MARK).is_file():
+            return "", []
+        return "oci", _oci_references(_json((path / _INDEX).read_bytes()))
+    found: dict[str, Any] = {}
+    if not tarfile.is_tarfile(path):
+        return "", []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = member.name.removeprefix("./")
+            if name in (_DOCKER_MARK, _INDEX, _LAYOUT_MARK) and member.isfile() and member.size <= _MAX_JSON:
+                content = archive.extractfile(member)
+                found[name] = _json(content.read()) if content else None
+    # Docker 25 and later write both, and only manifest.json has the names that its users know.
+    if _DOCKER_MARK in found:
+        manifests = found[_DOCKER_MARK] if isinstance(found[_DOCKER_MARK], list) else []
+        tags = [tag for manifest in manifests if isinstance(manifest, dict) for tag in manifest.get("RepoTags") or ()]
+        return "docker-archive", [tag for tag in tags if isinstance(tag, str)]
+    if _LAYOUT_MARK in found and _INDEX in found:
+        return "oci-archive", _oci_references(found[_INDEX])
+    return "", []
+
+
+def _oci_references(index: Any) -> list[str]:  # noqa: ANN401 -- JSON of unknown shape
+    manifests = index.get("manifests") if isinstance(index, dict) else None
+    names = (
+        (entry.get("annotations") or {}).get("org.opencontainers.image.ref.name")
+        for entry in manifests or ()
+        if isinstance(entry, dict)
+    )
+    return [name for name in names if isinstance(name, str)]
+
+
+def _json(content: bytes) -> Any:  # noqa: ANN401 -- JSON of unknown shape
+    if len(content) > _MAX_JSON:
+        raise ValueError(f"its index is longer than {_MAX_JSON} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("its index is nested too deeply") from None
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+def _remembered(cache: Path, source: _Source) -> Image | None:
+    # Root's alone: images bring setuid programs and device nodes of their own.
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        noted = json.loads(_note(cache, source).read_bytes())
+        if noted["state"] != source.state():
+            return None
+        return _load(cache, noted["digest"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note(cache: Path, source: _Source) -> Path:
+    key = hashlib.sha256(os.fsencode(f"{source.path}\0{source.reference}")).hexdigest()
+    return cache / "sources" / f"{key}.json"
+
+
+def _load(cache: Path, digest: str) -> Image:
+    kept = json.loads((cache / digest / "image.json").read_bytes())
+    config: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+    return Image(digest, cache / digest / "rootfs", ImageConfig(**config))
+
+
+async def _unpack(source: _Source, cache: Path) -> Image:
+    state = source.state()
+    with _workplace(cache) as work:
+        # A name without a colon, which would separate path and reference.
+        (work / "source").symlink_to(source.path)
+        reference = f":{source.reference}" if source.reference else ""
+        skopeo = [process.find_program("skopeo", package="skopeo"), "--insecure-policy", f"--tmpdir={work}"]
+        layout = work / "layout"
+        await _tool(source, [*skopeo, "copy", f"{source.transport}:{work}/source{reference}", f"oci:{layout}:image"])
+        digest, config = _read_layout(source, layout)
+        with suppress(FileNotFoundError):
+            image = _load(cache, digest)
+            _remember(cache, source, state, digest)
+            return image
+        umoci = process.find_program("umoci", package="umoci")
+        await _tool(source, [umoci, "unpack", "--image", f"{layout}:image", str(work / "bundle")])
+        done = work / "done"
+        done.mkdir()
+        (work / "bundle" / "rootfs").rename(done / "rootfs")
+        (done / "image.json").write_text(json.dumps(asdict(config)))
+        try:
+            done.rename(cache / digest)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another run was faster
+                raise
+    _remember(cache, source, state, digest)
+    return _load(cache, digest)
+
+
+async def _tool(source: _Source, argv: list[str]) -> None:
+    try:
+        await process.run(argv, timeout=_TIMEOUT)
+    except ProcessError as error:
+        raise ImageError(f"{source.path} can't be used as a container image: {error}") from error
+
+
+def _remember(cache: Path, source: _Source, state: list[int], digest: str) -> None:
+    note = _note(cache, source)
+    note.parent.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as file:
+        json.dump({"state": state, "digest": digest}, file)
+    Path(file.name).replace(note)
+
+
+@contextmanager
+def _workplace(cache: Path) -> Iterator[Path]:
+    """A directory for one unpacking, removed afterwards; those of killed processes, too."""
+    for left in cache.glob(".new-*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left)
+    work = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
+    with _locked(work):
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock. Raises BlockingIOError where somebody else holds it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- the image's own words ------------------------------------------------------------------------------------------
+
+
+def _read_layout(source: _Source, layout: Path) -> tuple[str, ImageConfig]:
+    """Digest of the one manifest in a layout that skopeo wrote, and the image's configuration."""
+    try:
+        [descriptor] = _json((layout / _INDEX).read_bytes())["manifests"]
+        digest = descriptor["digest"].removeprefix("sha256:")
+        manifest = _blob(layout, digest)
+        config = _blob(layout, manifest["config"]["digest"].removeprefix("sha256:")).get("config") or {}
+        return digest, ImageConfig(
+            env=_strings(config.get("Env")),
+            entrypoint=_strings(config.get("Entrypoint")),
+            cmd=_strings(config.get("Cmd")),
+            cwd=str(config.get("WorkingDir") or "/"),
+            user=str(config.get("User") or ""),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ImageError(f"{source.path}: its manifest or configuration can't be read: {error}") from error
+
+
+def _blob(layout: Path, digest: str) -> dict[str, Any]:
+    # Of hexadecimal digits only: it becomes a path, here and in the cache.
+    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest")
+    content = _json((layout / "blobs/sha256" / digest).read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError(f"{digest} is not an object")
+    return content
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"expected a list of strings, got {value!r:.80}")
+    return tuple(value)

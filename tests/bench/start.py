@@ -1,0 +1,138 @@
+"""How long from a command to the first output of a workload, beside a bare boot of the same kernel.
+
+`nox -s bench` runs it. All contestants take turns in one run, because these machines are shared and noisy; what counts
+is the ratio of medians to the bare boot, absolute times are only printed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_runtime.hypervisor import accelerator
+from kata_runtime.hypervisor.argv import to_argv
+from kata_runtime.hypervisor.spec import VmSpec
+from kata_runtime.image import DEFAULT_OUTPUT, Artifacts, cpio
+from kata_runtime.process import find_program
+
+__all__ = ["main"]
+
+_MARK = b"first output"
+_TIMEOUT = 120
+_BARE, _COLD, _TRACED = "bare boot to a static init", "kata-runtime run", "kata-runtime run --trace"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`measure()` runs one round and returns seconds."""
+
+    name: str
+    measure: Callable[[], float]
+
+
+def main() -> int:
+    """Print a table and write it as JSON; the exit code says whether the limit was broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--limit", type=float, default=2.0, help="highest ratio of a cold start to a bare boot")
+    parser.add_argument("--output", type=Path, default=Path("artifacts/bench-start.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
+        contestants = [
+            Contestant(_BARE, _bare_boot(Path(scratch))),
+            Contestant(_COLD, lambda: _first_output([])),
+            Contestant(_TRACED, lambda: _first_output(["--trace"])),
+        ]
+        for contestant in contestants:
+            contestant.measure()  # warms the page cache
+        samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+        for number in range(options.rounds):
+            for contestant in contestants:
+                samples[contestant.name].append(contestant.measure())
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  ratio")
+    for name, values in samples.items():
+        ratio = medians[name] / medians[_BARE]
+        print(f"{name:28} {medians[name]:7.3f}s {min(values):7.3f}s {max(values):7.3f}s  {ratio:.2f}")
+    cold = medians[_COLD] / medians[_BARE]
+    print(f"cold start is {cold:.2f} times the bare boot (limit {options.limit:g})")
+    print(f"tracing on both sides adds {100 * (medians[_TRACED] / medians[_COLD] - 1):+.1f} %")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"seconds": samples, "medians": medians}, indent=1))
+    return 0 if cold <= options.limit else 1
+
+
+def _bare_boot(scratch: Path) -> Callable[[], float]:
+    """QEMU with the same kernel, machine and parameters as a sandbox's, without its devices."""
+    artifacts = Artifacts.at(DEFAULT_OUTPUT)
+    busybox = (artifacts.default_rootfs / "bin/busybox").resolve()
+    initrd = scratch / "initrd"
+    script = f"#!/bin/busybox sh\necho {_MARK.decode()}\nexec /bin/busybox poweroff -f\n"
+    entries = [
+        *(cpio.directory(name) for name in ("bin", "dev")),
+        cpio.device("dev/console", 5, 1),
+        cpio.file("bin/busybox", busybox.read_bytes(), 0o755),
+        cpio.file("init", script.encode(), 0o755),
+    ]
+    initrd.write_bytes(cpio.archive(entries))
+    accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
+    spec = VmSpec(
+        name="bench",
+        program=find_program("qemu-system-x86_64", package="qemu-system-x86"),
+        accelerator=accel,
+        kernel=artifacts.kernel,
+        initrd=initrd,
+        image=artifacts.image,
+        kernel_params="",
+        memory=2048,
+        vcpus=1,
+        seccomp="",
+        cpu_features="pmu=off",
+    )
+    argv = [*_without_devices(to_argv(spec)), "-serial", "stdio"]
+    return lambda: _time_to_mark(argv)
+
+
+def _without_devices(argv: list[str]) -> list[str]:
+    """Only what makes the machine: no disks, no monitors, no ports."""
+    dropped = {"-drive", "-device", "-chardev", "-mon", "-serial"}
+    words, kept = iter(argv), []
+    for word in words:
+        if word in dropped:
+            next(words)
+        else:
+            kept.append(word)
+    return kept
+
+
+def _first_output(options: list[str]) -> float:
+    runtime = Path(sys.executable).with_name("kata-runtime")
+    return _time_to_mark([str(runtime), "run", *options, "--", "echo", _MARK.decode()])
+
+
+def _time_to_mark(argv: list[str]) -> float:
+    """Seconds from exec until the mark is in the output; the process then ends by itself."""
+    begin = time.monotonic()
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        assert child.stdout is not None
+        seen, elapsed = b"", 0.0
+        while chunk := os.read(child.stdout.fileno(), 4096):
+            seen += chunk
+            if not elapsed and _MARK in seen:
+                elapsed = time.monotonic() - begin
+        if not elapsed:
+            raise SystemExit(f"{argv[0]} ended without output:\n{seen.decode(errors='replace')}")
+        child.wait(_TIMEOUT)
+    return elapsed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,411 @@
+"""The agent as the runtime sees it: server and client in one process, over unix sockets, with the real crun where
+root is.
+"""
+
+import asyncio
+import hashlib
+import os
+import struct
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from kata_protos import agent_pb2 as pb
+from support.agent import AgentClient, agent_client, real_crun_reason
+
+pytestmark = pytest.mark.slow  # processes, many of them
+REAL = pytest.mark.skipif(bool(real_crun_reason()), reason=real_crun_reason() or "real crun")
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=REAL)])
+async def agent(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AgentClient]:
+    async with agent_client(tmp_path, real=request.param == "real") as client:
+        yield client
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[AgentClient]:
+    if reason := real_crun_reason():
+        pytest.skip(reason)
+    async with agent_client(tmp_path, real=True) as client:
+        await client.create_sandbox()
+        yield client
+
+
+def code_of(error: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> grpc.StatusCode:
+    return error.value.code()
+
+
+def marker_of(error: pytest.ExceptionInfo[grpc.aio.AioRpcError]) -> str:
+    found = dict(error.value.trailing_metadata() or ())
+    return str(found.get("kata-error", ""))
+
+
+async def test_output_and_exit_status(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdout, stderr = await agent.stdio(), await agent.stdio()
+    await agent.run("c1", "sh", "-c", "echo out; echo err >&2; exit 7", stdout=stdout, stderr=stderr)
+    assert (await agent.wait("c1")).status == 7
+    assert await stdout.read_all() == b"out\n"
+    assert await stderr.read_all() == b"err\n"
+    await agent.remove("c1")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.wait("c1")
+    assert code_of(error) is grpc.StatusCode.NOT_FOUND
+
+
+async def test_nothing_runs_before_start(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdout = await agent.stdio()
+    await agent.create("c1", "echo", "ran", stdout=stdout)
+    waiting = asyncio.create_task(agent.wait("c1"))
+    await agent.health.Check(pb.CheckRequest())
+    assert not waiting.done()
+    await agent.start("c1")
+    assert (await waiting).status == 0
+    assert await stdout.read_all() == b"ran\n"
+    await agent.remove("c1")
+
+
+async def test_stdin_to_its_end(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdin, stdout = await agent.stdio(), await agent.stdio()
+    await agent.run("c1", "cat", stdin=stdin, stdout=stdout)
+    data = bytes(range(256)) * 8192
+
+    async def feed() -> None:
+        await stdin.send(data)
+        stdin.half_close()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(feed())
+        echoed = group.create_task(stdout.read_all())
+    assert hashlib.sha256(echoed.result()).digest() == hashlib.sha256(data).digest()
+    assert (await agent.wait("c1")).status == 0
+    await agent.remove("c1")
+
+
+async def test_burst_then_exit_loses_nothing(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdout = await agent.stdio()
+    await agent.run("c1", "dd", "if=/dev/zero", "bs=1048576", "count=8", stdout=stdout)
+    # Nobody reads until the process would long be gone if pipe and stream could hold it all.
+    await agent.health.Check(pb.CheckRequest())
+    assert len(await stdout.read_all()) == 8 << 20
+    assert (await agent.wait("c1")).status == 0
+    await agent.remove("c1")
+
+
+async def test_output_is_complete_when_read_after_the_end(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdout = await agent.stdio()
+    await agent.run("c1", "dd", "if=/dev/zero", "bs=102400", "count=8", stdout=stdout)
+    assert (await agent.wait("c1")).status == 0
+    assert len(await stdout.read_all()) == 8 * 102400
+    await agent.remove("c1")
+
+
+async def test_death_by_signal(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    waiters = [asyncio.create_task(agent.wait("c1")) for _ in range(5)]
+    await agent.signal("c1", 9)
+    for waiter in waiters:
+        reply = await waiter
+        assert reply.status == 137
+        assert not reply.oom_killed
+        assert abs(reply.exited_at_ns - time.time_ns()) < 5_000_000_000
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.signal("c1", 9)
+    assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION
+    await agent.remove("c1")
+
+
+async def test_exec(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    stdin, stdout, stderr = await agent.stdio(), await agent.stdio(), await agent.stdio()
+    script = "read line; echo got $line; echo oops >&2; exit 42"
+    await agent.exec("c1", "e1", "sh", "-c", script, stdin=stdin, stdout=stdout, stderr=stderr)
+    await stdin.send(b"this\n")
+    assert await stdout.read_all() == b"got this\n"
+    assert await stderr.read_all() == b"oops\n"
+    assert (await agent.wait("c1", "e1")).status == 42
+    await agent.exec("c1", "e2", "sleep", "100")
+    await agent.signal("c1", 15, "e2")
+    assert (await agent.wait("c1", "e2")).status == 143
+    await agent.remove("c1")
+
+
+async def test_exec_ids(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    await agent.exec("c1", "e1", "sleep", "100")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.exec("c1", "e1", "true")
+    assert code_of(error) is grpc.StatusCode.ALREADY_EXISTS
+    await agent.signal("c1", 9, "e1")
+    assert (await agent.wait("c1", "e1")).status == 137
+    await agent.exec("c1", "e1", "sh", "-c", "exit 3")
+    assert (await agent.wait("c1", "e1")).status == 3
+    await agent.remove("c1")
+
+
+async def test_terminal(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdin, stdout = await agent.stdio(), await agent.stdio()
+    await agent.run("c1", "sh", "-c", "read x; stty size; exit 5", stdin=stdin, stdout=stdout, terminal=True)
+    await agent.rpc.TtyWinResize(pb.TtyWinResizeRequest(container_id="c1", row=33, column=77))
+    await stdin.send(b"\n")
+    assert b"33 77" in await stdout.read_all()
+    assert (await agent.wait("c1")).status == 5
+    await agent.remove("c1")
+
+
+async def test_terminal_of_exec_ends_with_input(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    stdin, stdout = await agent.stdio(), await agent.stdio()
+    await agent.exec("c1", "e1", "cat", stdin=stdin, stdout=stdout, terminal=True)
+    await stdin.send(b"hello\n")
+    await stdout.read_until(b"hello\r\nhello\r\n")
+    stdin.half_close()
+    await stdout.read_all()
+    assert (await agent.wait("c1", "e1")).status == 0
+    await agent.remove("c1")
+
+
+async def test_close_stdin(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdin, stdout = await agent.stdio(), await agent.stdio()
+    await agent.run("c1", "cat", stdin=stdin, stdout=stdout)
+    await stdin.send(b"abc")
+    await stdout.read_until(b"abc")
+    await agent.rpc.CloseStdin(pb.CloseStdinRequest(container_id="c1"))
+    assert await stdout.read_all() == b""
+    assert (await agent.wait("c1")).status == 0
+    await agent.remove("c1")
+
+
+async def test_orphan_that_keeps_stdout_does_not_hang_the_stream(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    stdout = await agent.stdio()
+    await agent.exec("c1", "e1", "sh", "-c", "echo first; sleep 50 & exit 0", stdout=stdout)
+    assert (await agent.wait("c1", "e1")).status == 0
+    began = time.monotonic()
+    assert await stdout.read_all() == b"first\n"
+    assert time.monotonic() - began < 4
+    await agent.remove("c1")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "marker"),
+    [("nosuch", grpc.StatusCode.NOT_FOUND, "command-not-found"),
+     ("/no/such", grpc.StatusCode.NOT_FOUND, "command-not-found"),
+     ("/etc/passwd", grpc.StatusCode.FAILED_PRECONDITION, "command-not-executable"),
+     ("/bin", grpc.StatusCode.FAILED_PRECONDITION, "command-not-executable")],
+)  # fmt: skip
+async def test_commands_that_cannot_run(agent: AgentClient, command: str, status: grpc.StatusCode, marker: str) -> None:
+    await agent.create_sandbox()
+    if agent.root:
+        (agent.root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    stderr = await agent.stdio()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.create("c1", command, stderr=stderr)
+    assert (code_of(error), marker_of(error)) == (status, marker)
+    assert await stderr.read_all() == b""
+    # The id is free again, and the same holds for exec.
+    await agent.run("c1", "sleep", "100")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.exec("c1", "e1", command)
+    assert (code_of(error), marker_of(error)) == (status, marker)
+    await agent.remove("c1")
+
+
+@pytest.mark.parametrize(("command", "status"), [("garbage", 126), ("orphan", 127)])
+async def test_commands_that_fail_at_execve(real: AgentClient, command: str, status: int) -> None:
+    await real.run("c1", command)
+    assert (await real.wait("c1")).status == status
+    await real.run("c2", "sleep", "100")
+    await real.exec("c2", "e1", f"/bin/{command}")
+    assert (await real.wait("c2", "e1")).status == status
+    await real.remove("c1")
+    await real.remove("c2")
+
+
+async def test_bad_requests(agent: AgentClient) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.create("c1", "true")
+    assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION  # no sandbox yet
+    await agent.create_sandbox()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.create_sandbox()
+    assert code_of(error) is grpc.StatusCode.ALREADY_EXISTS
+    for bad in ("", "../x", "a/b", ".hidden", "x" * 200, "a\n"):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await agent.create(bad, "true")
+        assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT, bad
+    for oci in (b"{", b"[]", b"{}", b'{"process": {"args": []}}', b"[" * 100_000):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await agent.rpc.CreateContainer(pb.CreateContainerRequest(container_id="c1", oci=oci))
+        assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT, oci[:10]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.start("c1")
+    assert code_of(error) is grpc.StatusCode.NOT_FOUND
+    await agent.run("c1", "sleep", "100")
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.create("c1", "true")
+    assert code_of(error) is grpc.StatusCode.ALREADY_EXISTS
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.start("c1")
+    assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.signal("c1", 1000)
+    assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await agent.rpc.TtyWinResize(pb.TtyWinResizeRequest(container_id="c1", row=1, column=1))
+    assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION
+    await agent.remove("c1")
+
+
+async def test_a_deadline_undoes_a_create(real: AgentClient) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await real.rpc.CreateContainer(
+            pb.CreateContainerRequest(container_id="c1", oci=real.spec("true"), stdio=pb.StdioPorts(stdout_port=99)),
+            timeout=0.1,
+        )
+    assert code_of(error) is grpc.StatusCode.DEADLINE_EXCEEDED
+    # The id is taken until the undoing is through; then it is free.
+    async with asyncio.timeout(5):
+        while await _taken(real, "c1"):
+            pass
+    await real.remove("c1")
+
+
+async def test_containers_do_not_wait_for_each_other(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    unread = await agent.stdio()
+    await agent.run("c1", "dd", "if=/dev/zero", "bs=1048576", "count=64", stdout=unread)
+    for number in range(3):
+        stdout = await agent.stdio()
+        await agent.run(f"d{number}", "echo", "hi", stdout=stdout)
+        assert await stdout.read_all() == b"hi\n"
+        await agent.remove(f"d{number}")
+    unread.close()
+    assert (await agent.wait("c1")).status in {141, 1}
+    await agent.remove("c1")
+
+
+async def test_remove_kills_all(real: AgentClient) -> None:
+    await real.run("c1", "sh", "-c", "sleep 1000 & sleep 1000 & trap '' TERM; wait; sleep 1000")
+    await real.exec("c1", "e1", "sleep", "1000")
+    waiting = [asyncio.create_task(real.wait("c1")), asyncio.create_task(real.wait("c1", "e1"))]
+    pids = (await real.rpc.ListProcesses(pb.ListProcessesRequest(container_id="c1"))).pids
+    assert len(pids) >= 2
+    await real.remove("c1")
+    assert [(await task).status for task in waiting] == [137, 137]
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)  # noqa: PTH110
+
+
+async def test_pause_and_resume(real: AgentClient) -> None:
+    await real.run("c1", "sleep", "100")
+    await real.rpc.PauseContainer(pb.PauseContainerRequest(container_id="c1"))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await real.exec("c1", "e1", "true")
+    assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION
+    await real.rpc.ResumeContainer(pb.ResumeContainerRequest(container_id="c1"))
+    await real.exec("c1", "e1", "true")
+    assert (await real.wait("c1", "e1")).status == 0
+    files = (await real.rpc.StatsContainer(pb.StatsContainerRequest(container_id="c1"))).files
+    assert "usage_usec" in files["cpu.stat"]
+    await real.rpc.PauseContainer(pb.PauseContainerRequest(container_id="c1"))
+    await real.remove("c1")  # also frozen
+
+
+async def test_hostname_is_the_sandboxs(real: AgentClient) -> None:
+    stdout = await real.stdio()
+    await real.run("c1", "hostname", stdout=stdout)
+    assert await stdout.read_all() == b"guest\n"
+    await real.remove("c1")
+
+
+async def test_shared_pid_namespace(tmp_path: Path) -> None:
+    if reason := real_crun_reason():
+        pytest.skip(reason)
+    async with agent_client(tmp_path, real=True) as agent:
+        await agent.create_sandbox(sandbox_pidns=True)
+        request = pb.CreateContainerRequest(container_id="c1", oci=agent.spec("sleep", "1234"), sandbox_pidns=True)
+        await agent.rpc.CreateContainer(request)
+        await agent.start("c1")
+        stdout = await agent.stdio()
+        await agent.rpc.CreateContainer(
+            pb.CreateContainerRequest(
+                container_id="c2",
+                oci=agent.spec("ps"),
+                sandbox_pidns=True,
+                stdio=pb.StdioPorts(stdout_port=stdout.port),
+            )
+        )
+        await agent.start("c2")
+        assert b"sleep 1234" in await stdout.read_all()
+        await agent.remove("c2")
+        await agent.remove("c1")
+
+
+async def test_clock(agent: AgentClient) -> None:
+    stream = await agent.clock()
+    for _ in range(3):
+        before = time.monotonic_ns()
+        await stream.send(b"\0\1\2\3")
+        await stream.send(b"\4\5\6\7")
+        token, monotonic, realtime = struct.unpack(">8sqq", await stream.receive(24))
+        assert token == bytes(range(8))
+        assert before <= monotonic <= time.monotonic_ns()
+        assert abs(realtime - time.time_ns()) < 1_000_000_000
+
+
+async def test_destroy(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    stdout = await agent.stdio()
+    await agent.run("c1", "sleep", "100", stdout=stdout)
+    waiting = asyncio.create_task(agent.wait("c1"))
+    polling = asyncio.create_task(_code(agent.rpc.GetOOMEvent(pb.GetOOMEventRequest())))
+    await agent.health.Check(pb.CheckRequest())
+    gone = asyncio.create_task(agent.agent.destroyed())
+    await agent.rpc.DestroySandbox(pb.DestroySandboxRequest())
+    assert (await waiting).status == 137
+    assert await polling is grpc.StatusCode.FAILED_PRECONDITION
+    assert await stdout.read_all() == b""
+    await gone
+
+
+async def _taken(agent: AgentClient, container: str) -> bool:
+    try:
+        await agent.create(container, "true")
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.ALREADY_EXISTS:
+            return True
+        raise
+    return False
+
+
+async def _code(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return code_of(error)
+
+
+async def test_details_and_health(agent: AgentClient) -> None:
+    details = await agent.rpc.GetGuestDetails(pb.GuestDetailsRequest())
+    assert details.mem_total_bytes > 1 << 20
+    assert details.cpus_online >= 1
+    assert details.agent_details.python.startswith("3.")
+    assert "virtio-fs" in details.agent_details.storage_handlers
+    reply = await agent.health.Check(pb.CheckRequest())
+    assert reply.status == pb.HealthCheckResponse.SERVING
+    assert (await agent.health.Version(pb.CheckRequest())).agent_version
