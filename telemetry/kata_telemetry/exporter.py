@@ -114,8 +114,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # grpc's core would log every failed attempt.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    store = Store(options.store)
     try:
+        # By its descriptor: the sandbox's name may be used again, and its older trace moved aside, while this goes on.
+        directory = os.open(options.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        store = Store(Path(f"/proc/self/fd/{directory}"))
         settings = CollectorSettings.resolve(
             os.environ,
             endpoint=options.endpoint,
@@ -127,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise SettingsError("no OTLP endpoint: give --endpoint or set OTEL_EXPORTER_OTLP_ENDPOINT")
         lock = Lock(store.export_lock_path)
         if not lock.acquire():
-            raise StoreError(f"{store.directory} is being exported by another process")
+            raise StoreError(f"{options.store} is being exported by another process")
         exporter = Exporter(Delivery(store, settings, connect(settings)), options.grace)
     except (OSError, SettingsError, StoreError) as error:
         print(f"exporter: {error}", file=sys.stderr)

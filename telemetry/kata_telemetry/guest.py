@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BATCH", "SERVICE", "Limits", "Quarantine", "Tally"]
 
 SERVICE = "kata-agent"
-# A parsed message may take some 60 times the memory of its bytes (empty spans take two bytes each).
+# A parsed message may take some 90 times the memory of its bytes: empty spans take two bytes each.
 MAX_BATCH = 256 * 1024
 
 
@@ -29,6 +29,8 @@ class Limits:
     """Bounds on what one guest may write into its trace; texts in characters, times in ns."""
 
     spans: int = 20_000
+    # Refused spans after which batches are refused unseen.
+    rejected: int = 100_000
     attributes: int = 32
     event_attributes: int = 16
     events: int = 128
@@ -89,7 +91,8 @@ class Quarantine:
 
     def rebuild(self, data: bytes) -> "ExportTraceServiceRequest | None":
         """A request that may be stored, or None where nothing of `data` is left. Never raises."""
-        if len(data) > MAX_BATCH:
+        # Whoever sends that much rubbish gets no more of the host's time.
+        if len(data) > MAX_BATCH or self.tally.rejected > self.limits.rejected:
             self.tally.batches += 1
             return None
         try:

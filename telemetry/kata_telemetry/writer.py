@@ -78,7 +78,7 @@ class StoreWriter:
         self._hurry = threading.Event()
         self._begin = threading.Event()
         self._idle = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trace-writer", daemon=True)
 
     @classmethod
@@ -152,7 +152,7 @@ class StoreWriter:
         self._open.pop(span.context.span_id, None)
         if not self._wake.is_set():
             self._wake.set()
-        if len(self._queue) >= BATCH:
+        if len(self._queue) >= BATCH and not self._hurry.is_set():
             self._hurry.set()
 
     def write_otlp(self, data: bytes, dropped: int = 0) -> None:
@@ -185,9 +185,9 @@ class StoreWriter:
 
         Spans that are still open stay in the trace as such. Calls after the first one only wait.
         """
-        if not self._closing:
+        if not self._closing.is_set():
             self._meta.outcome = outcome or "closed"
-            self._closing = True
+            self._closing.set()
         self._hurry.set()
         self._begin.set()
         self._wake.set()
@@ -215,11 +215,11 @@ class StoreWriter:
             self._begin.wait(BEGIN_AFTER)
             with contextlib.suppress(OSError, StoreError):
                 prune(self.store.directory.parent, self._retention, self.store.directory)
-            while not self._closing:
+            while not self._closing.is_set():
                 self._hurry.wait(LINGER)
                 self._hurry.clear()
                 self._wake.clear()
-                if self._closing:  # its wake-up may be the one that was just cleared
+                if self._closing.is_set():  # its wake-up may be the one that was just cleared
                     break
                 self._write_all()
                 if not self._wake.is_set():

@@ -1,7 +1,7 @@
 """How long from a command to the first output of a workload, beside a bare boot of the same kernel.
 
-`nox -s bench` runs it. All contestants take turns in one run, because these machines are shared and noisy; what counts is
-the ratio of medians to the bare boot, absolute times are only printed.
+`nox -s bench` runs it. All contestants take turns in one run, because these machines are shared and noisy; what counts
+is the ratio of medians to the bare boot, absolute times are only printed.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> int:
         ratio = medians[name] / medians[_BARE]
         print(f"{name:28} {medians[name]:7.3f}s {min(values):7.3f}s {max(values):7.3f}s  {ratio:.2f}")
     cold = medians[_COLD] / medians[_BARE]
-    print(f"cold start is {cold:.2f} × the bare boot (limit {options.limit:g})")
+    print(f"cold start is {cold:.2f} times the bare boot (limit {options.limit:g})")
     print(f"tracing on both sides adds {100 * (medians[_TRACED] / medians[_COLD] - 1):+.1f} %")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"seconds": samples, "medians": medians}, indent=1))

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from kata_protos import agent_pb2 as pb
 from support.agent import AgentClient, agent_client, real_crun_reason
 
@@ -308,7 +309,7 @@ async def test_remove_kills_all(real: AgentClient) -> None:
     assert len(pids) >= 2
     await real.remove("c1")
     assert [(await task).status for task in waiting] == [137, 137]
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)  # noqa: ASYNC240, PTH110
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)  # noqa: PTH110
 
 
 async def test_pause_and_resume(real: AgentClient) -> None:

@@ -1,17 +1,17 @@
 """Export to collectors that behave, misbehave, and that we did not write."""
 
 import contextlib
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
 from kata_telemetry import export
 from kata_telemetry.collector import CollectorSettings
 from kata_telemetry.export import load_progress, push
@@ -19,6 +19,7 @@ from kata_telemetry.span import Site
 from kata_telemetry.store import Lock, Store, StoreError
 from kata_telemetry.writer import StoreWriter
 from support.collectors import Collected, free_port, grpc_collector, http_collector
+from support.rotel import rotel
 
 site = Site(package="test", subsystem="contract")
 Fake = Callable[..., AbstractContextManager[Collected]]
@@ -262,6 +263,21 @@ def test_an_exporter_that_is_killed_is_replaced_by_push(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_name_that_is_used_again_does_not_mislead_the_exporter(tmp_path: Path) -> None:
+    with http_collector("busy") as collected:
+        to = settings(collected.endpoint, "http/protobuf")
+        old = write(tmp_path, "old")
+        link = export.start(old, to)
+        assert collected.wait(lambda c: bool(c.headers))
+        new = write(tmp_path, "new")
+        assert new.directory == old.directory
+        link.close()
+        assert reap(link) == 0
+        assert collected.names == ["old"]
+        assert load_progress(new) == {}
+
+
+@pytest.mark.slow
 def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
     store = write(tmp_path, "a")
     command = [sys.executable, "-m", "kata_telemetry.exporter", "--store", str(store.directory)]
@@ -270,33 +286,12 @@ def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
     assert "no URL" in done.stderr
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
-
-
-# rotel, an OTLP collector in Rust that shares no code with us or with OpenTelemetry Python.
-
-
-def rotel_binary() -> Path | None:
-    found = [os.environ.get("ROTEL_AGENT", "")]
-    spec = importlib.util.find_spec("rotel")
-    if spec and spec.origin:
-        found.append(str(Path(spec.origin).parent / "rotel-agent"))
-    return next((Path(path) for path in found if path and os.access(path, os.X_OK)), None)
-
-
-@contextlib.contextmanager
-def rotel(log: Path) -> Iterator[dict[str, str]]:
-    binary = rotel_binary()
-    if binary is None:
-        pytest.skip("rotel is not installed: pip install --pre rotel, or set ROTEL_AGENT to its rotel-agent")
-    grpc_port, http_port = free_port(), free_port()
-    command = [str(binary), "start", "--otlp-grpc-endpoint", f"127.0.0.1:{grpc_port}"]
-    command += ["--otlp-http-endpoint", f"127.0.0.1:{http_port}", "--exporter", "blackhole"]
-    command += ["--debug-log", "traces", "--debug-log-verbosity", "detailed"]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            yield {"grpc": f"http://127.0.0.1:{grpc_port}", "http/protobuf": f"http://127.0.0.1:{http_port}"}
-        finally:
-            process.terminate()
+    lock = Lock(store.export_lock_path)
+    assert lock.acquire()
+    done = subprocess.run([*command, "--endpoint", "http://c:1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 64
+    assert f"{store.directory} is being exported by another process" in done.stderr
+    lock.release()
 
 
 @pytest.mark.slow

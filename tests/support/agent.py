@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from kata_agent.container.syscalls import become_subreaper
 from kata_agent.server.app import CLOCK_PORT, RPC_PORT, STDIO_PORT, Agent, Layout
 from kata_agent.server.listeners import UnixEndpoints
@@ -225,7 +226,7 @@ def _busybox_root(directory: Path) -> Path:
 @asynccontextmanager
 async def agent_client(directory: Path, *, real: bool) -> AsyncIterator[AgentClient]:
     """Agent and client, with the real crun or the fake one."""
-    hybrid = HYBRID if HYBRID.exists() else None  # noqa: ASYNC240
+    hybrid = HYBRID if HYBRID.exists() else None
     layout = Layout(
         bundles=directory / "b",
         crun_state=directory / "crun",

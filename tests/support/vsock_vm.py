@@ -43,7 +43,7 @@ class Vm:
         self._console.settimeout(90)
         self._qmp.settimeout(30)
         self._lines = self._qmp.makefile("rb")
-        self.events: list[str] = []
+        self.events: list[dict[str, Any]] = []
         json.loads(self._lines.readline())
         self.qmp("qmp_capabilities")
 
@@ -62,17 +62,16 @@ class Vm:
         while True:
             answer = json.loads(self._lines.readline())
             if "event" in answer:
-                self.events.append(answer["event"])
+                self.events.append(answer)
             elif "error" in answer:
                 raise RuntimeError(f"{command}: {answer['error']}")
             else:
                 return answer["return"]
 
-    def wait_event(self, name: str) -> None:
-        """Until this event comes (or came since the last look at it)."""
-        while name not in self.events:
-            answer = json.loads(self._lines.readline())
-            self.events.append(answer["event"])
+    def wait_event(self, name: str, **data: str) -> None:
+        """Until this event comes with this data, or came since the last look at events."""
+        while not any(each["event"] == name and each["data"].items() >= data.items() for each in self.events):
+            self.events.append(json.loads(self._lines.readline()))
         self.events.clear()
 
     def wait_console(self, text: bytes) -> None:
@@ -96,7 +95,8 @@ class Vm:
         """Remove it again."""
         self.events.clear()
         self.qmp("device_del", id="vsock")
-        self.wait_event("DEVICE_DELETED")
+        # There is another one before it, for the virtio device inside; the chardev is busy until this one.
+        self.wait_event("DEVICE_DELETED", device="vsock")
         self.qmp("chardev-remove", id="vs")
 
     def close(self) -> None:

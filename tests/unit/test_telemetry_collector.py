@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from kata_telemetry.collector import CollectorSettings, SettingsError
 
 

@@ -5,12 +5,14 @@ import os
 import random
 import socket
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support import vsock_guest
 from support.vsock_backend import Backend, listener
 from support.vsock_vm import Vm
@@ -29,13 +31,12 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> vsock_guest.Guest:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For sockets, entered by an unprivileged process; its parents are pytest's and private."""
-    path = tmp_path_factory.mktemp("run")
-    for each in (path, *path.parents[:3]):
-        if each.stat().st_uid == os.getuid() and each != Path("/tmp"):
-            each.chmod(0o755)
-    return path
+def directory() -> Iterator[Path]:
+    """For sockets that an unprivileged process has to reach; pytest's own directories are private."""
+    with tempfile.TemporaryDirectory(prefix="vsock-") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +247,7 @@ def test_ends_with_qemu(machine: tuple[Backend, Vm]) -> None:
     assert backend.wait() == 0
 
 
-def test_hotplug(guest: vsock_guest.Guest, tmp_path: Path, directory: Path) -> None:
+def test_hotplug(guest: vsock_guest.Guest, directory: Path) -> None:
     run = directory / "hotplug"
     run.mkdir()
     run.chmod(0o755)

@@ -13,8 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kata_telemetry.span import Site
-
 from kata_agent.container.cgroup import Cgroup
 from kata_agent.container.crun import Crun, exec_failure, last_message
 from kata_agent.container.mounts import Mounts
@@ -31,6 +29,7 @@ from kata_agent.errors import (
     ResourceError,
     TimedOutError,
 )
+from kata_telemetry.span import Site
 
 __all__ = ["Container", "State", "Tools"]
 

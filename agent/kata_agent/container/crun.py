@@ -13,10 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kata_telemetry.span import Site
-
 from kata_agent.container.reaper import Child, Reaper
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, TimedOutError
+from kata_telemetry.span import Site
 
 __all__ = ["Crun", "exec_failure", "explain"]
 

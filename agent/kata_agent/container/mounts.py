@@ -10,11 +10,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from kata_telemetry.span import Site
-
 from kata_agent.container import syscalls
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import InvalidError, ResourceError, SetupError
+from kata_telemetry.span import Site
 
 __all__ = ["DRIVERS", "Mounts", "Storage", "parse_options"]
 

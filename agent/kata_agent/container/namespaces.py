@@ -9,11 +9,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from kata_telemetry.span import Site
-
 from kata_agent.container import syscalls
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import SetupError
+from kata_telemetry.span import Site
 
 __all__ = ["SharedNamespaces"]
 

@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kata_telemetry.span import Site
-
 from kata_agent.container.container import Container, Tools
 from kata_agent.container.mounts import Mounts, Storage
 from kata_agent.container.namespaces import SharedNamespaces
@@ -23,6 +21,7 @@ from kata_agent.errors import (
     ResourceError,
     SetupError,
 )
+from kata_telemetry.span import Site
 
 __all__ = ["Module", "Sandbox"]
 

@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 import grpc
-from kata_protos import agent_pb2
 
 from kata_agent.container.container import Tools
 from kata_agent.container.crun import Crun
@@ -22,6 +21,7 @@ from kata_agent.server.relay import Relay
 from kata_agent.server.tracing import Tracing
 from kata_agent.services.agent import AgentService
 from kata_agent.services.health import Health
+from kata_protos import agent_pb2
 
 __all__ = ["CLOCK_PORT", "RPC_PORT", "STDIO_PORT", "Agent", "Layout"]
 

@@ -12,9 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from kata_telemetry.span import Span, SpanContext
-
     from kata_agent.server.tracing import Tracing
+    from kata_telemetry.span import Span, SpanContext
 
 __all__ = ["Boot", "Line", "kmsg", "offset_of", "parse_record", "stages"]
 

@@ -15,11 +15,11 @@ from types import ModuleType
 from typing import Any, Final
 
 import grpc
-from kata_telemetry.propagation import extract
-from kata_telemetry.span import Kind, Site, Span
 
 from kata_agent.errors import AgentError, PreconditionError
 from kata_agent.server.tracing import Setting, Tracing
+from kata_telemetry.propagation import extract
+from kata_telemetry.span import Kind, Site, Span
 
 __all__ = ["Funnel", "snake_case"]
 

@@ -8,12 +8,11 @@ import signal
 import sys
 from typing import Final
 
-from kata_telemetry import logs
-
 from kata_agent.container import guest
 from kata_agent.server.app import Agent
 from kata_agent.server.boot import Boot, kmsg
 from kata_agent.server.listeners import VsockEndpoints
+from kata_telemetry import logs
 
 __all__ = ["main"]
 

@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kata_agent.errors import InvalidError, PreconditionError
 from kata_telemetry.clock import GuestClock
 from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer
-
-from kata_agent.errors import InvalidError, PreconditionError
 
 if TYPE_CHECKING:
     from kata_telemetry.buffer import SpanBuffer
@@ -74,11 +73,11 @@ class Tracing:
         if not setting.enabled:
             self._enabled = False
             self._pending.clear()
-            if self._buffer:
+            if self._buffer is not None:
                 self._buffer.disable()
             return
         self._enabled = True
-        if self._buffer:
+        if self._buffer is not None:
             self._buffer.enable()
         if parent:
             self.parent = parent
@@ -121,7 +120,7 @@ class Tracing:
     def _sink(self, span: Span) -> None:
         if not self.enabled:
             return
-        if self._buffer:
+        if self._buffer is not None:
             self._buffer.sink(span)
             return
         if len(self._pending) == MAX_PENDING:
@@ -173,6 +172,6 @@ class Tracing:
         if self._root:
             self._root.finish()
         self._closed = True
-        if self._buffer:
+        if self._buffer is not None:
             self._buffer.close()
         self._leisure.set()

@@ -3,14 +3,13 @@
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
-from kata_protos import agent_pb2 as pb
-
 from kata_agent.container import guest
 from kata_agent.container.mounts import DRIVERS, Storage
 from kata_agent.container.process import Ports
 from kata_agent.container.sandbox import Module, Sandbox
 from kata_agent.container.spec import check_id, parse, process_of
 from kata_agent.services.health import VERSION
+from kata_protos import agent_pb2 as pb
 
 __all__ = ["AgentService", "Tracer"]
 

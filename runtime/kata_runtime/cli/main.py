@@ -44,9 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     build = images.add_parser("build", help="build it where its inputs have changed")
     image.add_arguments(build)
-    build.set_defaults(handler=lambda options: image.run(options, print))
-    traces = commands.add_parser("trace", help="list and show traces").add_subparsers(required=True, metavar="COMMAND")
-    trace.add_arguments(traces)
+    build.set_defaults(run=lambda options: image.run(options, print))
+    trace.add_arguments(commands)
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -99,4 +98,4 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     if options.command is None:
         parser.print_help(sys.stderr)
         return 125
-    return int(options.handler(options))
+    return int(options.run(options))

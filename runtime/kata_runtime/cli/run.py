@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", action="store_true", help="trace this run on both sides, whatever the configuration says"
     )
     parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- command and its arguments")
-    parser.set_defaults(handler=run)
+    parser.set_defaults(run=run)
 
 
 def _cpus(text: str) -> int:
@@ -173,7 +173,14 @@ class _Run:
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         try:
             with _trace.span("create"):
-                workload = prepare(options, request.argv, sandbox.options.image_dir, request.sandbox_id)
+                with _trace.span("prepareWorkload"):
+                    workload = await prepare(
+                        options,
+                        request.argv,
+                        sandbox.options.image_dir,
+                        request.sandbox_id,
+                        disable_guest_seccomp=request.config.runtime.disable_guest_seccomp,
+                    )
                 await sandbox.start()
                 container = await sandbox.create_container(
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()

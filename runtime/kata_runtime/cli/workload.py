@@ -1,48 +1,100 @@
 """What `run` runs: root filesystem and specification, from whichever source the user named."""
 
 import argparse
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.errors import KataError
 from kata_runtime.image import Artifacts
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.user import find_user
-from kata_runtime.sandbox.rootfs import Rootfs, guest_path
+from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
 
 __all__ = ["Workload", "prepare"]
+
+_log = logging.getLogger("kata.run")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A container to be: its specification for the guest, its root filesystem, and what else of the host it mounts."""
+    """A container to be: its specification for the guest, and its root filesystem."""
 
     spec: oci.Spec
     rootfs: Rootfs
-    mounts: tuple[oci.HostMount, ...] = field(default=())
 
 
-def prepare(options: argparse.Namespace, argv: Sequence[str], image_dir: Path, container_id: str) -> Workload:
+async def prepare(
+    options: argparse.Namespace, argv: Sequence[str], image_dir: Path, container_id: str, *, disable_guest_seccomp: bool
+) -> Workload:
     """The workload of a `run` command line.
 
     Raises:
         KataError: no command, or a source that can't be used.
     """
-    rootfs = Rootfs(options.rootfs.absolute()) if options.rootfs else _default_rootfs(image_dir)
+    if options.bundle:
+        return _of_bundle(options, argv, container_id, disable_guest_seccomp=disable_guest_seccomp)
+    environment: tuple[str, ...] = ()
+    cwd, user = "/", ""
+    if options.image:
+        from kata_runtime.oci.image import unpack
+
+        image = await unpack(options.image)
+        rootfs = Rootfs(image.rootfs, ephemeral=True)
+        environment, cwd, user = image.config.env, image.config.cwd, image.config.user
+        argv = image.config.args(argv)
+    elif options.rootfs:
+        rootfs = Rootfs(options.rootfs.absolute())
+    else:
+        rootfs = _default_rootfs(image_dir)
     rootfs.check()
     if not argv:
         raise KataError("there is no command to run", hint="kata-runtime run … -- COMMAND [ARG…]")
     config = oci.ContainerConfig(
         args=tuple(argv),
-        rootfs=guest_path(container_id),
-        env=_environment(options.env),
-        cwd=options.cwd or "/",
-        user=find_user(rootfs.path, options.user),
+        rootfs=guest_rootfs(container_id),
+        env=oci.merge_env(environment, _environment(options.env)),
+        cwd=options.cwd or cwd,
+        user=find_user(rootfs.path, options.user or user),
         terminal=options.tty,
         hostname=container_id,
     )
     return Workload(oci.build(config), rootfs)
+
+
+def _of_bundle(
+    options: argparse.Namespace, argv: Sequence[str], container_id: str, *, disable_guest_seccomp: bool
+) -> Workload:
+    """A bundle's own specification, changed by what the command line says and then for the guest."""
+    from kata_runtime.oci.bundle import read_bundle
+
+    bundle = read_bundle(options.bundle)
+    process = bundle.spec["process"]
+    process["terminal"] = options.tty
+    if argv:
+        process["args"] = list(argv)
+    process["env"] = list(oci.merge_env(process.get("env") or (), _environment(options.env)))
+    if options.cwd:
+        process["cwd"] = options.cwd
+    if options.user:
+        user = find_user(bundle.rootfs, options.user)
+        process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+    guest = oci.for_guest(
+        bundle.spec,
+        rootfs=guest_rootfs(container_id),
+        mounts=guest_mounts(container_id),
+        bundle=str(bundle.directory),
+        disable_guest_seccomp=disable_guest_seccomp,
+    )
+    if guest.dropped:
+        _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
+    if guest.hooks:
+        _log.warning("hooks of the bundle are not run: %s", ", ".join(guest.hooks))
+    if guest.sysctls:
+        _log.warning("sysctls of the bundle are not set: %s", ", ".join(guest.sysctls))
+    readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
+    return Workload(guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts))
 
 
 def _default_rootfs(image_dir: Path) -> Rootfs:
@@ -56,5 +108,5 @@ def _environment(entries: Sequence[str]) -> tuple[str, ...]:
     for entry in entries:
         name, equals, _ = entry.partition("=")
         if not name or not equals:
-            raise KataError(f"--env {entry!r} has no form K=V")
+            raise KataError("an --env is not of the form K=V", hint="--env NAME=VALUE")
     return tuple(entries)

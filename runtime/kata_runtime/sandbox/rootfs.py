@@ -1,16 +1,17 @@
 """Root filesystems of containers, as the guest gets to see them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.errors import RootfsError
 from kata_runtime.mount import bind, overlay
+from kata_runtime.oci.spec import HostMount
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
 
-__all__ = ["GUEST_SHARED", "Rootfs", "guest_path", "share_rootfs"]
+__all__ = ["GUEST_SHARED", "Rootfs", "guest_mounts", "guest_rootfs", "share_rootfs"]
 
 _trace = Site(package="virtcontainers", subsystem="mount")
 
@@ -20,11 +21,15 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 
 @dataclass(frozen=True)
 class Rootfs:
-    """A root filesystem on the host. With `ephemeral` the container's changes go to a layer that is thrown away."""
+    """A root filesystem on the host. With `ephemeral` the container's changes go to a layer that is thrown away.
+
+    `mounts` are further files and directories of the host that the container mounts.
+    """
 
     path: Path
     ephemeral: bool = False
     readonly: bool = False
+    mounts: tuple[HostMount, ...] = ()
 
     def check(self) -> None:
         """Refuse what can't be a root filesystem.
@@ -38,23 +43,47 @@ class Rootfs:
             raise RootfsError(f"{self.path} is not a directory", hint="for an archive or OCI layout use --image")
 
 
-def guest_path(container_id: str) -> str:
+def guest_rootfs(container_id: str) -> str:
     """Path of a container's root filesystem in the guest."""
     return f"{GUEST_SHARED}/{container_id}/rootfs"
+
+
+def guest_mounts(container_id: str) -> str:
+    """Directory in the guest that holds what a container mounts of the host, each under its name."""
+    return f"{GUEST_SHARED}/{container_id}/mounts"
 
 
 @contextmanager
 def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs) -> Iterator[None]:
     """Show a root filesystem to the guest for the block."""
     rootfs.check()
-    point = directory.shared / container_id / "rootfs"
+    home = directory.shared / container_id
+    point = home / "rootfs"
     with ExitStack() as stack:
         with _trace.span("bindMountContainerRootfs", container_id=container_id, ephemeral=rootfs.ephemeral):
-            for path in (point.parent, point):
+            for path in (home, point):
                 path.mkdir()
                 stack.callback(path.rmdir)
             stack.enter_context(_mounted(directory, container_id, rootfs, point))
+            if rootfs.mounts:
+                _share_mounts(stack, home / "mounts", rootfs.mounts)
         yield
+
+
+def _share_mounts(stack: ExitStack, home: Path, mounts: Sequence[HostMount]) -> None:
+    home.mkdir()
+    stack.callback(home.rmdir)
+    for mount in mounts:
+        source, point = Path(mount.source), home / mount.name
+        if source.is_dir():
+            point.mkdir()
+            stack.callback(point.rmdir)
+        elif source.exists():
+            point.touch()
+            stack.callback(point.unlink)
+        else:
+            raise RootfsError(f"the container mounts {source}, which is not there", hint="see the bundle's mounts")
+        stack.enter_context(bind(source, point, readonly=mount.readonly))
 
 
 def _mounted(

@@ -84,6 +84,7 @@ class Server:
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler(events)
+            self._expire()
             try:
                 more = self._device.run()
             except RingError as error:
@@ -92,7 +93,6 @@ class Server:
             self._session.signal()
             if self._closing:
                 self._close_sockets()
-            self._expire()
 
     def close(self) -> None:
         """Close everything."""
@@ -225,7 +225,8 @@ class Server:
             verb, _, number = line.partition(b" ")
             if newline and verb == b"CONNECT" and number.isdigit():
                 port = int(number)
-                client.recv(len(line) + 1)
+            # A socket that is closed with bytes unread gives its client an error instead of an end.
+            client.recv(len(line) + 1 if port >= 0 else 4096)
         except BlockingIOError:
             return
         except OSError:
@@ -329,7 +330,7 @@ class Server:
         for client in [client for client, due in self._greeting.items() if due <= now]:
             del self._greeting[client]
             self._unwatch(client.fileno())
-            client.close()
+            self._closing.append(client)
         if self._paused and self._resume_at <= now:
             for listener, handler in self._paused:
                 self._watch(listener.fileno(), EPOLLIN, handler)

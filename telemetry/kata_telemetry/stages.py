@@ -1,0 +1,153 @@
+"""Which stage of a sandbox's life, and which lane of a view, a span belongs to: the one table of it.
+
+A new span name that should count for another stage than its parent's goes into STAGE_OF or STAGE_OF_PREFIX.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Final, NamedTuple
+
+__all__ = ["Lane", "Role", "Rule", "Stage", "lane", "rule"]
+
+
+class Stage(StrEnum):
+    """In the order of a sandbox's life, as views show them."""
+
+    CONFIG = "config"
+    HOST = "host setup"
+    QEMU = "QEMU"
+    FIRMWARE = "firmware"
+    KERNEL = "kernel"
+    INITRAMFS = "initramfs"
+    AGENT = "agent"
+    SANDBOX = "sandbox"
+    CONTAINER = "container"
+    EXEC = "exec"
+    WORKLOAD = "workload"
+    STOP = "stop"
+
+
+class Lane(StrEnum):
+    """Who did the work."""
+
+    RUNTIME = "runtime"
+    QEMU = "QEMU"
+    KERNEL = "kernel"
+    AGENT = "agent"
+    CONTAINER = "container"
+
+
+class Role(IntEnum):
+    """What a span does with its time. Beside each other, the lower one is what the time is spent on."""
+
+    WORKS = 0
+    # It goes on by itself and nobody has to wait for it: the workload.
+    LASTS = 1
+    # It only waits for others.
+    WAITS = 2
+
+
+class Rule(NamedTuple):
+    """What a name says about a span."""
+
+    stage: Stage | None
+    role: Role = Role.WORKS
+
+
+# Names as in Kata where the operation exists there (see DESIGN, chapter 4); agent calls by their server's name.
+STAGE_OF: Final[dict[str, Rule]] = {
+    "rootSpan": Rule(None),
+    "startRuntime": Rule(Stage.CONFIG),
+    "loadConfig": Rule(Stage.CONFIG),
+    "prepareWorkload": Rule(Stage.HOST),
+    "bindMountContainerRootfs": Rule(Stage.HOST),
+    "create": Rule(Stage.HOST),
+    "createSandboxFromConfig": Rule(Stage.HOST),
+    "createSandbox": Rule(Stage.HOST),
+    "createNetwork": Rule(Stage.HOST),
+    "startVirtiofsd": Rule(Stage.HOST),
+    "startVsockBackend": Rule(Stage.HOST),
+    "StartVM": Rule(Stage.QEMU),
+    "launchQemu": Rule(Stage.QEMU),
+    "boot.firmware": Rule(Stage.FIRMWARE),
+    "boot.kernel": Rule(Stage.KERNEL),
+    "boot.initramfs": Rule(Stage.INITRAMFS),
+    "boot.agent": Rule(Stage.AGENT),
+    "connect": Rule(Stage.AGENT, Role.WAITS),
+    "waitVM": Rule(Stage.AGENT, Role.WAITS),
+    "clockSync": Rule(Stage.AGENT),
+    "check": Rule(Stage.AGENT),
+    "version": Rule(Stage.AGENT),
+    "get_guest_details": Rule(Stage.AGENT),
+    "set_guest_date_time": Rule(Stage.AGENT),
+    "set_tracing": Rule(Stage.AGENT),
+    "create_sandbox": Rule(Stage.SANDBOX),
+    "setup_shared_namespaces": Rule(Stage.SANDBOX),
+    "CreateContainer": Rule(Stage.CONTAINER),
+    "Start": Rule(Stage.CONTAINER),
+    "create_container": Rule(Stage.CONTAINER),
+    "start_container": Rule(Stage.CONTAINER),
+    "Exec": Rule(Stage.EXEC),
+    "exec_process": Rule(Stage.EXEC),
+    "Wait": Rule(Stage.WORKLOAD, Role.WAITS),
+    "waitProcess": Rule(Stage.WORKLOAD, Role.WAITS),
+    "wait_process": Rule(Stage.WORKLOAD, Role.WAITS),
+    "process": Rule(Stage.WORKLOAD, Role.LASTS),
+    "Stop": Rule(Stage.STOP),
+    "stop": Rule(Stage.STOP),
+    "stopSandbox": Rule(Stage.STOP),
+    "StopVM": Rule(Stage.STOP),
+    "Delete": Rule(Stage.STOP),
+    "Shutdown": Rule(Stage.STOP),
+    "Cleanup": Rule(Stage.STOP),
+    "remove_container": Rule(Stage.STOP),
+    "destroy_sandbox": Rule(Stage.STOP),
+    # These last as long as the sandbox and are about nothing in particular.
+    "stream_spans": Rule(None),
+    "get_oom_event": Rule(None),
+}
+STAGE_OF_PREFIX: Final[tuple[tuple[str, Rule], ...]] = (
+    ("crun create", Rule(Stage.CONTAINER)),
+    ("crun start", Rule(Stage.CONTAINER)),
+    ("crun exec", Rule(Stage.EXEC)),
+    ("crun delete", Rule(Stage.STOP)),
+)
+# The client side of an agent call: its stage is the server side's, also where the agent does not trace.
+CALLS: Final = ("AgentService.", "Health.")
+
+LANE_OF: Final[dict[str, Lane]] = {
+    "launchQemu": Lane.QEMU,
+    "boot.firmware": Lane.QEMU,
+    "boot.kernel": Lane.KERNEL,
+    "boot.initramfs": Lane.KERNEL,
+    "boot.agent": Lane.AGENT,
+    "process": Lane.CONTAINER,
+}
+LANE_OF_PREFIX: Final[tuple[tuple[str, Lane], ...]] = (("qmp.", Lane.QEMU), ("crun ", Lane.CONTAINER))
+
+
+def rule(name: str) -> Rule | None:
+    """The stage of spans called `name`; None where they belong to their parent's."""
+    for call in CALLS:
+        if name.startswith(call):
+            name = _snake(name.removeprefix(call))
+    found = STAGE_OF.get(name)
+    if found:
+        return found
+    return next((rule for prefix, rule in STAGE_OF_PREFIX if name.startswith(prefix)), None)
+
+
+def lane(name: str, *, agent: bool) -> Lane:
+    """The lane of spans called `name`; `agent` says whether the agent recorded them."""
+    found = LANE_OF.get(name) or next((lane for prefix, lane in LANE_OF_PREFIX if name.startswith(prefix)), None)
+    return found or (Lane.AGENT if agent else Lane.RUNTIME)
+
+
+def _snake(method: str) -> str:
+    # "GetOOMEvent" is get_oom_event: a run of capitals is one word.
+    words = ""
+    for index, letter in enumerate(method):
+        follows_lower = index > 0 and not method[index - 1].isupper()
+        precedes_lower = index + 1 < len(method) and method[index + 1].islower()
+        words += "_" if letter.isupper() and index and (follows_lower or precedes_lower) else ""
+        words += letter.lower()
+    return words

@@ -1,0 +1,89 @@
+"""What all tests share: a directory for what a failed test leaves to read, and a proof that nothing else is left.
+
+Tests below tests/vm are marked `vm`. For each of them:
+
+- `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
+  starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
+- after it, no process, mount, socket or directory of ours may be left (`support.leaks`).
+"""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from support import leaks
+
+ROOT = Path(__file__).resolve().parent.parent
+ARTIFACTS = ROOT / "artifacts"
+_VM_TESTS = ROOT / "tests/vm"
+_failed = pytest.StashKey[bool]()
+_directory = pytest.StashKey[Path]()
+
+
+def pytest_configure() -> None:
+    # CI ends a run with SIGTERM; fixtures must take guests down then, too.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(_VM_TESTS):
+            item.add_marker(pytest.mark.vm)
+    if os.geteuid() != 0 and any(item.get_closest_marker("vm") for item in items):
+        raise pytest.UsageError("tests that boot a guest need root: sudo .venv/bin/python -m nox -s vm")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    # Only now is it known whether taking everything down went well, too.
+    if report.when == "teardown" and _directory in item.stash and not item.stash[_failed]:
+        shutil.rmtree(item.stash[_directory])
+    return report
+
+
+@pytest.fixture
+def artifacts(request: pytest.FixtureRequest) -> Path:
+    """Directory for what helps to understand a failure; removed again if the test passes."""
+    directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]+", "-", request.node.nodeid).strip("-")[:200]
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    request.node.stash[_directory] = directory
+    return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _orphans() -> None:
+    leaks.adopt_orphans()
+
+
+@pytest.fixture(autouse=True)
+def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Around each test that boots a guest: its logs and traces go to `artifacts`, and it leaves nothing."""
+    if request.node.get_closest_marker("vm") is None:
+        yield
+        return
+    directory: Path = request.getfixturevalue("artifacts")
+    configuration = directory / "configuration.toml"
+    configuration.write_text(f'[runtime]\ntrace_dir = "{directory}/traces"\n')
+    environment = {"KATA_LOGS_DIR": str(directory / "logs"), "KATA_CONF_FILE": str(configuration)}
+    before = leaks.look()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield
+    left = leaks.look(before).left_since(before)
+    if left:
+        (directory / "left-behind.txt").write_text("\n".join(left) + "\n")
+        pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
