@@ -1,6 +1,6 @@
 """What all tests share: a directory for what a failed test leaves to read, and a proof that nothing else is left.
 
-Tests below tests/vm and tests/bench are marked `vm`. For each of them:
+Tests below tests/vm are marked `vm`. For each of them:
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
@@ -21,7 +21,7 @@ from support import leaks
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
-_VM_DIRECTORIES = (ROOT / "tests/vm", ROOT / "tests/bench")
+_VM_TESTS = ROOT / "tests/vm"
 _failed = pytest.StashKey[bool]()
 _directory = pytest.StashKey[Path]()
 
@@ -37,7 +37,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(item.path.is_relative_to(directory) for directory in _VM_DIRECTORIES):
+        if item.path.is_relative_to(_VM_TESTS):
             item.add_marker(pytest.mark.vm)
     if os.geteuid() != 0 and any(item.get_closest_marker("vm") for item in items):
         raise pytest.UsageError("tests that boot a guest need root: sudo .venv/bin/python -m nox -s vm")

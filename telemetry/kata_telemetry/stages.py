@@ -56,7 +56,10 @@ class Rule(NamedTuple):
 # Names as in Kata where the operation exists there (see DESIGN, chapter 4); agent calls by their server's name.
 STAGE_OF: Final[dict[str, Rule]] = {
     "rootSpan": Rule(None),
+    "startRuntime": Rule(Stage.CONFIG),
     "loadConfig": Rule(Stage.CONFIG),
+    "prepareWorkload": Rule(Stage.HOST),
+    "bindMountContainerRootfs": Rule(Stage.HOST),
     "create": Rule(Stage.HOST),
     "createSandboxFromConfig": Rule(Stage.HOST),
     "createSandbox": Rule(Stage.HOST),

@@ -88,7 +88,9 @@ def debian(tools: Tools, packages: Path) -> None:
     )
     # dpkg-deb --extract FILE DIRECTORY
     tools.add("dpkg-deb", f"""name=$(basename "$2"); mkdir -p "$3"; cp -a "{packages}/${{name%%_*}}/." "$3/" """)
-    tools.add("mke2fs", 'for image in "$@"; do case "$image" in */rootfs.img) echo ext4 >"$image";; esac; done')
+    tools.add(
+        "mke2fs", 'for image in "$@"; do case "$image" in */rootfs.img) head -c 8192 /dev/zero >"$image";; esac; done'
+    )
     tools.add("chroot", "echo '[]'")
 
 

@@ -74,19 +74,19 @@ class Kata:
         return {**os.environ, "KATA_LOGS_DIR": str(self.logs_dir), **self.environment}
 
     def __call__(
-        self, *arguments: str, input: bytes | None = None, timeout: float = TIMEOUT
+        self, *arguments: str, stdin: bytes | None = None, timeout: float = TIMEOUT
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run it to its end."""
-        stdin: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         return subprocess.run(
-            self.command(*arguments), capture_output=True, timeout=timeout, check=False, env=self.env(), **stdin
+            self.command(*arguments), capture_output=True, timeout=timeout, check=False, env=self.env(), **given
         )
 
     def run(
-        self, *argv: str, options: Sequence[str] = (), input: bytes | None = None, timeout: float = TIMEOUT
+        self, *argv: str, options: Sequence[str] = (), stdin: bytes | None = None, timeout: float = TIMEOUT
     ) -> "subprocess.CompletedProcess[bytes]":
         """`kata-runtime run OPTIONS -- ARGV`."""
-        return self("run", *options, "--", *argv, input=input, timeout=timeout)
+        return self("run", *options, "--", *argv, stdin=stdin, timeout=timeout)
 
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
         """Start it; the test ends it."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kata_telemetry.analysis import critical_path, split
 from kata_telemetry.stages import Lane, Stage, lane, rule
 from kata_telemetry.store import Meta

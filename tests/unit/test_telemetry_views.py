@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_telemetry import command, otlp
 from kata_telemetry.collector import SettingsError
 from kata_telemetry.store import Lock, Meta, StoreError

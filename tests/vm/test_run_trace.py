@@ -1,6 +1,7 @@
 """The trace of `kata-runtime run`: one trace, one root, whichever side is traced; and where it goes."""
 
 import contextlib
+import itertools
 import os
 import select
 import socket
@@ -70,8 +71,9 @@ def test_agent_calls_lie_under_the_runtimes(kata: Kata) -> None:
     served = [span for span in trace.spans if span.service == "kata-agent" and span.attributes["subsystem"] == "rpc"]
     assert len(served) >= 6
     for span in served:
+        assert span.parent is not None
         assert span.parent in calls
-        method = span.parent.name.removeprefix("AgentService.") if span.parent else ""
+        method = span.parent.name.removeprefix("AgentService.")
         assert span.name.replace("_", "") == method.lower()
     # Kata's own oracle (tests/functional/tracing, removed in 2026), for the calls that a run makes.
     assert "StartVM" in ancestors(one(trace, "setup_shared_namespaces"))
@@ -86,7 +88,7 @@ def test_the_boot_is_told_in_stages(kata: Kata) -> None:
     kata.tracing(runtime=True, agent=True).run("true")
     trace = the_trace(kata)
     boot = [one(trace, f"boot.{stage}") for stage in ("qemu", "firmware", "kernel", "initramfs", "agent")]
-    for earlier, later in zip(boot, boot[1:], strict=False):
+    for earlier, later in itertools.pairwise(boot):
         assert earlier.start < later.start
         assert earlier.end <= later.start + MILLISECOND
     assert abs(int(one(trace, "clockSync").attributes["bound_ns"])) < MILLISECOND
@@ -132,7 +134,7 @@ def test_a_failed_boot_leaves_a_trace_with_the_error(kata: Kata) -> None:
     assert kata.run("true").returncode == 125
     trace = the_trace(kata)
     assert trace.meta.outcome == "error"
-    failed = {span.name for span in trace.spans if span.error}
+    failed = {span.name for span in trace.spans if span.failed}
     assert {"rootSpan", "create", "StartVM"} <= failed
     assert "stopSandbox" not in failed
 
@@ -140,7 +142,7 @@ def test_a_failed_boot_leaves_a_trace_with_the_error(kata: Kata) -> None:
 def test_no_secret_is_in_a_trace(kata: Kata) -> None:
     canary = "canary-7f3a"
     kata.tracing(runtime=True, agent=True)
-    kata.run("sh", "-c", f"echo {canary}", options=["-i", "--env", f"SECRET={canary}"], input=canary.encode())
+    kata.run("sh", "-c", f"echo {canary}", options=["-i", "--env", f"SECRET={canary}"], stdin=canary.encode())
     for path in kata.trace_dir.rglob("*"):
         assert path.is_dir() or canary.encode() not in path.read_bytes(), path
 

@@ -26,6 +26,8 @@ __all__ = ["Exit", "Ports", "Process", "Stdio"]
 
 # Seconds that crun may take from its start to handing over a terminal's master.
 CONSOLE_WITHIN: Final = 30.0
+# Signals by which people and runtimes end a process.
+ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
 class Ports(NamedTuple):
@@ -185,6 +187,21 @@ def _end_of_input(master: int) -> None:
     os.write(master, characters[termios.VEOF])
 
 
+def shrugs_off(pid: int, number: int) -> bool:
+    """Whether a signal that ends other processes would do nothing to this one, the first of its pid namespace.
+
+    The kernel delivers to such a process only what it has a handler for (pid_namespaces(7)): `sleep` as a container's
+    command can't be stopped by SIGTERM or Ctrl-C. One that ignores the signal on purpose is left alone.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    cares = int(fields["SigCgt"], 16) | int(fields["SigIgn"], 16)
+    return fields["NSpid"].split()[-1] == "1" and not cares >> (number - 1) & 1
+
+
 class Process:
     """A process that runs or has run. Made by its container."""
 
@@ -198,6 +215,8 @@ class Process:
         self._watcher: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
         self.exit: Exit | None = None
+        # The signal that a SIGKILL stood in for.
+        self._ended_by = 0
 
     @property
     def pid(self) -> int:
@@ -215,6 +234,8 @@ class Process:
         # Errors are said on stderr, or on a terminal: the last outlet either way.
         said = self._outlets[-1].look() if child.status and self._outlets else b""
         self.exit = judge(child, said)
+        if self._ended_by and self.exit.status == 128 + signal.SIGKILL:
+            self.exit = self.exit._replace(status=128 + self._ended_by)
         if self._inlet:
             self._inlet.process_ended()
         for outlet in self._outlets:
@@ -231,6 +252,9 @@ class Process:
         """Raises PreconditionError where the process isn't running, InvalidError for no such signal."""
         if not 0 < number <= signal.NSIG:
             raise InvalidError(f"there is no signal {number}")
+        if self._child and number in ENDING and shrugs_off(self._child.pid, number):
+            self._ended_by = number
+            number = signal.SIGKILL
         if self._child is None or not self._child.signal(number):
             raise PreconditionError(f"process {self.name} is not running")
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from kata_runtime.errors import ImageError
-from kata_runtime.image import initramfs, tools, tree
+from kata_runtime.image import ext4, initramfs, tools, tree
 from kata_runtime.image.artifacts import FORMAT, Artifacts, Manifest
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux
 from kata_runtime.image.packages import Package, Packages
@@ -25,9 +25,6 @@ from kata_runtime.image.wheels import Wheel, Wheels
 __all__ = ["build"]
 
 AGENT_PACKAGES = ("kata_agent", "kata_protos", "kata_telemetry")
-# Fixed, so that the same inputs give the same file system.
-ROOT_UUID = "6b617461-0000-4000-8000-726f6f746673"
-BLOCK = 4096
 # renameat2(2)
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -64,6 +61,7 @@ class _Build:
         self.agent = [_installed(name) for name in AGENT_PACKAGES]
 
     def run(self, force: bool) -> Manifest:
+        self._sweep()
         known = self.packages.known()
         if not force:
             manifest = self._up_to_date(known)
@@ -78,6 +76,11 @@ class _Build:
         }
         base = self._base(packages, wheels, _digest({**inputs, "agent": None}), force)
         return self._assemble(base, inputs)
+
+    def _sweep(self) -> None:
+        """Remove what killed builds left; this one holds the locks, so that it belongs to nobody else."""
+        for leftover in [*self.cache.glob(".base-*.new-*"), *self.output.parent.glob(f".{self.output.name}.new-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _own_inputs(self) -> dict[str, object]:
         """What comes from this installation: the agent, and this package with its lists of packages and wheels."""
@@ -131,7 +134,7 @@ class _Build:
             shutil.copyfile(base / "vmlinux", artifacts.kernel)
             shutil.copyfile(base / "initrd.img", artifacts.initrd)
             shutil.copytree(base / "default-rootfs", artifacts.default_rootfs, symlinks=True)
-            _make_file_system(base / "root", artifacts.image)
+            ext4.make(base / "root", artifacts.image, tree.TIMESTAMP_NS // 10**9)
             manifest = Manifest(
                 format=FORMAT,
                 digest=_digest(inputs),
@@ -167,26 +170,6 @@ def _self_check(root: Path) -> None:
     tools.run(["chroot", root, tree.PYTHON, "-I", "-S", "-c", check], doing=doing, hint=hint)
 
 
-def _make_file_system(root: Path, image: Path) -> None:
-    """An ext4 image of `root`, as large as its contents."""
-    blocks = inodes = 0
-    for path in root.rglob("*"):
-        blocks += -(-path.lstat().st_size // BLOCK)
-        inodes += 1
-    features = "^has_journal,^resize_inode,^metadata_csum,^64bit,^dir_index"
-    tools.run(
-        [
-            *("mke2fs", "-q", "-F", "-t", "ext4", "-d", root, "-U", ROOT_UUID, "-L", "kata-root", "-m", "0"),
-            *("-b", str(BLOCK), "-I", "256", "-N", str(inodes + 64), "-O", features),
-            *("-E", f"hash_seed={ROOT_UUID},root_owner=0:0,nodiscard", image, f"{(blocks + blocks // 20) * 4 + 4096}k"),
-        ],
-        doing="make the image's file system",
-        # Same inputs, same bytes: mke2fs writes this instead of the time.
-        env={"E2FSPROGS_FAKE_TIME": str(tree.TIMESTAMP_NS // 10**9)},
-        hint="look at the free space",
-    )
-
-
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -218,14 +201,8 @@ def _lock(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(final: Path) -> Iterator[Path]:
-    """A new directory beside `final`, gone afterwards whatever happens; leftovers of killed builds go first.
-
-    Only the holder of the lock comes here, so that what lies around belongs to nobody.
-    """
-    prefix = f".{final.name}.new-"
-    for leftover in final.parent.glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+    """A new directory beside `final`, gone afterwards whatever happens."""
+    path = Path(tempfile.mkdtemp(prefix=f".{final.name}.new-", dir=final.parent))
     try:
         yield path
     finally:

@@ -63,6 +63,8 @@ def run(
     except OSError as error:
         raise ImageError(f"can't {doing}: {name} can't be started: {error}", hint=hint) from error
     if done.returncode:
+        if "No space left on device" in done.stderr:
+            hint = "free some space"
         raise ImageError(
             f"can't {doing}: {name} failed with status {done.returncode}: {_tail(done.stderr or done.stdout)}",
             hint=hint,

@@ -15,7 +15,7 @@ from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
 from kata_runtime.guest.transport import Transport
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs
 from kata_runtime.sandbox.state import SandboxDirectory, valid_id
-from kata_telemetry.span import Site
+from kata_telemetry.span import NO_SPAN, Site, Span, use
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
@@ -96,13 +96,21 @@ class Container:
     """One container. Calls are guarded by its state; every call may raise `AgentError`."""
 
     def __init__(
-        self, container_id: str, agent: "AgentClient", transport: Transport, directory: SandboxDirectory
+        self,
+        container_id: str,
+        agent: "AgentClient",
+        transport: Transport,
+        directory: SandboxDirectory,
+        lifetime: Span = NO_SPAN,
     ) -> None:
+        """`lifetime` parents the spans that outlast the call which began them: the process, its stdio."""
         self.id = valid_id(container_id)
         self.state = ContainerState.CREATING
         self._agent = agent
         self._transport = transport
         self._directory = directory
+        self._lifetime = lifetime
+        self._process = NO_SPAN
         self._stack = ExitStack()
         self._streams: Streams | None = None
 
@@ -132,7 +140,8 @@ class Container:
             except BaseException:
                 self._stack.close()
                 raise
-        self._streams.serve()
+        with use(self._lifetime):
+            self._streams.serve()
         self.state = ContainerState.CREATED
 
     async def start(self) -> None:
@@ -142,6 +151,8 @@ class Container:
         self._require(ContainerState.CREATED)
         with _trace.span("startContainer", container_id=self.id):
             await self._agent.call(self._agent.service.StartContainer, pb.StartContainerRequest(container_id=self.id))
+        with use(self._lifetime):
+            self._process = _trace.start("process", container_id=self.id)
         self.state = ContainerState.RUNNING
 
     async def wait(self) -> int:
@@ -153,8 +164,10 @@ class Container:
             answer = await self._agent.call(self._agent.service.WaitProcess, request, timeout=None)
             self.state = ContainerState.STOPPED
             span.set(exit_status=answer.status)
+            self._process.set(exit_status=answer.status)
             if answer.oom_killed:
-                span.event("oom")
+                self._process.event("oom")
+            self._process.finish()
             if self._streams is not None:
                 await self._streams.drain()
         return int(answer.status)
@@ -182,6 +195,7 @@ class Container:
                 request = pb.RemoveContainerRequest(container_id=self.id, timeout=int(timeout))
                 await self._agent.call(self._agent.service.RemoveContainer, request, timeout=timeout + 5)
         finally:
+            self._process.finish()
             self.state = ContainerState.STOPPED
             self._stack.close()
 

@@ -143,7 +143,8 @@ class Sandbox:
         assert self._machine is not None
         if container_id in self.containers:
             raise SandboxError(f"there is a container {container_id!r} already")
-        container = Container(container_id, self._agent, self._machine.transport, self._directory)
+        transport = self._machine.transport
+        container = Container(container_id, self._agent, transport, self._directory, self._trace.root)
         self.containers[container_id] = container
         try:
             timeout = self.config.runtime.create_container_timeout

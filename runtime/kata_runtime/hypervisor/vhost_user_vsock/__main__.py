@@ -150,13 +150,26 @@ def _server(options: _Options, log: Callable[[str, str], None]) -> Server:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
+    wanted_sockets = [("--vhost-fd", options.vhost_fd), *(("--forward", fd) for _, fd in options.forwards)]
+    if options.hybrid_fd >= 0:
+        wanted_sockets.append(("--hybrid-fd", options.hybrid_fd))
+    sockets: dict[int, socket.socket] = {}
+    try:
+        for name, fd in wanted_sockets:
+            if fd in sockets:
+                raise UsageError(f"{name}: fd {fd} is given twice")
+            sockets[fd] = _socket(fd, name, listening=name != "--vhost-fd")
+    except UsageError:
+        for found in sockets.values():
+            found.detach()
+        raise
     return Server(
-        _socket(options.vhost_fd, "--vhost-fd", listening=False),
+        sockets[options.vhost_fd],
         options.guest_cid,
         log=log,
-        hybrid=_socket(options.hybrid_fd, "--hybrid-fd", listening=True) if options.hybrid_fd >= 0 else None,
+        hybrid=sockets.get(options.hybrid_fd),
         uds_path=options.uds_path or None,
-        forwards=[(_socket(fd, "--forward", listening=True), port) for port, fd in options.forwards],
+        forwards=[(sockets[fd], port) for port, fd in options.forwards],
         hold_timeout=options.hold_timeout,
         max_connections=max(min(_WANTED_FDS, soft) - _OTHER_FDS, 1),
     )
