@@ -98,4 +98,23 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     if options.command is None:
         parser.print_help(sys.stderr)
         return 125
+    if options.command == "trace":
+        return _trace(options)
     return int(options.run(options))
+
+
+def _trace(options: argparse.Namespace) -> int:
+    """Where traces are and go is in the configuration, unless the command line says otherwise."""
+    from kata_runtime.config import load
+    from kata_telemetry.collector import SettingsError
+    from kata_telemetry.store import StoreError
+
+    runtime = load(Path(options.config) if options.config else None).runtime
+    options.trace_dir = options.trace_dir or runtime.trace_dir
+    if "endpoint" in options and not options.endpoint and runtime.otlp_endpoint:
+        options.endpoint, options.protocol = runtime.otlp_endpoint, options.protocol or runtime.otlp_protocol
+        options.headers = runtime.headers()
+    try:
+        return int(options.run(options))
+    except (StoreError, SettingsError) as error:
+        raise KataError(str(error)) from error
