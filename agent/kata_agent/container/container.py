@@ -215,6 +215,9 @@ class Container:
             self.init.signal(number)
             return
         for pid in pids:
+            if pid == self.init.pid:
+                self.init.signal(number)
+                continue
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 

@@ -228,9 +228,9 @@ class _Run:
             return
         again = self._interrupted is number and number in (signal.SIGINT, signal.SIGTERM)
         self._interrupted = number
-        # The second Ctrl-C means it.
-        target = signal.SIGKILL if again else number
-        self._spawn(self._container.signal(target, everything=again))
+        # The keys of a terminal mean everything that runs there; the second Ctrl-C means it.
+        everything = again or number in (signal.SIGINT, signal.SIGQUIT)
+        self._spawn(self._container.signal(signal.SIGKILL if again else number, everything=everything))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         async def quietly() -> None:
