@@ -1,6 +1,7 @@
 """Sessions for developers and CI; each does what its name says, `nox -l` lists them."""
 
 import sys
+from pathlib import Path
 
 import nox
 
@@ -64,7 +65,7 @@ def bench(session: nox.Session) -> None:
 def protos(session: nox.Session) -> None:
     """Regenerate the stubs in protos/kata_protos from protos/*.proto."""
     # The virtual path makes the stubs import each other as kata_protos.*.
-    python(
-        session, "grpc_tools.protoc", "--proto_path=kata_protos=protos", "kata_protos/agent.proto",
-        "--python_out=protos", "--pyi_out=protos", "--grpc_python_out=protos",
-    )  # fmt: skip
+    protoc = ("grpc_tools.protoc", "--proto_path=kata_protos=protos", "--python_out=protos", "--pyi_out=protos")
+    python(session, *protoc, "--grpc_python_out=protos", "kata_protos/agent.proto")
+    # containerd speaks ttrpc, for which the runtime binds the services' descriptors itself.
+    python(session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir()))
