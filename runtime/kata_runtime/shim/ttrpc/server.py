@@ -81,9 +81,11 @@ class Server:
         loop = asyncio.get_running_loop()
         self._listeners.append(await loop.create_unix_server(lambda: _ServerConnection(self), sock=listener))
 
-    async def adopt(self, connection: socket.socket) -> None:
-        """Serve one socket that is already connected, until it is closed."""
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: _ServerConnection(self), connection)
+    async def adopt(self, connected: socket.socket) -> Connection:
+        """Serve one socket that is already connected, which belongs to the server from now on."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.connect_accepted_socket(lambda: _ServerConnection(self), connected)
+        return connection
 
     async def close(self, grace: float = 5.0) -> None:
         """Accept nothing new, give running calls `grace` seconds, cancel the rest, and close the connections.
