@@ -8,15 +8,16 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kata_runtime.shim.ttrpc.frames import Decoder, Frame
 
-__all__ = ["IMAGE", "Containerd", "make_image", "missing", "read_chunks", "write_shim"]
+__all__ = ["IMAGE", "Containerd", "make_image", "missing", "read_chunks", "running", "write_shim"]
 
 IMAGE = "localhost/busybox:test"
 _APPLETS = ("sh", "true", "false", "echo", "cat", "sleep", "kill", "dd", "ls", "head", "wc", "env")
@@ -48,10 +49,11 @@ def make_image(directory: Path) -> Path:
     return archive
 
 
-def write_shim(path: Path, python: str, module: Path, environment: Mapping[str, str]) -> None:
-    """An executable that runs a Python file as a shim, with an environment that does not depend on the caller's."""
-    assignments = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
-    path.write_text(f'#!/bin/sh\n{assignments}exec {python} -S -W ignore {module} "$@"\n')
+def write_shim(path: Path, python: str, program: Path, environment: Mapping[str, str] | None = None) -> None:
+    """An executable that runs a Python file as a shim, with this process's sys.path and an environment of its own."""
+    exports = "".join(f"export {name}='{value}'\n" for name, value in (environment or {}).items())
+    code = f"import sys, runpy; sys.path[:] = {sys.path!r}; runpy.run_path({str(program)!r}, run_name='__main__')"
+    path.write_text(f'#!/bin/sh\n{exports}exec {python} -I -S -c "{code}" "$@"\n')
     path.chmod(0o755)
 
 
@@ -120,6 +122,17 @@ class Containerd:
             input=data,
         )
 
+    def clear(self) -> None:
+        """Stop the daemon and whatever a failed test has left."""
+        self.stop()
+        for file in self.state.glob("*/*/*/shim.pid"):
+            with suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+        for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+            place = line.split()[1]
+            if place.startswith(f"{self.directory}/"):
+                subprocess.run(["umount", "--lazy", place], check=False)
+
     def popen(self, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         """Start `ctr` and leave it running."""
         return subprocess.Popen(
@@ -140,12 +153,8 @@ def running(shims: Path, image: Path) -> Iterator[Containerd]:
             containerd.start()
             containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--index-name", IMAGE, image)
             yield containerd
-            names = containerd.ctr("tasks", "list", "-q").stdout.decode().split()
-            for name in names:
-                containerd.ctr("tasks", "kill", "--signal", "SIGKILL", name, check=False)
-                containerd.ctr("tasks", "delete", "--force", name, check=False)
         finally:
-            containerd.stop()
+            containerd.clear()
 
 
 def read_chunks(record: Path, connection: str) -> list[tuple[str, Frame]]:
