@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -115,12 +115,19 @@ class Containerd:
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run `ctr` against this containerd and wait for it."""
         return subprocess.run(
-            ["ctr", "--address", self.address, *arguments],
+            self._command(arguments),
             capture_output=True,
             check=check,
             timeout=timeout,
             input=data,
         )
+
+    def _command(self, arguments: Sequence[str | Path]) -> list[str | Path]:
+        command: list[str | Path] = ["ctr", "--address", self.address, *arguments]
+        for verb in ("run", "exec"):  # of a container, else ctr leaves its fifos in /run
+            if verb in arguments[:2]:
+                command.insert(command.index(verb) + 1, f"--fifo-dir={self.directory}/fifo")
+        return command
 
     def clear(self) -> None:
         """Stop the daemon and whatever a failed test has left."""
@@ -136,7 +143,7 @@ class Containerd:
     def popen(self, *arguments: str | Path) -> "subprocess.Popen[bytes]":
         """Start `ctr` and leave it running."""
         return subprocess.Popen(
-            ["ctr", "--address", self.address, *arguments],
+            self._command(arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
