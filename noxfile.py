@@ -68,4 +68,6 @@ def protos(session: nox.Session) -> None:
     protoc = ("grpc_tools.protoc", "--proto_path=kata_protos=protos", "--python_out=protos", "--pyi_out=protos")
     python(session, *protoc, "--grpc_python_out=protos", "kata_protos/agent.proto")
     # containerd speaks ttrpc, for which the runtime binds the services' descriptors itself.
-    python(session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir()))
+    python(
+        session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir())
+    )

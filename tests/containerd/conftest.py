@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.containerd import Containerd, make_image, missing, running, write_shim
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from support.containerd import IMAGE, Containerd
 
 pytestmark = [pytest.mark.containerd, pytest.mark.slow]
@@ -227,5 +228,7 @@ def test_many_one_after_the_other_and_at_once(containerd: Containerd) -> None:
 def test_the_log_reaches_containerd(containerd: Containerd) -> None:
     run(containerd, "talker", "true")
     log = containerd.log.read_text()
-    assert re.search(r'level=info msg="the shim serves unix:///run/\S+" namespace=default sandbox_id=talker', log)
-    assert re.search(r'level=info msg="the shim ends".* sandbox_id=talker', log)
+    for said in ("the shim serves unix:///run/", "the shim ends"):
+        assert re.search(
+            rf'level=info source=runtime name=kata.shim msg="{said}.*" namespace=default sandbox=talker', log
+        )

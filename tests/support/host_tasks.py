@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from kata_protos.containerd import events_pb2 as events
 from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.cgroups2_pb2 import Metrics

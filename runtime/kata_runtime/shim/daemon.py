@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from kata_protos.containerd import sandbox_pb2, task_pb2, task_v3_pb2
-
 from kata_runtime.shim import log
 from kata_runtime.shim.events import Publisher
 from kata_runtime.shim.funnel import CallFunnel
@@ -19,6 +18,7 @@ from kata_runtime.shim.launch import Launch
 from kata_runtime.shim.service import OpenService, Shim
 from kata_runtime.shim.ttrpc.server import Server
 from kata_runtime.shim.ttrpc.service import bind
+from kata_telemetry.logs import log_fields
 
 __all__ = ["main", "serve"]
 
@@ -30,9 +30,10 @@ _SANDBOX_SERVICE = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
 
 def main(launch: Launch, listener: socket.socket, open_service: OpenService) -> int:
     """Be the daemon; returns its exit status. stderr is the log."""
-    log.set_up(2, debug=launch.debug, namespace=launch.namespace, sandbox_id=launch.group.sandbox_id)
+    log.set_up(2, debug=launch.debug)
     try:
-        asyncio.run(serve(launch, listener, open_service))
+        with log_fields(namespace=launch.namespace, sandbox=launch.group.sandbox_id):
+            asyncio.run(serve(launch, listener, open_service))
     except Exception:
         _log.exception("the shim failed")
         return 1

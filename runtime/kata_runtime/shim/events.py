@@ -12,11 +12,11 @@ from typing import NamedTuple, Self
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from kata_protos.containerd.events_ttrpc_pb2 import ForwardRequest
-from kata_telemetry.span import Kind, Site, Span, use
 
+from kata_protos.containerd.events_ttrpc_pb2 import ForwardRequest
 from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import Code, RpcError
+from kata_telemetry.span import Kind, Site, Span, use
 
 __all__ = ["Publisher"]
 

@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from kata_telemetry.span import Kind, Site, Span, use
-
-from kata_runtime.shim import log
 from kata_runtime.shim.ttrpc.service import Call
+from kata_telemetry.logs import log_fields
+from kata_telemetry.span import Kind, Site, Span, use
 
 __all__ = ["CallFunnel"]
 
@@ -19,6 +18,9 @@ _NAMES = {"Create": "create"}
 # all that fail.
 _REPEATING = frozenset({"State", "Stats", "Pids", "PingSandbox", "SandboxStatus", "SandboxMetrics"})
 _ENOUGH = 32
+# What a request is about: its field -> the span's attribute -> the log's field.
+_ABOUT = {"id": "container_id", "exec_id": "exec_id", "sandbox_id": "sandbox_id"}
+_LOGGED = {"container_id": "container", "exec_id": "exec", "sandbox_id": "sandbox"}
 
 
 class CallFunnel:
@@ -30,23 +32,24 @@ class CallFunnel:
 
     @contextmanager
     def __call__(self, call: Call) -> Iterator[None]:
-        fields = {"method": call.method}
-        for field, name in (("id", "container_id"), ("exec_id", "exec_id"), ("sandbox_id", "sandbox_id")):
-            if value := getattr(call.request, field, ""):
-                fields[name] = value
-        with log.bind(**fields), use(self._root(call)):
+        about = {
+            attribute: value
+            for field, attribute in _ABOUT.items()
+            if isinstance(value := getattr(call.request, field, ""), str) and value
+        }
+        fields = {_LOGGED[attribute]: value for attribute, value in about.items()}
+        with log_fields(method=call.method, **fields), use(self._root(call)):
             if call.method in _REPEATING:
                 self._seen[call.method] += 1
                 if self._seen[call.method] > _ENOUGH:
-                    with self._only_failures(call, fields):
+                    with self._only_failures(call, about):
                         yield
                     return
-            with self._open(call, fields):
+            with self._open(call, about):
                 yield
 
-    def _open(self, call: Call, fields: dict[str, str]) -> Span:
-        attributes = {name: value for name, value in fields.items() if name != "method"}
-        span = _trace.span(_NAMES.get(call.method, call.method), kind=Kind.SERVER, **attributes)
+    def _open(self, call: Call, about: dict[str, str]) -> Span:
+        span = _trace.span(_NAMES.get(call.method, call.method), kind=Kind.SERVER, **about)
         if span.recording:
             span.set(rpc_service=call.service)
             # The caller's span: the parent of the root for the first call, a link for the others.
@@ -55,9 +58,9 @@ class CallFunnel:
         return span
 
     @contextmanager
-    def _only_failures(self, call: Call, fields: dict[str, str]) -> Iterator[None]:
+    def _only_failures(self, call: Call, about: dict[str, str]) -> Iterator[None]:
         try:
             yield
         except Exception:
-            with self._open(call, fields):
+            with self._open(call, about):
                 raise

@@ -94,6 +94,7 @@ def _info() -> bytes:
     """containerd.types.RuntimeInfo, with the runtime options from stdin given back as they are."""
     from google.protobuf.any_pb2 import Any
     from google.protobuf.message import DecodeError
+
     from kata_protos.containerd.types_pb2 import RuntimeInfo
 
     info = RuntimeInfo(name=RUNTIME)

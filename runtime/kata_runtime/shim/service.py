@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
+
 from kata_protos.containerd import sandbox_pb2 as sandbox
 from kata_protos.containerd import task_pb2 as task
-from kata_telemetry.span import NO_SPAN, Span
-
 from kata_runtime.shim.launch import Launch
 from kata_runtime.shim.ttrpc.service import Call
+from kata_telemetry.span import NO_SPAN, Span
 
 __all__ = ["OpenService", "SandboxService", "Shim", "TaskService"]
 

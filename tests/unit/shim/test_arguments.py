@@ -1,6 +1,7 @@
 """The command line, in the forms that Go's flag package allows."""
 
 import pytest
+
 from kata_runtime.shim.arguments import UsageError, parse
 
 IDS = ["-namespace", "ns", "-id", "one"]

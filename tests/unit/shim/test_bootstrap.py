@@ -7,6 +7,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_protos.containerd.bootstrap_pb2 import LOG_LEVEL_DEBUG, LOG_LEVEL_WARN, BootstrapParams, BootstrapResult
 from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_protos.containerd.task_pb2 import DeleteResponse

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from kata_runtime.shim.arguments import UsageError
 from kata_runtime.shim.grouping import CONTAINER, SANDBOX, SINGLE, find_group, read_group
 from kata_runtime.shim.launch import Launch, socket_address

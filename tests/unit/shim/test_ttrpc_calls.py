@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+
 from kata_runtime.shim.ttrpc import errors
 from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import Code, RpcError

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_runtime.shim.ttrpc.frames import (
     DATA,
     MAX_DATA,

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kata_protos.containerd.ttrpc_pb2 import Response
 from kata_runtime.shim.ttrpc import connection, errors
 from kata_runtime.shim.ttrpc.client import Client

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from kata_protos.containerd import events_ttrpc_pb2, task_pb2, task_v3_pb2
 from kata_protos.containerd.ttrpc_pb2 import Request, Response
 from kata_runtime.shim.ttrpc.errors import RpcError

@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from kata_protos.containerd import ttrpc_pb2
-from kata_telemetry.span import traceparent
 
+from kata_protos.containerd import ttrpc_pb2
 from kata_runtime.shim.ttrpc import frames
 from kata_runtime.shim.ttrpc.connection import Connection
 from kata_runtime.shim.ttrpc.errors import ConnectionLost, DeadlineExceeded, Internal, ResourceExhausted, RpcError
 from kata_runtime.shim.ttrpc.frames import Frame, Oversized
 from kata_runtime.shim.ttrpc.stream import Inbox
+from kata_telemetry.span import traceparent
 
 __all__ = ["Client", "ClientStream"]
 

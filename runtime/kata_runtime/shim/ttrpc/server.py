@@ -14,9 +14,8 @@ from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from kata_protos.containerd import ttrpc_pb2
-from kata_telemetry.span import Kind, Site
 
+from kata_protos.containerd import ttrpc_pb2
 from kata_runtime.shim.ttrpc import frames
 from kata_runtime.shim.ttrpc.connection import Connection
 from kata_runtime.shim.ttrpc.errors import (
@@ -33,6 +32,7 @@ from kata_runtime.shim.ttrpc.errors import (
 from kata_runtime.shim.ttrpc.frames import Frame, Oversized
 from kata_runtime.shim.ttrpc.service import Call, Method, Service, _call
 from kata_runtime.shim.ttrpc.stream import Inbox
+from kata_telemetry.span import Kind, Site
 
 M = TypeVar("M", bound=Message)
 

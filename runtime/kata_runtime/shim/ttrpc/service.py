@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
 from kata_telemetry.span import SpanContext
 
 __all__ = ["Call", "Method", "Service", "bind", "current_call"]
