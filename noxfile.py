@@ -56,6 +56,12 @@ def vm(session: nox.Session) -> None:
 
 
 @nox.session
+def containerd(session: nox.Session) -> None:
+    """Tests that run Debian's containerd on sockets and directories of its own (root)."""
+    pytest(session, "containerd")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Start times compared with a bare QEMU boot in the same run (root)."""
     session.run(sys.executable, "tests/bench/start.py", *session.posargs, external=True)

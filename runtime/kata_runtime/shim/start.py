@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from kata_runtime.shim import bootstrap, grouping
 from kata_runtime.shim.arguments import Arguments, UsageError
@@ -141,6 +142,7 @@ def _daemonise(launch: Launch, listener: socket.socket, daemon: Daemon) -> int:
     status = 1
     try:
         os.setsid()
+        _rename()
         _redirect(launch)
         # Whatever else containerd, or `main`, has left open: an end of containerd's pipes would let it wait for ever.
         os.closerange(3, listener.fileno())
@@ -153,6 +155,12 @@ def _daemonise(launch: Launch, listener: socket.socket, daemon: Daemon) -> int:
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
+
+
+def _rename() -> None:
+    """Be `containerd-shim` in lists of processes, as all shims are, not `python3`."""
+    with suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write("containerd-shim")
 
 
 def _redirect(launch: Launch) -> None:
@@ -171,13 +179,12 @@ def _redirect(launch: Launch) -> None:
 
 def _more_expendable_than_parent(pid: int) -> None:
     """When memory is short the kernel shall take a shim before containerd (as containerd's AdjustOOMScore)."""
-    try:
+    # Where it is not allowed the shim works without.
+    with suppress(OSError):
         with open(f"/proc/{os.getppid()}/oom_score_adj") as file:
             score = int(file.read())
         with open(f"/proc/{pid}/oom_score_adj", "w") as file:
             file.write(str(min(score + 1, 1000)))
-    except (OSError, ValueError):
-        pass  # not allowed in this container; the shim works without
 
 
 def _share_core_with_nobody() -> None:

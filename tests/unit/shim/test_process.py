@@ -110,6 +110,7 @@ async def test_start_leaves_a_daemon_that_answers(bundles: Bundles) -> None:
 
     process = Path(f"/proc/{response.shim_pid}")
     assert (process / "cwd").readlink() == bundle
+    assert (process / "comm").read_text() == "containerd-shim\n"
     assert os.getpgid(response.shim_pid) == os.getsid(response.shim_pid) == response.shim_pid
     links = {link.name: str(link.readlink()) for link in (process / "fd").iterdir()}
     assert {links["0"], links["1"], links["2"]} == {"/dev/null"}
