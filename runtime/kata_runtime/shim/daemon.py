@@ -24,6 +24,9 @@ __all__ = ["main", "serve"]
 
 _log = logging.getLogger("kata.shim")
 
+# Seconds for calls that are running when the shim ends. Most will be Waits for what will not happen any more.
+_GRACE = 0.5
+
 _TASK_SERVICES = (task_pb2.DESCRIPTOR.services_by_name["Task"], task_v3_pb2.DESCRIPTOR.services_by_name["Task"])
 _SANDBOX_SERVICE = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
 
@@ -55,7 +58,7 @@ async def serve(launch: Launch, listener: socket.socket, open_service: OpenServi
         services = [bind(descriptor, service) for descriptor in _TASK_SERVICES]
         if service.sandbox is not None:
             services.append(bind(_SANDBOX_SERVICE, service.sandbox))
-        server = await stack.enter_async_context(Server(services, funnel=CallFunnel(service.root_span)))
+        server = await stack.enter_async_context(Server(services, funnel=CallFunnel(service.root_span), grace=_GRACE))
         await server.listen(listener)
         _log.info("the shim serves %s", launch.address)
         await stop.wait()

@@ -62,7 +62,7 @@ def start(arguments: Arguments, daemon: Daemon, *, started: int) -> str:
 
 def _prepare(arguments: Arguments, started: int) -> tuple[Launch, bool]:
     given = bootstrap.parse_input(_stdin(), container_id=arguments.id, namespace=arguments.namespace)
-    bundle = os.getcwd()
+    bundle = os.path.abspath(arguments.bundle or os.getcwd())
     launch = Launch(
         namespace=arguments.namespace,
         container_id=arguments.id,

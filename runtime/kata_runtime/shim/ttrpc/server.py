@@ -51,18 +51,19 @@ def span_per_call(call: Call) -> AbstractContextManager[object]:
 
 
 class Server:
-    """Serves `services` on any number of listening sockets; an async context manager that ends with `close()`.
+    """Serves `services` on any number of listening sockets; an async context manager that ends with `close(grace)`.
 
     Handlers see the context variables (the current span) of the place where the server was made.
     """
 
-    def __init__(self, services: Iterable[Service], *, funnel: Funnel = span_per_call) -> None:
+    def __init__(self, services: Iterable[Service], *, funnel: Funnel = span_per_call, grace: float = 5.0) -> None:
         self.services: dict[str, Service] = {}
         for service in services:
             if service.name in self.services:
                 raise ValueError(f"service {service.name} is there twice")
             self.services[service.name] = service
         self.funnel = funnel
+        self.grace = grace
         self.context = contextvars.copy_context()
         self.closing = False
         self.connections: set[_ServerConnection] = set()
@@ -74,7 +75,7 @@ class Server:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close(grace=5.0 if error is None else 0.0)
+        await self.close(self.grace if error is None else 0.0)
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept connections on a bound unix socket, which belongs to the server from now on."""
