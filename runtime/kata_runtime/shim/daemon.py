@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from kata_protos.containerd import sandbox_pb2, task_pb2, task_v3_pb2
@@ -34,6 +34,8 @@ _SANDBOX_SERVICE = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
 def main(launch: Launch, listener: socket.socket, open_service: OpenService) -> int:
     """Be the daemon; returns its exit status. stderr is the log."""
     log.set_up(2, debug=launch.debug)
+    path = Path(launch.address.removeprefix("unix://"))
+    mine = path.stat().st_ino
     try:
         with log_fields(namespace=launch.namespace, sandbox=launch.group.sandbox_id):
             asyncio.run(serve(launch, listener, open_service))
@@ -41,7 +43,10 @@ def main(launch: Launch, listener: socket.socket, open_service: OpenService) -> 
         _log.exception("the shim failed")
         return 1
     finally:
-        Path(launch.address.removeprefix("unix://")).unlink(missing_ok=True)
+        # A new shim of a sandbox with the same id may already have put its own there.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == mine:
+                path.unlink()
     return 0
 
 
