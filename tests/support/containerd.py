@@ -5,6 +5,7 @@ Needs root, containerd, ctr, runc, umoci and busybox-static. Everything it start
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -88,6 +89,14 @@ class Containerd:
         """Process id of the daemon."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def version(self) -> int:
+        """The first number of its version."""
+        said = subprocess.run(["containerd", "--version"], capture_output=True, check=True, text=True).stdout
+        found = re.search(r" v?(\d+)\.\d+", said)
+        assert found is not None, said
+        return int(found[1])
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""

@@ -7,6 +7,7 @@ containerd serves `containerd.services.events.ttrpc.v1.Events` on the socket nam
 import asyncio
 import logging
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -42,7 +43,10 @@ class _Item(NamedTuple):
 
 
 class Publisher:
-    """An async context manager; leaving it gives waiting events `patience` seconds more."""
+    """An async context manager. Leaving it gives events one more try, and all of them together `patience` seconds.
+
+    Not more: a containerd that starts may be waiting for this very shim to end before it takes events.
+    """
 
     def __init__(self, address: str, namespace: str, *, patience: float = 2.0) -> None:
         self._address = address
@@ -50,7 +54,7 @@ class Publisher:
         self._patience = patience
         self._queue: deque[_Item] = deque()
         self._changed = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self.dropped = 0
@@ -63,7 +67,7 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closing = True
+        self._closing.set()
         self._changed.set()
         if self._task is not None:
             _, late = await asyncio.wait({self._task}, timeout=self._patience)
@@ -71,7 +75,7 @@ class Publisher:
                 task.cancel("the shim ends")
                 await asyncio.wait({task})
         for item in self._queue:
-            self._drop(item, "the shim ends and containerd did not take the event")
+            self._drop(item, "the shim ends and containerd did not take it")
         self._queue.clear()
         if self._client is not None:
             await self._client.close()
@@ -81,7 +85,7 @@ class Publisher:
 
         When the queue is full the oldest event is lost: who missed that many asks for the state anyway.
         """
-        if not self._address or self._closing:
+        if not self._address or self._closing.is_set():
             return
         request = ForwardRequest()
         envelope = request.envelope
@@ -99,7 +103,7 @@ class Publisher:
     async def _run(self) -> None:
         while True:
             while not self._queue:
-                if self._closing:
+                if self._closing.is_set():
                     return
                 self._changed.clear()
                 await self._changed.wait()
@@ -119,9 +123,10 @@ class Publisher:
                 with use(item.span):
                     await self._forward(item.request)
             except RpcError as error:
-                if error.code not in _PASSING:
+                refused = error.code not in _PASSING
+                if refused or self._closing.is_set():
                     item.span.set(attempts=attempts)
-                    self._drop(item, f"containerd refuses it: {error}")
+                    self._drop(item, f"containerd refuses it: {error}" if refused else f"the shim ends, and {error}")
                     return
                 item.span.event("retry", attempt=attempts, why=str(error))
                 if attempts == 1:
@@ -131,7 +136,9 @@ class Publisher:
                 item.span.finish()
                 return
             # A back-off, not a poll: nothing tells when a service will be started.
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _forward(self, request: ForwardRequest) -> None:

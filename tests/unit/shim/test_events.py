@@ -126,13 +126,26 @@ async def test_the_queue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_the_end_does_not_wait_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with asyncio.timeout(5):
-        async with Publisher(str(tmp_path / "s"), "default", patience=0.02) as publisher:
-            publisher.publish("/tasks/start", start(1))
-            publisher.publish("/tasks/delete", start(1))
+    # Nobody is there: no reason to wait.
+    async with asyncio.timeout(5), Publisher(str(tmp_path / "s"), "default", patience=99) as publisher:
+        publisher.publish("/tasks/start", start(1))
+        publisher.publish("/tasks/delete", start(1))
     assert publisher.dropped == 2
-    assert "event /tasks/delete is lost: the shim ends" in caplog.text
+    assert "event /tasks/delete is lost: the shim ends, and no ttrpc server answers" in caplog.text
     publisher.publish("/tasks/start", start(2))
+
+
+async def test_the_end_waits_a_little_for_a_containerd_that_hangs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    with listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        async with asyncio.timeout(5), Publisher(str(tmp_path / "s"), "default", patience=0.02) as publisher:
+            publisher.publish("/tasks/exit", start(1))
+    assert publisher.dropped == 1
+    assert "event /tasks/exit is lost: the shim ends and containerd did not take it" in caplog.text
 
 
 async def test_without_an_address_nobody_wants_events() -> None:
