@@ -3,15 +3,14 @@
 containerd runs it whenever a connection to a shim ends: after every regular end too, and for one container of a pod
 while the shim of the others is well. So a shim of this very container gets time to finish (it may be writing its
 trace), and a sandbox is only touched where this container is the sandbox's own.
+
+Clients wait for it (`ctr run --rm`), so it too loads only what it needs, and mostly there is nothing left to do.
 """
 
 import os
-import select
-import signal
+import stat
 import time
-from pathlib import Path
 
-from kata_runtime.mount import mounted_below, unmount
 from kata_runtime.shim import bootstrap, grouping
 from kata_runtime.shim.arguments import Arguments
 from kata_runtime.shim.launch import ADDRESS_FILE, PID_FILE, Launch, read_file
@@ -46,18 +45,18 @@ def delete(arguments: Arguments, cleanup: Cleanup) -> bytes:
     Raises:
         ExceptionGroup: what could not be cleaned up.
     """
-    bundle = Path(arguments.bundle or ".").absolute()
+    bundle = os.path.abspath(arguments.bundle or os.getcwd())
     errors: list[Exception] = []
     try:
-        group = grouping.read_group(str(bundle), arguments.id)
+        group = grouping.read_group(bundle, arguments.id)
     except Exception as error:
         # Nothing can be said about a pod, so only what is surely this container's is touched.
         errors.append(error)
         group = grouping.Group(grouping.SINGLE, arguments.id)
-    launch = Launch(namespace=arguments.namespace, container_id=arguments.id, bundle=str(bundle), group=group)
+    launch = Launch(namespace=arguments.namespace, container_id=arguments.id, bundle=bundle, group=group)
     launch.containerd = arguments.address
     launch.debug = arguments.debug
-    launch.address = read_file(str(bundle / ADDRESS_FILE))
+    launch.address = read_file(f"{bundle}/{ADDRESS_FILE}")
     pid = 0
     owner = group.kind != grouping.CONTAINER
     try:
@@ -67,8 +66,7 @@ def delete(arguments: Arguments, cleanup: Cleanup) -> bytes:
     except Exception as error:
         errors.append(error)
     try:
-        for place in reversed(mounted_below(bundle / "rootfs")):
-            unmount(Path(place))
+        _unmount_below(f"{bundle}/rootfs")
     except Exception as error:
         errors.append(error)
     if errors:
@@ -90,21 +88,27 @@ def _end_shim(launch: Launch) -> None:
                     _end(handle)
             finally:
                 os.close(handle)
-    path = Path(launch.address.removeprefix("unix://"))
+    path = launch.address.removeprefix("unix://")
     # Whatever the file says, nothing but a socket is removed.
-    if launch.address and path.is_socket():
-        path.unlink(missing_ok=True)
+    try:
+        if path and stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        pass  # the shim has removed it, as it should
 
 
 def _is_shim_of(pid: int, bundle: str) -> bool:
     """Whether the process works in the bundle. Process ids are used again; a pidfd, once open, is not."""
     try:
-        return Path(f"/proc/{pid}/cwd").samefile(bundle)
+        return os.path.samefile(f"/proc/{pid}/cwd", bundle)
     except OSError:
         return False
 
 
 def _end(handle: int) -> None:
+    import select
+    import signal
+
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     for patience, number in zip(PATIENCE, (signal.SIGTERM, signal.SIGKILL), strict=True):
@@ -112,3 +116,16 @@ def _end(handle: int) -> None:
             return
         signal.pidfd_send_signal(handle, number)
     poll.poll(1000)
+
+
+def _unmount_below(directory: str) -> None:
+    with open("/proc/self/mountinfo", "rb") as file:
+        # Escaped or not, the name of a container's directory is the same: ids hold no blanks.
+        if os.fsencode(os.path.basename(os.path.dirname(directory))) not in file.read():
+            return
+    from pathlib import Path
+
+    from kata_runtime.mount import mounted_below, unmount
+
+    for place in reversed(mounted_below(Path(directory))):
+        unmount(Path(place))

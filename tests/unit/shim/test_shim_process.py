@@ -249,16 +249,15 @@ def test_delete_does_what_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             raise OSError("the VM is stuck")
 
     (tmp_path / "config.json").write_text("{")
-    unmounted: list[Path] = []
-    monkeypatch.setattr(deleting, "mounted_below", lambda _: ["/a", "/a/b"])
-    monkeypatch.setattr(deleting, "unmount", unmounted.append)
+    unmounted: list[str] = []
+    monkeypatch.setattr(deleting, "_unmount_below", unmounted.append)
     with pytest.raises(ExceptionGroup) as caught:
         deleting.delete(parse(["-namespace", "ns", "-id", "one", "-bundle", str(tmp_path), "delete"]), Failing())
     assert ["config.json" in str(caught.value.exceptions[0]), str(caught.value.exceptions[1])] == [
         True,
         "the VM is stuck",
     ]
-    assert unmounted == [Path("/a/b"), Path("/a")]
+    assert unmounted == [f"{tmp_path}/rootfs"]
 
 
 def test_cleanup_is_told_whose_end_it_is(tmp_path: Path) -> None:
