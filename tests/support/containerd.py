@@ -144,6 +144,7 @@ class Containerd:
         for file in self.state.glob("*/*/*/shim.pid"):
             with suppress(ProcessLookupError):
                 os.kill(int(file.read_text()), signal.SIGKILL)
+            Path((file.parent / "address").read_text().removeprefix("unix://")).unlink(missing_ok=True)
         for line in reversed(Path("/proc/mounts").read_text().splitlines()):
             place = line.split()[1]
             if place.startswith(f"{self.directory}/"):
