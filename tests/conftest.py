@@ -56,11 +56,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def artifacts(request: pytest.FixtureRequest) -> Path:
     """Directory for what helps to understand a failure; removed again if the test passes."""
-    directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]+", "-", request.node.nodeid).strip("-")[:200]
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    request.node.stash[_directory] = directory
-    return directory
+    return _artifacts(request.node)
+
+
+def _artifacts(item: pytest.Item) -> Path:
+    if _directory not in item.stash:
+        directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]+", "-", item.nodeid).strip("-")[:200]
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        item.stash[_directory] = directory
+    return item.stash[_directory]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,7 +79,7 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("vm") is None:
         yield
         return
-    directory: Path = request.getfixturevalue("artifacts")
+    directory = _artifacts(request.node)
     configuration = directory / "configuration.toml"
     configuration.write_text(f'[runtime]\ntrace_dir = "{directory}/traces"\n')
     environment = {"KATA_LOGS_DIR": str(directory / "logs"), "KATA_CONF_FILE": str(configuration)}

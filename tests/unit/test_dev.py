@@ -52,7 +52,7 @@ def test_only_missing_packages_are_installed(dev: ModuleType, programs: Path) ->
     program(programs, "dpkg-query", "".join(f"echo 'ii {name}'\n" for name in installed) + "echo 'rc umoci'; exit 1")
     program(programs, "apt-cache", "echo 'Candidate: 1'; echo 'Candidate: 2'")
     program(programs, "apt-get", "")
-    dev.install_packages(["buildah"])
+    dev.install_packages(dev.PACKAGES, {("debian", "13"): ["buildah"]})
     [call] = apt_calls(programs)
     assert call.endswith("install --yes --no-install-recommends umoci virtiofsd")
 
@@ -60,7 +60,7 @@ def test_only_missing_packages_are_installed(dev: ModuleType, programs: Path) ->
 def test_nothing_missing_calls_nothing(dev: ModuleType, programs: Path) -> None:
     program(programs, "dpkg-query", "".join(f"echo 'ii {name}'\n" for name in dev.PACKAGES["debian", "13"]))
     program(programs, "apt-get", "")
-    dev.install_packages([])
+    dev.install_packages(dev.PACKAGES)
     assert apt_calls(programs) == []
 
 
@@ -69,7 +69,7 @@ def test_lists_are_fetched_only_if_they_lack_something(dev: ModuleType, programs
     program(programs, "dpkg-query", "exit 1")
     program(programs, "apt-cache", candidates)
     program(programs, "apt-get", "")
-    dev.install_packages([])
+    dev.install_packages(dev.PACKAGES)
     assert apt_calls(programs)[0].split()[-1] == "update"
     assert len(apt_calls(programs)) == 2
 
@@ -78,7 +78,7 @@ def test_lists_that_are_old_are_renewed(dev: ModuleType, programs: Path) -> None
     program(programs, "dpkg-query", "exit 1")
     program(programs, "apt-cache", "echo 'Candidate: 1'; " * len(dev.PACKAGES["debian", "13"]))
     program(programs, "apt-get", f'grep -q "apt-get.*update" {programs}/calls || {{ echo "404 Not Found"; exit 100; }}')
-    dev.install_packages([])
+    dev.install_packages(dev.PACKAGES)
     assert [("update" if "update" in call.split() else "install") for call in apt_calls(programs)] == [
         "install",
         "update",
