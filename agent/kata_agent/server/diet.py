@@ -8,7 +8,7 @@ An emulated guest imports at a tenth of a host's speed, so what nobody uses is h
 - UNUSED modules are the client's half of grpc.aio. Names asked of them are placeholders that can't be called.
 
 `apply` comes before the first import of any of them. It changes nothing where a module is already there. What it saves:
-docs/decisions/0006.
+docs/decisions/0004.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Carries connections of a vsock port to the unix socket that grpcio serves.
 
-PyPI's grpcio has no vsock compiled in (docs/decisions/0006). The relay is part of the agent's event loop: a byte waits
+PyPI's grpcio has no vsock compiled in (docs/decisions/0004). The relay is part of the agent's event loop: a byte waits
 for no other thread. Both directions of a connection are independent, ends of file included.
 """
 
