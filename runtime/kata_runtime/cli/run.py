@@ -35,6 +35,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
+    parser.usage = "kata-runtime run [OPTIONS] [-- COMMAND [ARG...]]"
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--rootfs", metavar="DIR", type=Path, help="root filesystem; what the container writes stays in it"
