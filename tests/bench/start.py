@@ -6,17 +6,21 @@ is the ratio of medians, absolute times are only printed. There are two bare boo
 - stock: Debian's kernel package as anybody boots it (bzImage, q35 with its default devices, `console=ttyS0`);
 - tuned: the same kernel with the machine, kernel image and parameters of a sandbox (docs/decisions/0005-boot.md). What
   a sandbox costs beyond it is the initramfs, the agent, and the container.
+
+With `--collectors` whole traced runs are compared instead: without a collector, with one that is away, and one that
+takes connections and never answers.
 """
 
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +51,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--limit", type=float, default=2.0, help="highest ratio of a cold start to the stock boot")
+    parser.add_argument("--collectors", action="store_true", help="compare whole runs with bad collectors instead")
     parser.add_argument("--output", type=Path, default=Path("artifacts/bench-start.json"))
     options = parser.parse_args()
+    if options.collectors:
+        return _collectors(options.rounds)
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
         contestants = [
             Contestant(_STOCK, _stock_boot(Path(scratch))),
@@ -56,13 +63,7 @@ def main() -> int:
             Contestant(_COLD, lambda: _first_output([])),
             Contestant(_TRACED, lambda: _first_output(["--trace"])),
         ]
-        for contestant in contestants:
-            contestant.measure()  # warms the page cache
-        samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-        for number in range(options.rounds):
-            for contestant in contestants:
-                samples[contestant.name].append(contestant.measure())
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        samples = _take_turns(contestants, options.rounds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  to stock  to tuned")
     for name, values in samples.items():
@@ -75,6 +76,42 @@ def main() -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"seconds": samples, "medians": medians}, indent=1))
     return 0 if cold <= options.limit else 1
+
+
+def _take_turns(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
+    for contestant in contestants:
+        contestant.measure()  # warms the page cache
+    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    for number in range(rounds):
+        for contestant in contestants:
+            samples[contestant.name].append(contestant.measure())
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return samples
+
+
+def _collectors(rounds: int) -> int:
+    """A table of whole runs, from the command to its exit."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as silent:
+        hanging = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        contestants = [
+            Contestant("no collector", lambda: _whole_run("")),
+            Contestant("collector away", lambda: _whole_run("http://127.0.0.1:1")),
+            Contestant("collector hangs", lambda: _whole_run(hanging)),
+        ]
+        samples = _take_turns(contestants, rounds)
+    base = statistics.median(samples["no collector"])
+    for name, values in samples.items():
+        median = statistics.median(values)
+        print(f"{name:20} {median:7.3f}s {min(values):7.3f}s {max(values):7.3f}s  {median / base:.2f}")
+    return 0
+
+
+def _whole_run(endpoint: str) -> float:
+    argv = [str(Path(sys.executable).with_name("kata-runtime")), "run", "--trace", "--", "true"]
+    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    begin = time.monotonic()
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return time.monotonic() - begin
 
 
 def _static_init(scratch: Path) -> Path:
