@@ -23,12 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from kata_telemetry.errors import TelemetryError
+
 __all__ = ["DEFAULT_TRACE_DIR", "Lock", "Meta", "Retention", "Store", "StoreError", "stores"]
 
 DEFAULT_TRACE_DIR = Path("/var/lib/kata-containers/traces")
 
 
-class StoreError(Exception):
+class StoreError(TelemetryError):
     """A trace that can't be opened, found or read; says which and what to do."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
+from kata_telemetry.errors import TelemetryError
 
 __all__ = ["main"]
 
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)
         return error.exit_code
+    except TelemetryError as error:
+        print(f"kata-runtime: {error}", file=sys.stderr)
+        return KataError.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
