@@ -1,7 +1,7 @@
 """A trace as one HTML file to look at: no network, no other file, nothing that a trace could make run.
 
-The page is `page/page.html` with the style sheet and the scripts of that directory. A Content-Security-Policy names each
-by its hash, so nothing else runs or is fetched. The trace is JSON in an inert block; the scripts put what comes
+The page is `page/page.html` with the style sheet and the scripts of that directory. A Content-Security-Policy names
+each by its hash, so nothing else runs or is fetched. The trace is JSON in an inert block; the scripts put what comes
 from it into the page as text only.
 """
 

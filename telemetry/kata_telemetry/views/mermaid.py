@@ -50,9 +50,10 @@ def render(trace: Trace, *, rows: int = MAX_ROWS) -> str:
         if bars:
             lines.append(f"  section {lane}")
         for row in bars:
+            # Grey is what nobody waited for, or what waited itself.
+            tag = "crit, " if row.failed else "" if row.critical else "done, "
             start = max(round((row.start - begin) / 1e6), 0)
             end = max(round((row.end - begin) / 1e6), start + 1)
-            tag = "crit, " if row.failed else "active, " if row.critical else ""
             lines.append(f"  {row.label} :{tag}{start}, {end}")
     left_out = total - len(chosen)
     if left_out:
@@ -111,7 +112,7 @@ def _row(lane: Lane, name: str, spans: list[TraceSpan], critical: set[str]) -> _
 def _clean(text: str) -> str:
     """Without anything that Mermaid might read as more than a label: `:`, `;`, `#`, `%%` and markup are syntax."""
     kept = "".join(c if c.isalnum() or c in " ._-+/()=µ%" else " " for c in text[: 4 * MAX_LABEL])
-    words = " ".join(kept.replace("%%", "%").split())
+    words = " ".join(kept.replace("%%", "%").split()).lstrip("% ")
     # A line that begins with a keyword would be a statement.
     words = f"({words})" if words.split(" ")[0].lower() in _KEYWORDS else words
     return words[:MAX_LABEL].strip() or "unnamed"

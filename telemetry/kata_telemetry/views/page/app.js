@@ -87,6 +87,8 @@ class App {
     on("service", "change", () => this.filter());
     on("min", "input", () => this.filter());
     for (const id of ["only-critical", "only-errors"]) on(id, "click", () => { press($(id)); this.filter(); });
+    $("only-errors").disabled = !this.model.errors;
+    if (this.model.errors) $("only-errors").textContent = `Errors ${this.model.errors}`;
     on("clear", "click", () => this.clearFilters());
     on("raw", "click", () => this.setRaw(!pressed($("raw"))));
     $("raw").hidden = !this.model.clock || typeof this.model.clock.readings[0].wall !== "number";
@@ -168,7 +170,11 @@ class App {
 
   onlyLane(lane) {
     const only = this.lanes.size === 1 && this.lanes.has(lane);
-    this.lanes = new Set(only ? this.model.lanes.keys() : [lane]);
+    this.setLanes(only ? this.model.lanes.keys() : [lane]);
+  }
+
+  setLanes(lanes) {
+    this.lanes = new Set(lanes);
     [...$("lane-labels").querySelectorAll("button")].forEach((button, index) =>
       button.setAttribute("aria-pressed", this.lanes.has(index)));
     this.filter();
@@ -177,8 +183,7 @@ class App {
   clearFilters() {
     $("search").value = $("min").value = $("service").value = "";
     for (const id of ["only-critical", "only-errors"]) $(id).setAttribute("aria-pressed", false);
-    this.lanes = new Set([-1]); // one that is none, so that the next line shows all
-    this.onlyLane(-1);
+    this.setLanes(this.model.lanes.keys());
   }
 
   // --- the tree

@@ -11,7 +11,6 @@ class Overview {
     this.brush = $("brush");
     this.height = STAGE_HEIGHT + 6 + model.lanes.length * (LANE_HEIGHT + LANE_GAP);
     this.canvas.style.height = `${this.height}px`;
-    this.coverage = null;
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     this.canvas.addEventListener("pointerdown", (event) => this.press(event));
     this.canvas.addEventListener("dblclick", () => zoom(0, model.end));
@@ -28,6 +27,12 @@ class Overview {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(this.height * ratio);
     const context = canvas.getContext("2d");
+    // Asked for once: each question may make the browser compute styles anew.
+    this.palette = {
+      ink: colour("--on-colour"), bad: colour("--bad"), track: colour("--lane-track"),
+      stages: model.stages.map((_, stage) => colour(`--stage-${stage}`)),
+      lanes: model.lanes.map((_, lane) => colour(`--lane-${lane}`)),
+    };
     context.scale(ratio, ratio);
     this.drawStages(context, width);
     model.lanes.forEach((_, lane) => this.drawLane(context, lane, width));
@@ -39,18 +44,17 @@ class Overview {
     const scale = width / model.end;
     context.font = '600 11px system-ui, "Segoe UI", sans-serif';
     context.textBaseline = "middle";
-    const ink = colour("--on-colour");
     for (const [stage, start, end] of model.slices) {
       const x = start * scale, w = Math.max((end - start) * scale, 0.5);
       if (stage < 0) {
-        hatch(context, x, 0, w, STAGE_HEIGHT, colour("--bad"));
+        hatch(context, x, 0, w, STAGE_HEIGHT, this.palette.bad);
         continue;
       }
-      context.fillStyle = colour(`--stage-${stage}`);
+      context.fillStyle = this.palette.stages[stage];
       context.fillRect(x, 0, Math.max(w - (w > 3 ? 1 : 0), 0.5), STAGE_HEIGHT);
       const label = model.stages[stage];
       if (w > context.measureText(label).width + 10) {
-        context.fillStyle = ink;
+        context.fillStyle = this.palette.ink;
         context.fillText(label, x + 5, STAGE_HEIGHT / 2 + 0.5);
       }
     }
@@ -69,9 +73,9 @@ class Overview {
       faint.fill(1, Math.max(first, 0), Math.max(Math.ceil(span.end * scale), first + 1));
       for (const [start, end] of span.critical) cover(solid, start * scale, end * scale);
     }
-    context.fillStyle = colour("--lane-track");
+    context.fillStyle = this.palette.track;
     context.fillRect(0, top, width, LANE_HEIGHT);
-    context.fillStyle = colour(`--lane-${lane}`);
+    context.fillStyle = this.palette.lanes[lane];
     for (let x = 0; x < columns; x++) {
       const alpha = Math.max(faint[x] * 0.22, Math.min(solid[x], 1));
       if (!alpha) continue;
@@ -81,7 +85,7 @@ class Overview {
     context.globalAlpha = 1;
     for (const span of model.spans) {
       if (span.lane !== lane || !span.failed) continue;
-      context.fillStyle = colour("--bad");
+      context.fillStyle = this.palette.bad;
       context.fillRect(Math.min(Math.max(span.end * scale - 1, 0), width - 2), top - 2, 2, LANE_HEIGHT + 4);
     }
   }

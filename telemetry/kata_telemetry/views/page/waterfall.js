@@ -1,6 +1,8 @@
 // The rows of the tree with their bars. Only the rows that are seen exist in the page, so the number of spans is free.
 
 const ROW = 26, OVERSCAN = 8, MAX_INDENT = 14;
+// Names of spans with so much of the whole on the critical path stand out.
+const NOTABLE = 0.005;
 // Of one row: more segments than this are one anyway at the width of a screen.
 const MAX_SEGMENTS = 400;
 
@@ -56,6 +58,8 @@ class Waterfall {
   }
 
   draw() {
+    // The axis has no scrollbar, the rows may have one; times must stand in line.
+    this.ticks.style.marginRight = `${14 + this.scroller.offsetWidth - this.scroller.clientWidth}px`;
     const box = this.ticks.getBoundingClientRect();
     this.trackWidth = Math.max(box.width, 1);
     this.trackLeft = box.left;
@@ -89,7 +93,7 @@ class Waterfall {
 
   drawAxis() {
     const length = this.to - this.from;
-    const step = niceStep(length / Math.max(Math.floor(this.trackWidth / 92), 1));
+    const step = niceStep(length / Math.max(Math.floor(this.trackWidth / 88), 2));
     const labels = [], lines = [];
     for (let at = Math.ceil(this.from / step) * step; at <= this.to; at += step) {
       const left = `${this.x(at)}px`;
@@ -133,7 +137,7 @@ class Waterfall {
     const indent = Math.min(span.depth, MAX_INDENT) * 14;
     const took = duration(span.duration) + (span.open ? "+" : "");
     return el("div", {
-      class: `row${span.criticalTime ? " critical" : ""}${span.failed ? " failed" : ""}`,
+      class: `row${span.criticalTime > this.model.root.duration * NOTABLE ? " critical" : ""}${span.failed ? " failed" : ""}`,
       id: `row-${span.index}`, role: "row", "aria-level": span.depth + 1, "data-index": span.index,
       style: { "--ink": laneColour(span.lane), "--indent": `${indent}px` },
     },
