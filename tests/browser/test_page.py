@@ -309,17 +309,25 @@ def test_it_fits_and_can_be_read(page: Page, theme: str, width: int) -> None:
     ratio = page.browser.run(
         """
         const light = (text) => {
-            const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
+            const unit = text.startsWith("color(") ? 1 : 255;
+            const [r, g, b] = text.match(/[\\d.]+/g).map((v) => Number(v) / unit)
                 .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
             return 0.2126 * r + 0.7152 * g + 0.0722 * b;
         };
+        const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         const probe = document.body.appendChild(document.createElement("p"));
         const of = (name) => { probe.style.color = `var(${name})`; return light(getComputedStyle(probe).color); };
         const pairs = [["--ink-1", "--bg"], ["--ink-2", "--bg"], ["--ink-2", "--surface"], ["--ink-2", "--raised"],
             ["--bad", "--bad-bg"], ["--bad", "--surface"], ["--accent", "--accent-bg"]];
-        for (let stage = 0; stage < 12; stage++) pairs.push(["--on-colour", `--stage-${stage}`]);
-        for (let lane = 0; lane < 5; lane++) pairs.push([`--lane-${lane}`, "--surface"]);
-        return pairs.map(([a, b]) => [of(a), of(b)]).map(([a, b]) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+        const found = pairs.map(([a, b]) => contrast(of(a), of(b)));
+        for (let stage = 0; stage < 12; stage++) {
+            const back = of(`--stage-${stage}`);
+            found.push(Math.max(contrast(of("--pale"), back), contrast(of("--deep"), back)));
+        }
+        for (const label of document.querySelectorAll("#lane-labels button")) {
+            found.push(contrast(light(getComputedStyle(label).color), of("--surface")));
+        }
+        return found;
         """
     )
     assert min(ratio) >= 4.5, ratio

@@ -29,8 +29,9 @@ class Overview {
     const context = canvas.getContext("2d");
     // Asked for once: each question may make the browser compute styles anew.
     this.palette = {
-      ink: colour("--on-colour"), bad: colour("--bad"), track: colour("--lane-track"),
+      bad: colour("--bad"), track: colour("--lane-track"),
       stages: model.stages.map((_, stage) => colour(`--stage-${stage}`)),
+      inks: model.stages.map((_, stage) => inkOn(colour(`--stage-${stage}`))),
       lanes: model.lanes.map((_, lane) => colour(`--lane-${lane}`)),
     };
     context.scale(ratio, ratio);
@@ -54,7 +55,7 @@ class Overview {
       context.fillRect(x, 0, Math.max(w - (w > 3 ? 1 : 0), 0.5), STAGE_HEIGHT);
       const label = model.stages[stage];
       if (w > context.measureText(label).width + 10) {
-        context.fillStyle = this.palette.ink;
+        context.fillStyle = this.palette.inks[stage];
         context.fillText(label, x + 5, STAGE_HEIGHT / 2 + 0.5);
       }
     }

@@ -72,5 +72,14 @@ function colour(name) {
   return value;
 }
 
+/** Which of our two inks is easier to read on `background`, both as the browser computes them: `rgb(1, 2, 3)`. */
+function inkOn(background) {
+  const luminance = (text) => {
+    const [r, g, b] = text.match(/[\d.]+/g).map((part) => (Number(part) / 255) ** 2.2);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  return luminance(background) > 0.18 ? colour("--deep") : colour("--pale");
+}
+
 const laneColour = (lane) => `var(--lane-${lane})`;
 const stageColour = (stage) => (stage < 0 ? "var(--bad)" : `var(--stage-${stage})`);
