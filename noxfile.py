@@ -1,6 +1,7 @@
 """Sessions for developers and CI; each does what its name says, `nox -l` lists them."""
 
 import sys
+from pathlib import Path
 
 import nox
 
@@ -61,16 +62,24 @@ def vm(session: nox.Session) -> None:
 
 
 @nox.session
+def containerd(session: nox.Session) -> None:
+    """Tests that run Debian's containerd on sockets and directories of its own (root)."""
+    pytest(session, "containerd")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Start times compared with a bare QEMU boot in the same run (root)."""
-    pytest(session, "bench")
+    session.run(sys.executable, "tests/bench/start.py", *session.posargs, external=True)
 
 
 @nox.session
 def protos(session: nox.Session) -> None:
     """Regenerate the stubs in protos/kata_protos from protos/*.proto."""
     # The virtual path makes the stubs import each other as kata_protos.*.
+    protoc = ("grpc_tools.protoc", "--proto_path=kata_protos=protos", "--python_out=protos", "--pyi_out=protos")
+    python(session, *protoc, "--grpc_python_out=protos", "kata_protos/agent.proto")
+    # containerd speaks ttrpc, for which the runtime binds the services' descriptors itself.
     python(
-        session, "grpc_tools.protoc", "--proto_path=kata_protos=protos", "kata_protos/agent.proto",
-        "--python_out=protos", "--pyi_out=protos", "--grpc_python_out=protos",
-    )  # fmt: skip
+        session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir())
+    )

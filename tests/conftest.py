@@ -1,6 +1,6 @@
 """What all tests share: a directory for what a failed test leaves to read, and a proof that nothing else is left.
 
-Tests below tests/vm and tests/bench are marked `vm`. For each of them:
+Tests below tests/vm are marked `vm`. For each of them:
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
@@ -21,7 +21,7 @@ from support import leaks
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
-_VM_DIRECTORIES = (ROOT / "tests/vm", ROOT / "tests/bench")
+_VM_TESTS = ROOT / "tests/vm"
 _failed = pytest.StashKey[bool]()
 _directory = pytest.StashKey[Path]()
 
@@ -37,7 +37,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(item.path.is_relative_to(directory) for directory in _VM_DIRECTORIES):
+        if item.path.is_relative_to(_VM_TESTS):
             item.add_marker(pytest.mark.vm)
     if os.geteuid() != 0 and any(item.get_closest_marker("vm") for item in items):
         raise pytest.UsageError("tests that boot a guest need root: sudo .venv/bin/python -m nox -s vm")
@@ -56,11 +56,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture
 def artifacts(request: pytest.FixtureRequest) -> Path:
     """Directory for what helps to understand a failure; removed again if the test passes."""
-    directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]+", "-", request.node.nodeid).strip("-")[:200]
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    request.node.stash[_directory] = directory
-    return directory
+    return _artifacts(request.node)
+
+
+def _artifacts(item: pytest.Item) -> Path:
+    if _directory not in item.stash:
+        directory = ARTIFACTS / re.sub(r"[^A-Za-z0-9._-]+", "-", item.nodeid).strip("-")[:200]
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        item.stash[_directory] = directory
+    return item.stash[_directory]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,7 +79,7 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("vm") is None:
         yield
         return
-    directory: Path = request.getfixturevalue("artifacts")
+    directory = _artifacts(request.node)
     configuration = directory / "configuration.toml"
     configuration.write_text(f'[runtime]\ntrace_dir = "{directory}/traces"\n')
     environment = {"KATA_LOGS_DIR": str(directory / "logs"), "KATA_CONF_FILE": str(configuration)}

@@ -16,6 +16,9 @@ def main() -> None:
     Elsewhere: `kata-agent --unix DIR` serves on unix sockets in DIR, for development.
     """
     if os.getpid() != 1:
+        from kata_agent.server import diet
+
+        diet.apply()
         from kata_agent.server import outside
 
         raise SystemExit(outside.main())

@@ -213,15 +213,16 @@ async def launch(
         yield child
     finally:
         # Shielded: a second cancellation must not leave the child behind.
-        stopping = asyncio.ensure_future(child.stop(grace=grace))
-        try:
-            await asyncio.shield(stopping)
-        except asyncio.CancelledError:
-            child.send_signal(signal.SIGKILL)
-            await stopping
-            raise
-        finally:
-            child.close()
+        with _trace.span(f"stop {Path(argv[0]).name}", pid=child.pid):
+            stopping = asyncio.ensure_future(child.stop(grace=grace))
+            try:
+                await asyncio.shield(stopping)
+            except asyncio.CancelledError:
+                child.send_signal(signal.SIGKILL)
+                await stopping
+                raise
+            finally:
+                child.close()
 
 
 async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
 
-from kata_telemetry.errors import TelemetryError
-
 __all__ = ["Answer", "CollectorSettings", "RefusedError", "Sender", "SettingsError", "UnavailableError", "connect"]
 
 PROTOCOLS: Final = ("grpc", "http/protobuf")
@@ -25,7 +23,7 @@ TIMEOUT: Final = 10.0
 MAX_ANSWER: Final = 64 * 1024
 
 
-class SettingsError(TelemetryError, ValueError):
+class SettingsError(ValueError):
     """Settings for export that can't work; says which one and what it should be."""
 
 

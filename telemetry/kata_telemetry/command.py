@@ -4,7 +4,7 @@
     options = parser.parse_args()
     return options.run(options)                # exit status
 
-Errors come as TelemetryError (which says what to do) for the command line's one place that prints them.
+Errors come as StoreError and SettingsError (both say what to do) for the command line's one place that prints them.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     push.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
     push.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
     push.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
-    push.set_defaults(run=_push)
+    push.set_defaults(run=_push, headers="")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -105,7 +105,9 @@ def _push(options: argparse.Namespace) -> int:
     from kata_telemetry.collector import CollectorSettings, SettingsError
     from kata_telemetry.export import push
 
-    settings = CollectorSettings.resolve(os.environ, endpoint=options.endpoint, protocol=options.protocol)
+    settings = CollectorSettings.resolve(
+        os.environ, endpoint=options.endpoint, protocol=options.protocol, headers=options.headers
+    )
     if settings is None:
         raise SettingsError(
             "no collector to push to: give --endpoint http://HOST:4317 or set OTEL_EXPORTER_OTLP_ENDPOINT"

@@ -23,14 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from kata_telemetry.errors import TelemetryError
-
 __all__ = ["DEFAULT_TRACE_DIR", "Lock", "Meta", "Retention", "Store", "StoreError", "stores"]
 
 DEFAULT_TRACE_DIR = Path("/var/lib/kata-containers/traces")
 
 
-class StoreError(TelemetryError):
+class StoreError(Exception):
     """A trace that can't be opened, found or read; says which and what to do."""
 
 

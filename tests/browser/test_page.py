@@ -66,6 +66,7 @@ class Page:
             "box.dispatchEvent(new Event('input'));",
             text,
         )
+        self.browser.settle()
 
     def text(self, selector: str) -> str:
         return str(self.browser.run("return document.querySelector(arguments[0]).textContent", selector))
@@ -112,6 +113,13 @@ def test_it_renders_zooms_and_filters(page: Page, count: int) -> None:
     page.drawn("to - from < arguments[0]", end * 0.2)
     page.browser.click("#zoom-all")
     page.drawn("from === 0 && to === arguments[0]", end)
+    # The same in the overview, which also scrolls to what begins there.
+    left, right = page.middle("#overview-canvas", 0.6), page.middle("#overview-canvas", 0.7)
+    page.browser.drag(left, right)
+    page.drawn("from > 0 && to < arguments[0]", end)
+    page.browser.until("document.getElementById('scroller').scrollTop > 0")
+    page.browser.click("#zoom-all")
+    page.drawn("from === 0 && to === arguments[0]", end)
 
     page.search("boot.kernel")
     assert page.drawn("rows < arguments[0]", count)[2] < 20
@@ -129,7 +137,6 @@ def test_filters(page: Page) -> None:
 
     def shown(text: str) -> list[str]:
         page.search(text)
-        page.browser.settle()
         script = "return [...document.querySelectorAll('.row:not(.context) .text')].map((name) => name.textContent)"
         return sorted(page.browser.run(script))
 

@@ -334,6 +334,34 @@ async def test_hostname_is_the_sandboxs(real: AgentClient) -> None:
     await real.remove("c1")
 
 
+async def test_storages_and_dns(tmp_path: Path) -> None:
+    if reason := real_crun_reason():
+        pytest.skip(reason)
+    async with agent_client(tmp_path, real=True) as agent:
+        source, target, scratch = tmp_path / "source", tmp_path / "target", tmp_path / "scratch"
+        source.mkdir()
+        (source / "file").write_text("there")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await agent.create_sandbox(storages=[pb.Storage(driver="nvdimm", mount_point=str(target))])
+        assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await agent.create_sandbox(storages=[pb.Storage(driver="bind", source="/a/../b", mount_point=str(target))])
+        assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT
+        storages = [
+            pb.Storage(driver="bind", source=str(source), mount_point=str(target), options=["ro"]),
+            pb.Storage(driver="ephemeral", mount_point=str(scratch), options=["size=64k", "noexec"]),
+            pb.Storage(driver="local", mount_point=str(tmp_path / "local"), options=["mode=0700"]),
+        ]
+        await agent.create_sandbox(storages=storages, dns=["nameserver 192.0.2.1"])
+        assert (target / "file").read_text() == "there"
+        with pytest.raises(OSError, match="Read-only"):
+            (target / "other").write_text("")
+        with pytest.raises(OSError, match="No space"):
+            (scratch / "big").write_bytes(bytes(1 << 20))
+        assert (tmp_path / "resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+    assert not (target / "file").exists()
+
+
 async def test_shared_pid_namespace(tmp_path: Path) -> None:
     if reason := real_crun_reason():
         pytest.skip(reason)
@@ -376,6 +404,7 @@ async def test_destroy(agent: AgentClient) -> None:
     waiting = asyncio.create_task(agent.wait("c1"))
     polling = asyncio.create_task(_code(agent.rpc.GetOOMEvent(pb.GetOOMEventRequest())))
     await agent.health.Check(pb.CheckRequest())
+    assert agent.agent
     gone = asyncio.create_task(agent.agent.destroyed())
     await agent.rpc.DestroySandbox(pb.DestroySandboxRequest())
     assert (await waiting).status == 137

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking keeps owner
 
 
 def sh(*argv: object, cwd: Path | None = None) -> str:
-    return subprocess.run([str(word) for word in argv], check=True, capture_output=True, text=True, cwd=cwd).stdout
+    done = subprocess.run([str(word) for word in argv], check=False, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, f"{argv[0]}: {done.stderr}"
+    return done.stdout
 
 
 @pytest.fixture

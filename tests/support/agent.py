@@ -21,7 +21,7 @@ from kata_agent.server.listeners import UnixEndpoints
 from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 
-__all__ = ["AgentClient", "Stream", "agent_client", "real_crun_reason"]
+__all__ = ["AgentClient", "Stream", "agent_client", "real_crun_reason", "remote_client"]
 
 HERE = Path(__file__).parent
 HYBRID = Path("/sys/fs/cgroup/unified")
@@ -76,7 +76,9 @@ class Stream:
 class AgentClient:
     """What a runtime does with the agent."""
 
-    def __init__(self, agent: Agent, endpoints: UnixEndpoints, channel: grpc.aio.Channel, root: Path | None) -> None:
+    def __init__(
+        self, agent: Agent | None, endpoints: UnixEndpoints, channel: grpc.aio.Channel, root: Path | None = None
+    ) -> None:
         self.agent = agent
         self.endpoints = endpoints
         self.rpc: Any = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -221,6 +223,19 @@ def _busybox_root(directory: Path) -> Path:
     for name in ("garbage", "orphan"):
         (root / "bin" / name).chmod(0o755)
     return root
+
+
+@asynccontextmanager
+async def remote_client(directory: Path) -> AsyncIterator[AgentClient]:
+    """A client of an agent in another process that serves unix sockets in `directory`."""
+    endpoints = UnixEndpoints(directory)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"unix:{endpoints.path(RPC_PORT)}", options) as channel:
+        client = AgentClient(None, endpoints, channel)
+        try:
+            yield client
+        finally:
+            client.close()
 
 
 @asynccontextmanager

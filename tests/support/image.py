@@ -32,11 +32,8 @@ class Tools:
 
 
 def kernel_module(**info: str) -> bytes:
-    """What of a kernel module the build looks at: .modinfo, the name of the BTF section, the signature."""
-    modinfo = b"".join(f"{key}={value}".encode() + b"\0" for key, value in info.items())
-    signature = b"s" * 99
-    trailer = struct.pack(">8xI", len(signature))
-    return b"\x7fELF\0" + modinfo + b"\0.BTF\0.text\0" + signature + trailer + b"~Module signature appended~\n"
+    """What of a kernel module the build looks at: .modinfo."""
+    return b"\x7fELF\0" + b"".join(f"{key}={value}".encode() + b"\0" for key, value in info.items())
 
 
 def bzimage(kernel: bytes) -> bytes:

@@ -238,9 +238,13 @@ class Frontend:
 
     # The driver.
 
-    def add_rx(self, size: int = RX_BUFFER) -> None:
-        """One more RX buffer."""
-        self.rx.add([(self.rx_buffers + self.rx.free[-1] * RX_BUFFER, size)], WRITE)
+    def add_rx(self, *sizes: int) -> None:
+        """One more RX buffer, in pieces of these sizes (by default one)."""
+        place, pieces = self.rx_buffers + self.rx.free[-1] * RX_BUFFER, []
+        for size in sizes or (RX_BUFFER,):
+            pieces.append((place, size))
+            place += size
+        self.rx.add(pieces, WRITE)
 
     def receive(self, timeout: float | None = None, *, refill: bool = True) -> Packet:
         """The next packet from the backend."""

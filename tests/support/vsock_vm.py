@@ -14,15 +14,24 @@ from support.vsock_guest import Guest
 class Vm:
     """A guest under TCG; with `vhost` its vsock device is there from the start."""
 
-    def __init__(self, guest: Guest, directory: Path, vhost: socket.socket | None = None, *, memory: int = 512) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        directory: Path,
+        vhost: socket.socket | None = None,
+        *,
+        memory: int = 512,
+        cpus: int = 1,
+        share: str = "on",
+    ) -> None:
         self._qmp, qmp = socket.socketpair()
         self._console, console = socket.socketpair()
         self._log = (directory / "qemu.log").open("wb")
         passed = [qmp, console]
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-m", str(memory),
-            "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on",
+            "-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-m", str(memory), "-smp", str(cpus),
+            "-object", f"memory-backend-memfd,id=ram,size={memory}M,share={share}",
             "-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", "console=ttyS0 quiet panic=-1",
             "-device", "pcie-root-port,id=port0,slot=1",
             "-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-mon", "chardev=qmp,mode=control",

@@ -33,17 +33,6 @@ def test_a_kernel_that_is_not_as_expected_is_refused(image: bytes, complaint: st
     assert caught.value.hint
 
 
-def test_a_lean_module_has_neither_signature_nor_btf() -> None:
-    module = kernel_module(depends="", license="GPL")
-    lean = kernel.lean_module(module)
-    assert lean.endswith(b"\0.btf\0.text\0")
-    assert lean == module[: len(lean)].replace(b".BTF", b".btf")
-
-
-def test_a_module_without_signature_stays_whole() -> None:
-    assert kernel.lean_module(b"\x7fELF.text") == b"\x7fELF.text"
-
-
 @pytest.fixture
 def modules(tmp_path: Path) -> kernel.ModuleTree:
     for path, info in {

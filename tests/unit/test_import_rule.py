@@ -28,8 +28,15 @@ HOMES = {
     "pydantic": "kata_runtime.config.",
     "pydantic_core": "kata_runtime.config.",
 }
-# The doors to child processes; the agent's is its reaper, since PID 1 must know all of its children.
-DOORS = {"kata_runtime.process", "kata_runtime.image.tools", "kata_agent.container.reaper", "kata_telemetry.export"}
+# The doors to child processes; the agent's is its reaper, since PID 1 must know all of its children, and the shim's
+# forks the daemon without loading what the other doors need.
+DOORS = {
+    "kata_agent.container.reaper",
+    "kata_runtime.image.tools",
+    "kata_runtime.process",
+    "kata_runtime.shim.start",
+    "kata_telemetry.export",
+}
 SPAWNING = {"create_subprocess_exec", "create_subprocess_shell", "fork", "forkpty", "popen", "system"}
 
 

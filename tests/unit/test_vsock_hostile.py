@@ -67,6 +67,16 @@ def guest(shared: tuple[Backend, Frontend]) -> Iterator[Frontend]:
     frontend.receive()
 
 
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[tuple[Backend, Frontend]]:
+    """A process of the test's own, and a QEMU that has made the device."""
+    with Backend(tmp_path, unprivileged=False) as backend:
+        frontend = Frontend(backend.vhost)
+        frontend.handshake()
+        yield backend, frontend
+        frontend.close()
+
+
 def _jump(guest: Frontend) -> None:
     guest.tx.publish((guest.tx.added + guest.tx.size + 1) & 0xFFFF)
 
@@ -174,6 +184,17 @@ def test_queues_outside_ram_and_memory_that_is_not_shared(shared: tuple[Backend,
 def _data_after_the_end(guest: Frontend, port: int) -> None:
     guest.packet(SHUTDOWN, PORT, port, flags=2)
     guest.packet(RW, PORT, port, b"x")
+
+
+def test_kick_without_a_buffer_hints_at_memory(own: tuple[Backend, Frontend]) -> None:
+    """What a guest in private memory looks like: its driver kicks, and all we see is an empty ring."""
+    backend, guest = own
+    guest.boot(rx_buffers=0)
+    guest.sync()
+    guest.rx.signal(force=True)
+    for _ in range(2):
+        guest.sync()
+    assert "share=on" in backend.stderr
 
 
 STREAMS: dict[str, Callable[[Frontend, int], None]] = {

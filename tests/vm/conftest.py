@@ -15,6 +15,6 @@ def guest_image() -> None:
 
 
 @pytest.fixture
-def kata(tmp_path: Path, guest_image: None) -> Kata:
-    """A `kata-runtime` with traces and logs below `tmp_path`; tracing is off until the test turns it on."""
-    return Kata(tmp_path)
+def kata(artifacts: Path, guest_image: None) -> Kata:
+    """A `kata-runtime` with traces and logs among the test's artifacts; tracing is off until the test turns it on."""
+    return Kata(artifacts)

@@ -18,7 +18,7 @@ STAGES = ("kata: initramfs start", "kata: initramfs modules", "kata: initramfs s
 
 
 @pytest.fixture(scope="module")
-def artifacts() -> Artifacts:
+def built() -> Artifacts:
     artifacts = Artifacts.at(Path(os.environ.get("KATA_IMAGE", DEFAULT_OUTPUT)))
     try:
         artifacts.check()
@@ -61,32 +61,32 @@ async def boot(artifacts: Artifacts, devices: Sequence[str], *parameters: str, u
     return lines
 
 
-async def test_the_agent_runs_and_every_stage_is_in_the_log(artifacts: Artifacts) -> None:
-    lines = await boot(artifacts, root_device(artifacts.image), "loglevel=7", until="kata-agent: ready")
+async def test_the_agent_runs_and_every_stage_is_in_the_log(built: Artifacts) -> None:
+    lines = await boot(built, root_device(built.image), "loglevel=7", until="kata-agent: ready")
     assert "kata-agent: ready" in lines[-1]
     found = [stage for line in lines for stage in STAGES if line.endswith(stage)]
     assert found == list(STAGES)
 
 
-async def test_a_ready_guest_has_said_little_else(artifacts: Artifacts) -> None:
-    lines = await boot(artifacts, root_device(artifacts.image), until="kata-agent: ready")
+async def test_a_ready_guest_has_said_little_else(built: Artifacts) -> None:
+    lines = await boot(built, root_device(built.image), until="kata-agent: ready")
     assert lines[-1] == "kata-agent: ready"
     # A busy host may make the kernel complain about its clocks; a log it is not.
     assert len(lines) < 10
 
 
-async def test_without_a_root_device_it_says_so_and_ends(artifacts: Artifacts) -> None:
-    lines = await boot(artifacts, [])
+async def test_without_a_root_device_it_says_so_and_ends(built: Artifacts) -> None:
+    lines = await boot(built, [])
     assert "kata: boot failed: no block device has the serial number root" in lines
 
 
-async def test_a_root_device_without_a_file_system(artifacts: Artifacts, tmp_path: Path) -> None:
+async def test_a_root_device_without_a_file_system(built: Artifacts, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.img"
     garbage.write_bytes(bytes(1 << 20))
-    lines = await boot(artifacts, root_device(garbage))
+    lines = await boot(built, root_device(garbage))
     assert any(line.startswith("kata: boot failed: /dev/vda can't be mounted") for line in lines)
 
 
-async def test_a_panic_ends_it_and_stands_on_the_console(artifacts: Artifacts) -> None:
-    lines = await boot(artifacts, [], "rdinit=/nowhere", "init=/nowhere")
+async def test_a_panic_ends_it_and_stands_on_the_console(built: Artifacts) -> None:
+    lines = await boot(built, [], "rdinit=/nowhere", "init=/nowhere")
     assert any("Kernel panic" in line for line in lines)

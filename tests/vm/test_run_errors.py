@@ -45,7 +45,7 @@ def test_no_toml(kata: Kata, tmp_path: Path) -> None:
     )
     text = refused(done)
     assert "broken.toml" in text
-    assert "line 1" in text
+    assert "broken.toml:1" in text
 
 
 def test_missing_configuration(kata: Kata) -> None:

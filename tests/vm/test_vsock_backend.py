@@ -85,10 +85,11 @@ def test_latency(machine: tuple[Backend, Vm]) -> None:
             times.append((time.perf_counter() - start) * 1e6)
     median = statistics.median(times)
     print(f"1 KiB echo: median {median:.0f} us, p90 {statistics.quantiles(times, n=10)[8]:.0f} us")
-    assert median < 1500  # 250 on a quiet machine; ours are shared
+    assert median < 4000  # 250 on a quiet machine; ours are shared
 
 
 def test_throughput(machine: tuple[Backend, Vm]) -> None:
+    """Asserted is what a byte costs, which a busy machine changes least; MB/s are for the reader."""
     backend, _ = machine
     size, block, buffer = 100 * MIB, bytes(65536), bytearray(1 << 18)
     for _ in range(2):
@@ -98,18 +99,21 @@ def test_throughput(machine: tuple[Backend, Vm]) -> None:
                 stream.sendall(block)
             stream.shutdown(socket.SHUT_WR)
             assert int(read_all(stream)) == size
-            took = time.perf_counter() - start
-            print(f"host to guest {size / took / 1e6:.0f} MB/s, backend {(backend.cpu() - cpu) / took:.0%} of a core")
-        assert size / took > 30e6
+            report("host to guest", size, time.perf_counter() - start, backend.cpu() - cpu)
         with backend.forward(SOURCE) as stream:
             cpu, start, got = backend.cpu(), time.perf_counter(), 0
             stream.sendall(size.to_bytes(8, "big"))
             while got < size:
                 got += (count := stream.recv_into(buffer))
                 assert count
-            took = time.perf_counter() - start
-            print(f"guest to host {size / took / 1e6:.0f} MB/s, backend {(backend.cpu() - cpu) / took:.0%} of a core")
-        assert size / took > 30e6
+            report("guest to host", size, time.perf_counter() - start, backend.cpu() - cpu)
+
+
+def report(way: str, size: int, took: float, cpu: float) -> None:
+    """Print a throughput; the backend's share must be small."""
+    cost = cpu * 1e3 / (size / 1e6)
+    print(f"{way} {size / took / 1e6:.0f} MB/s, backend {cpu / took:.0%} of a core, {cost:.1f} ms per MB")
+    assert cost < 8  # 1.8 and 0.9 on a quiet machine
 
 
 def test_half_close_and_checksum(machine: tuple[Backend, Vm]) -> None:
@@ -190,6 +194,27 @@ def test_slow_readers_hold_up_only_themselves(machine: tuple[Backend, Vm]) -> No
             assert receive(stream, 1000) == b"x" * 1000
         data = receive(slow, 8 * MIB)
         assert data == bytes(range(256)) * (8 * MIB // 256)
+
+
+def test_slow_guest_gets_everything(machine: tuple[Backend, Vm]) -> None:
+    """Odd reads leave odd amounts of room, down to a byte."""
+    backend, _ = machine
+    execute(
+        backend,
+        "import socket, threading, hashlib, time\n"
+        "def once(l):\n"
+        "    peer = l.accept()[0]; digest = hashlib.sha256(); time.sleep(0.2)\n"
+        "    while data := peer.recv(777): digest.update(data)\n"
+        "    peer.sendall(digest.hexdigest().encode()); peer.close()\n"
+        "l = socket.socket(socket.AF_VSOCK); l.bind((0xffffffff, 5101)); l.listen()\n"
+        "threading.Thread(target=once, args=(l,), daemon=True).start()",
+    )
+    data = random.Random(2).randbytes(4 * MIB)
+    stream, _ = backend.connect(5101)
+    with stream:
+        stream.sendall(data)
+        stream.shutdown(socket.SHUT_WR)
+        assert read_all(stream).decode() == hashlib.sha256(data).hexdigest()
 
 
 def test_many_connections(machine: tuple[Backend, Vm]) -> None:

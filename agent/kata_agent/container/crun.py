@@ -77,9 +77,33 @@ class Crun:
         self._state = state
         self._program = program
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._env = _environment(program)
 
     def close(self) -> None:
         os.close(self._null)
+
+    async def start(self, container: str, log: Path) -> None:
+        """crun start. Raises CrunError.
+
+        The container's init waits for a byte from a fifo in crun's state directory; `crun start` opens it, unlinks it
+        (which is how crun knows a container that has started) and writes that byte (crun 1.8.1, seen with strace).
+        Done here it saves a process, 75 ms in an emulated guest. Where it isn't as expected, crun is asked to do it.
+        """
+        fifo = self._state / container / "exec.fifo"
+        with _trace.span("crun start", container_id=container):
+            try:
+                # Without a reader, whose end crun explains, this fails.
+                fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError:
+                await self.run("start", container=container, log=log)
+                return
+            try:
+                fifo.unlink()
+                os.write(fd, b"\0")
+            except OSError as error:
+                raise CrunError("start", f"can't release the container's init: {error.strerror}") from error
+            finally:
+                os.close(fd)
 
     async def run(
         self,
@@ -124,6 +148,22 @@ class Crun:
             *arguments,
         ]
         try:
-            return self._reaper.spawn(argv, stdio=stdio or (self._null, self._null, self._null))
+            return self._reaper.spawn(argv, stdio=stdio or (self._null, self._null, self._null), env=self._env)
         except OSError as error:
             raise CrunError(command, f"can't start {self._program}: {error.strerror}; is it in the image?") from error
+
+
+def _environment(program: str) -> dict[str, str]:
+    """crun's environment.
+
+    Against a workload that overwrites the runtime's binary through /proc (CVE-2019-5736) crun first runs itself again
+    from a read-only copy. On a read-only file system, as in the guest's image, it can be told that there is no need.
+    """
+    environment = dict(os.environ)
+    for directory in environment.get("PATH", os.defpath).split(":"):
+        path = Path(directory, program)
+        with suppress(OSError):
+            if os.statvfs(path).f_flag & os.ST_RDONLY:
+                environment["_LIBCONTAINER_CLONED_BINARY"] = "1"
+            break
+    return environment

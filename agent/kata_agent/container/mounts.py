@@ -4,14 +4,15 @@ Drivers by Kata's names: "virtio-fs" (a share of the host's, `source` is its tag
 directory) and "bind".
 """
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from kata_agent.container import syscalls
 from kata_agent.container.syscalls import MountFlag
+from kata_agent.container.threads import in_thread
 from kata_agent.errors import InvalidError, ResourceError, SetupError
 from kata_telemetry.span import Site
 
@@ -89,7 +90,7 @@ class Mounts:
             raise ResourceError(f"more than {MAX_MOUNTS} mounts for one owner")
         with _trace.span("mount", driver=storage.driver, fstype=storage.fstype):
             try:
-                mounted = await asyncio.to_thread(_mount, storage, point)
+                mounted = await in_thread("mount", partial(_mount, storage, point))
             except OSError as error:
                 raise SetupError(
                     f"can't mount {storage.source or storage.fstype!r} ({storage.driver}) at "
@@ -101,9 +102,8 @@ class Mounts:
     async def clear(self) -> None:
         """Take them all away, the last first. Busy ones go when their last user does."""
         while self._points:
-            point = self._points.pop()
             with suppress(OSError):
-                await asyncio.to_thread(syscalls.umount, point)
+                await in_thread("umount", partial(syscalls.umount, self._points.pop()))
 
 
 def _checked(path: str, what: str) -> str:

@@ -3,14 +3,14 @@
 A namespace lives as long as a file is bound to it, so it needs no process of its own.
 """
 
-import asyncio
 import socket
-import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from kata_agent.container import syscalls
 from kata_agent.container.syscalls import MountFlag
+from kata_agent.container.threads import in_thread
 from kata_agent.errors import SetupError
 from kata_telemetry.span import Site
 
@@ -32,30 +32,18 @@ class SharedNamespaces:
         self.pid_shared = share_pid
         with _trace.span("setup_shared_namespaces", pid=share_pid):
             try:
-                await asyncio.to_thread(self._in_thread, hostname)
+                # In a thread that ends afterwards: it is in namespaces that are not the agent's.
+                await in_thread("namespaces", partial(self._make, hostname))
             except OSError as error:
                 raise SetupError(f"can't make the sandbox's shared namespaces: {error}") from error
 
-    def _in_thread(self, hostname: str) -> None:
+    def _make(self, hostname: str) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        failed: list[OSError] = []
-
-        def make() -> None:
-            try:
-                syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
-                if hostname:
-                    socket.sethostname(hostname)
-                for kind in ("ipc", "uts"):
-                    self._bind(kind, f"/proc/thread-self/ns/{kind}")
-            except OSError as error:
-                failed.append(error)
-
-        # A thread that left its namespaces must not be used for anything else: it ends here.
-        thread = threading.Thread(target=make, name="namespaces")
-        thread.start()
-        thread.join()
-        if failed:
-            raise failed[0]
+        syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+        if hostname:
+            socket.sethostname(hostname)
+        for kind in ("ipc", "uts"):
+            self._bind(kind, f"/proc/thread-self/ns/{kind}")
 
     def _bind(self, kind: str, source: str) -> None:
         target = self._directory / kind

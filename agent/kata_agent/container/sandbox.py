@@ -106,12 +106,18 @@ class Sandbox:
 
     async def _set_dns(self, servers: Sequence[str]) -> None:
         """The lines are resolv.conf's own, as with Kata."""
+        text = "".join(f"{line}\n" for line in servers)
+        with suppress(OSError):
+            # In our image it is a link to a file in /run.
+            self._resolv_conf.write_text(text)
+            return
         file = self._shared_directory / "resolv.conf"
         try:
-            file.write_text("".join(f"{line}\n" for line in servers))
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.write_text(text)
         except OSError as error:
             raise SetupError(f"can't write {file}: {error.strerror}") from error
-        # The image is read-only.
+        # On a read-only file system.
         await self._mounts.add(Storage("bind", str(file), "", (), str(self._resolv_conf)))
 
     def container(self, container_id: str) -> Container:

@@ -30,7 +30,7 @@ RPC_PORT: Final = 1024
 STDIO_PORT: Final = 1027
 CLOCK_PORT: Final = 1028
 # Seconds that calls in flight get when the sandbox has ended: StreamSpans sends its last batches.
-GRACE: Final = 10.0
+GRACE: Final = 30.0
 MAX_MESSAGE: Final = 4 << 20
 
 

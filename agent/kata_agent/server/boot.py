@@ -70,7 +70,7 @@ def stages(lines: Iterable[Line], offset: int) -> list[tuple[str, int, int]]:
     for line in lines:
         if line.text.startswith(RUN_INIT) and not run_init:
             run_init = line.time
-        elif line.text.startswith(INITRAMFS):
+        elif line.text.startswith(INITRAMFS) and not agent:
             marks.append(line)
         elif line.text == AGENT_START and not agent:
             agent = line.time

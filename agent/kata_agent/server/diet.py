@@ -1,38 +1,128 @@
-"""Modules that the agent's libraries import and the agent never uses, kept out of a guest's cold start.
+"""Modules that the agent's libraries import and the agent doesn't use, kept out of a guest's cold start.
 
-- `ssl`: asyncio imports it for TLS, and does without where it can't be imported (asyncio.base_events,
-  asyncio.sslproto).
-- `google.protobuf.internal.python_message`: the pure Python messages, with decoder, encoder, text format and datetime
-  behind them; protobuf imports them even where its C implementation (upb) does all the work. A module stands in for it
-  that fetches the real one when somebody does ask for anything in it.
+An emulated guest imports at a tenth of a host's speed, so what nobody uses is half a second of every start. Three ways:
 
-`apply` must come before the first import of either; measured effect: docs/decisions/0004.
+- `ssl` can't be imported; asyncio then does without it (asyncio.base_events, asyncio.sslproto).
+- LATE modules are fetched when somebody asks them for something. `traceback` is wanted when something fails; protobuf's
+  pure Python messages never, because its C implementation (upb) does all the work and imports them all the same.
+- UNUSED modules are the client's half of grpc.aio. Names asked of them are placeholders that can't be called.
+
+`apply` comes before the first import of any of them. It changes nothing where a module is already there. What it saves:
+docs/decisions/0004.
 """
 
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
-__all__ = ["apply"]
+__all__ = ["after", "apply"]
 
-_LAZY: Final = "google.protobuf.internal.python_message"
+# Module: what importers want of it at once, which must not fetch it.
+LATE: dict[str, dict[str, object]] = {
+    "google.protobuf.internal.python_message": {},
+    # Extra methods of messages like Timestamp, by message name; the contract has none of those.
+    "google.protobuf.internal.well_known_types": {"WKTBASES": {}},
+    # What asyncio and grpc.aio ask of handlers; inspect itself brings ast, dis and tokenize along. inspect.CO_*.
+    "inspect": {
+        "iscoroutinefunction": lambda function: bool(_code_flags(function) & 0x80),
+        "isasyncgenfunction": lambda function: bool(_code_flags(function) & 0x200),
+        # asyncio's repr of a task, which grpc.aio formats for a debug message.
+        "isfunction": lambda thing: isinstance(thing, type(_code_flags)),
+        "unwrap": lambda function: function,
+    },
+    # Wanted with the first container: fetched when the agent is ready and waits for the host anyway (`after`).
+    "json": {},
+    "linecache": {},
+    # Asked by every server for its options; nobody has registered a plugin.
+    "grpc._observability": {"create_server_call_tracer_factory_option": lambda xds: ()},
+    "pkgutil": {},
+    # logging takes hold of both for styles that nobody uses.
+    "string": {
+        "Template": lambda *args: _fetch("string").Template(*args),
+        "Formatter": lambda: _Formatter(),  # noqa: PLW0108 - defined below
+    },
+    # asyncio.subprocess copies the numbers; the agent starts processes itself (container.reaper).
+    "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
+    # _asyncio takes hold of the function when it is loaded.
+    "traceback": {"extract_stack": lambda *args, **kwargs: _fetch("traceback").extract_stack(*args, **kwargs)},
+    # Names for annotations; 3.11 has no typing.override.
+    "typing_extensions": {"Self": object, "override": lambda method: method},
+    "asyncio.sslproto": {},
+    "asyncio.staggered": {},
+    # pathlib imports it for as_uri().
+    "urllib.parse": {"quote_from_bytes": lambda data, safe="/": _fetch("urllib.parse").quote_from_bytes(data, safe)},
+}
+UNUSED = (
+    "grpc._typing",
+    "grpc.aio._base_channel",
+    "grpc.aio._call",
+    "grpc.aio._channel",
+    "grpc.aio._interceptor",
+)
 
 
-class _Lazy(ModuleType):
-    """Becomes the real module when one of its attributes is wanted."""
+class _Formatter:
+    """What logging keeps of string.Formatter: an instance."""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute of a module
+    def __getattr__(self, name: str) -> object:
+        return getattr(_fetch("string").Formatter(), name)
+
+
+class _Late(ModuleType):
+    """Stands for a module until one of its attributes is wanted."""
+
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
+        return getattr(_fetch(self.__name__), name)
+
+
+class _Unused(ModuleType):
+    """Has every name; none can be called."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*_: object, **__: object) -> None:
+            raise NotImplementedError(f"{self.__name__}.{name} is not in the agent: kata_agent.server.diet left it out")
+
+        placeholder = type(name, (), {"__init__": refuse})
+        setattr(self, name, placeholder)
+        return placeholder
+
+
+def _fetch(name: str) -> Any:  # noqa: ANN401 - a module, whose names are its own
+    """The real module, which from now on is in everybody's way of importing it."""
+    present = sys.modules.get(name)
+    if present is None or isinstance(present, _Late):
+        sys.modules.pop(name, None)
+        real = import_module(name)
+        if isinstance(present, _Late):
+            # For those who hold the stand-in already: no detour from the second time on.
+            present.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
+        return real
+    return present
+
+
+def _code_flags(function: object) -> int:
+    return getattr(getattr(function, "__code__", None), "co_flags", 0)
+
+
+def after() -> None:
+    """Fetch what the first calls will want."""
+    _fetch("json")
 
 
 def apply() -> None:
-    """Stand in for what isn't used. Harmless where a library has changed: then it imports more."""
+    """Put the stand-ins where the imports will look."""
     if "ssl" not in sys.modules:
-        sys.modules["ssl"] = None  # type: ignore[assignment] # documented: makes `import ssl` raise ImportError
-    if _LAZY not in sys.modules:
-        sys.modules[_LAZY] = _Lazy(_LAZY)
+        sys.modules["ssl"] = None  # type: ignore[assignment] # documented: `import ssl` raises ImportError
+    for name, wanted in LATE.items():
+        if name not in sys.modules:
+            module = _Late(name)
+            module.__dict__.update(wanted)
+            sys.modules[name] = module
+    for name in UNUSED:
+        sys.modules.setdefault(name, _Unused(name))

@@ -9,6 +9,7 @@ import sys
 from typing import Final
 
 from kata_agent.container import guest
+from kata_agent.server import diet
 from kata_agent.server.app import Agent
 from kata_agent.server.boot import Boot, kmsg
 from kata_agent.server.listeners import VsockEndpoints
@@ -46,6 +47,7 @@ async def _serve(boot: Boot) -> str:
         boot.mark("listen")
         kmsg("kata: agent ready")
         _console(READY)
+        diet.after()
         destroyed = asyncio.create_task(agent.destroyed())
         destroyed.add_done_callback(lambda _: stopped("the sandbox was destroyed"))
         reason = await stop

@@ -1,6 +1,6 @@
 """Carries connections of a vsock port to the unix socket that grpcio serves.
 
-PyPI's grpcio has no vsock compiled in (docs/decisions/0003). The relay is part of the agent's event loop: a byte waits
+PyPI's grpcio has no vsock compiled in (docs/decisions/0004). The relay is part of the agent's event loop: a byte waits
 for no other thread. Both directions of a connection are independent, ends of file included.
 """
 
@@ -100,8 +100,8 @@ class _Pair:
         except BlockingIOError:
             return
         except OSError:
-            self.cut()
-            return
+            # A reset; what came before it has been read.
+            count = 0
         if not count:
             self._end(half)
             return
@@ -126,12 +126,15 @@ class _Pair:
         except BlockingIOError:
             return 0
         except OSError:
-            self.cut()
+            # Nobody reads this direction any more. The other one may still have something to say: gRPC's last answer
+            # is followed by a close that doesn't wait for our acknowledgements.
+            self._end(half)
             return -1
 
     def _end(self, half: _Half) -> None:
         half.ended = True
         self._loop.remove_reader(half.source.fileno())
+        self._loop.remove_writer(half.sink.fileno())
         with suppress(OSError):
             half.sink.shutdown(socket.SHUT_WR)
         if all(half.ended for half in self._halves):

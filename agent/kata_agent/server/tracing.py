@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kata_agent.container.threads import in_thread
 from kata_agent.errors import InvalidError, PreconditionError
 from kata_telemetry.clock import GuestClock
 from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer
@@ -22,8 +23,9 @@ __all__ = ["Setting", "Tracing"]
 _trace = Site(package="agent", subsystem="agent")
 
 SERVICE: Final = "kata-agent"
-MAX_EARLY: Final = 256
 MAX_PENDING: Final = 4096
+# Seconds that the first process has the guest for itself before spans are encoded.
+HEAD_START: Final = 0.25
 
 
 class Setting(NamedTuple):
@@ -51,6 +53,7 @@ class Tracing:
         self._buffer: SpanBuffer | None = None
         # Set when encoding may cost time: a first process runs, or the end has come.
         self._leisure = asyncio.Event()
+        self._first_started = False
         self._closed = False
 
     @property
@@ -114,8 +117,10 @@ class Tracing:
         return self.parent.context if isinstance(self.parent, Span) else self.parent
 
     def first_started(self) -> None:
-        """A first process runs: from now on tracing may cost time."""
-        self._leisure.set()
+        """A first process runs: soon tracing may cost time."""
+        if not self._first_started:
+            self._first_started = True
+            asyncio.get_running_loop().call_later(HEAD_START, self._leisure.set)
 
     def _sink(self, span: Span) -> None:
         if not self.enabled:
@@ -133,6 +138,8 @@ class Tracing:
         if not self._enabled:
             return
         if self._buffer is None:
+            # The imports and the kernel's log take long in an emulated guest; calls must not wait for them.
+            await in_thread("tracing", self._prepare)
             self._make_buffer()
         assert self._buffer
         try:
@@ -142,12 +149,16 @@ class Tracing:
         except RuntimeError as error:
             raise PreconditionError(str(error)) from error
 
+    def _prepare(self) -> None:
+        import kata_telemetry.buffer  # noqa: F401 - for _make_buffer
+
+        boot, self._boot = self._boot, None
+        if boot and self.parent is not None:
+            boot(self, self.parent)
+
     def _make_buffer(self) -> None:
         from kata_telemetry.buffer import SpanBuffer
 
-        if self._boot and self.parent is not None:
-            self._boot(self, self.parent)
-            self._boot = None
         buffer = SpanBuffer()
         buffer.enable()
         buffer.begin()

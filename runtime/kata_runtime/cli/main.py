@@ -6,14 +6,22 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
-from kata_telemetry.errors import TelemetryError
 
 __all__ = ["main"]
 
 _EPILOG = "`kata-runtime COMMAND --help` tells more about a command."
+
+
+class _Parser(argparse.ArgumentParser):
+    """A command line that can't be understood is an error of ours, too (docker's exit code for it)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(KataError.exit_code, f"{self.prog}: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     from kata_runtime.image import command as image
     from kata_telemetry import command as trace
 
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="kata-runtime",
         description="Runs containers in virtual machines, and tells where their time goes.",
         epilog=_EPILOG,
@@ -63,9 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.hint:
             print(f"  hint: {error.hint}", file=sys.stderr)
         return error.exit_code
-    except TelemetryError as error:
-        print(f"kata-runtime: {error}", file=sys.stderr)
-        return KataError.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,4 +107,23 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     if options.command is None:
         parser.print_help(sys.stderr)
         return 125
+    if options.command == "trace":
+        return _trace(options)
     return int(options.run(options))
+
+
+def _trace(options: argparse.Namespace) -> int:
+    """Where traces are and go is in the configuration, unless the command line says otherwise."""
+    from kata_runtime.config import load
+    from kata_telemetry.collector import SettingsError
+    from kata_telemetry.store import StoreError
+
+    runtime = load(Path(options.config) if options.config else None).runtime
+    options.trace_dir = options.trace_dir or runtime.trace_dir
+    if "endpoint" in options and not options.endpoint and runtime.otlp_endpoint:
+        options.endpoint, options.protocol = runtime.otlp_endpoint, options.protocol or runtime.otlp_protocol
+        options.headers = runtime.headers()
+    try:
+        return int(options.run(options))
+    except (StoreError, SettingsError) as error:
+        raise KataError(str(error)) from error

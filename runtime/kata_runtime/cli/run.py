@@ -35,6 +35,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sign
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
+    parser.usage = "kata-runtime run [OPTIONS] [-- COMMAND [ARG...]]"
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--rootfs", metavar="DIR", type=Path, help="root filesystem; what the container writes stays in it"
@@ -228,9 +229,9 @@ class _Run:
             return
         again = self._interrupted is number and number in (signal.SIGINT, signal.SIGTERM)
         self._interrupted = number
-        # The second Ctrl-C means it.
-        target = signal.SIGKILL if again else number
-        self._spawn(self._container.signal(target, everything=again))
+        # The keys of a terminal mean everything that runs there; the second Ctrl-C means it.
+        everything = again or number in (signal.SIGINT, signal.SIGQUIT)
+        self._spawn(self._container.signal(signal.SIGKILL if again else number, everything=everything))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         async def quietly() -> None:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -98,6 +99,10 @@ class RuntimeConfig:
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials
     otlp_timeout: Seconds = 10.0
+
+    def headers(self) -> str:
+        """`otlp_headers` as OTEL_EXPORTER_OTLP_HEADERS has them (W3C baggage: values are percent-encoded)."""
+        return ",".join(f"{key}={quote(value)}" for key, value in self.otlp_headers.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """QEMU's command line from a `VmSpec`. Pure: no I/O, so that tests are tables of examples."""
 
 from kata_runtime.hypervisor.accelerator import Accelerator
-from kata_runtime.hypervisor.boot import KERNEL_PARAMETERS
+from kata_runtime.hypervisor.boot import KERNEL_PARAMETERS, MACHINE_OPTIONS
 from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
 
 __all__ = ["kernel_command_line", "to_argv"]
@@ -31,7 +31,7 @@ def _machine(spec: VmSpec) -> list[str]:
     cpu = ",".join(filter(None, ["host" if kvm else "max", spec.cpu_features]))
     return [
         "-name", f"sandbox-{spec.name},debug-threads=on",
-        "-machine", f"{spec.machine_type},memory-backend=memory,graphics=off,vmport=off",
+        "-machine", ",".join((spec.machine_type, "memory-backend=memory", *MACHINE_OPTIONS)),
         "-accel", "kvm" if kvm else "tcg,thread=multi",
         "-cpu", cpu,
         "-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1",

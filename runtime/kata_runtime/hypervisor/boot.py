@@ -1,4 +1,4 @@
-"""How a guest is booted: kernel parameters and machine options. Figures for each: docs/decisions/0003-boot.md."""
+"""How a guest is booted: kernel parameters and machine options. Figures for each: docs/decisions/0005-boot.md."""
 
 __all__ = ["KERNEL_PARAMETERS", "MACHINE_OPTIONS"]
 

@@ -78,21 +78,26 @@ class Vm:
         Raises:
             BootError: QEMU ended, or `timeout` seconds passed.
         """
-        ready = asyncio.ensure_future(self._ready.wait())
-        ended = asyncio.ensure_future(self.child.wait())
-        try:
-            done, _ = await asyncio.wait({ready, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ready.cancel()
-            ended.cancel()
-        if ready in done:
-            return
-        if ended in done:
-            raise self.boot_error(f"QEMU ended while the guest was booting ({_how(ended.result())})")
-        raise self.boot_error(
-            f"the guest's agent did not become ready within {timeout:g} s",
-            hint="on a slow host raise [agent.kata] dial_timeout; for a guest that panics, its memory",
-        )
+        with _trace.span("waitVM") as span:
+            ready = asyncio.ensure_future(self._ready.wait())
+            ended = asyncio.ensure_future(self.child.wait())
+            try:
+                done, _ = await asyncio.wait({ready, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ready.cancel()
+                ended.cancel()
+                span.set(stage=str(self.stage))
+            if ready in done:
+                return
+            if ended in done:
+                raise self.boot_error(
+                    f"QEMU ended while the guest was booting ({_how(ended.result())})",
+                    hint="if the guest ran out of memory: more --memory, or [hypervisor.qemu] default_memory",
+                )
+            raise self.boot_error(
+                f"the guest's agent did not become ready within {timeout:g} s",
+                hint="a slow host needs a higher [agent.kata] dial_timeout",
+            )
 
     def boot_error(self, message: str, *, hint: str = "") -> BootError:
         """An error with everything that is known about the boot."""
@@ -176,7 +181,7 @@ async def _launch_error(child: Child, error: HypervisorError) -> HypervisorError
     said = "\n".join(f"  | {line}" for line in child.output.splitlines())
     return HypervisorError(
         f"QEMU did not start ({_how(status)})" + (f"; it said:\n{said}" if said else ""),
-        hint="memory and CPUs must fit this host; `kata-runtime check` tells more",
+        hint="what it was asked for is in [hypervisor.qemu], --memory and --cpus",
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections import deque
@@ -60,6 +61,8 @@ class Qmp:
         # Here and not at the top: 50 ms of imports that only the side with a VM needs.
         from qemu.qmp import ConnectError, EventListener, QMPClient, QMPError
 
+        # What goes wrong on the monitor is said by our own errors, with QEMU's last words.
+        logging.getLogger("qemu").setLevel(logging.CRITICAL)
         client = QMPClient(name)
         listener = EventListener()
         client.register_listener(listener)

@@ -57,6 +57,6 @@ def _entries(busybox: bytes, modules: ModuleTree) -> Iterator[cpio.Entry]:
     for directory in sorted(path for path in directories if path.is_relative_to(base)):
         yield cpio.directory(str(directory))
     for module in chosen.values():
-        yield cpio.file(str(base / module.path), modules.lean(module))
+        yield cpio.file(str(base / module.path), modules.read(module))
     for name, text in indexes(chosen).items():
         yield cpio.file(str(base / name), text.encode())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kata_runtime.errors import ImageError
 
-__all__ = ["Module", "ModuleTree", "extract_vmlinux", "lean_module"]
+__all__ = ["Module", "ModuleTree", "extract_vmlinux", "indexes"]
 
 # linux/Documentation/arch/x86/boot.rst: offsets of the setup header's fields.
 SETUP_SECTS = 0x1F1
@@ -19,10 +19,6 @@ PAYLOAD_OFFSET = 0x248
 # each after its compressed length; the kernel appends the uncompressed length (scripts/Makefile.lib, size_append).
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_LEGACY_BLOCK = 8 << 20
-
-SIGNATURE_MAGIC = b"~Module signature appended~\n"
-# struct module_signature (include/linux/module_signature.h): eight bytes, then the signature's length, big-endian.
-SIGNATURE_TRAILER = struct.Struct(">8xI")
 
 
 def extract_vmlinux(bzimage: bytes, liblz4: Path) -> bytes:
@@ -53,20 +49,6 @@ def extract_vmlinux(bzimage: bytes, liblz4: Path) -> bytes:
         kernel += block.raw[:count]
         position += packed
     return bytes(kernel)
-
-
-def lean_module(module: bytes) -> bytes:
-    """A module without what only costs time when it is loaded: its signature and its BTF.
-
-    Verifying a signature in an emulated guest takes longer than the rest of loading, and the host, which vouches for
-    the whole image, has checked the package. BTF serves BPF programs only; its section keeps its place under a name
-    that the kernel does not look for.
-    """
-    if module.endswith(SIGNATURE_MAGIC):
-        end = len(module) - len(SIGNATURE_MAGIC)
-        (length,) = SIGNATURE_TRAILER.unpack_from(module, end - SIGNATURE_TRAILER.size)
-        module = module[: end - SIGNATURE_TRAILER.size - length]
-    return module.replace(b"\0.BTF\0", b"\0.btf\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +97,9 @@ class ModuleTree:
             visit(_normal(name))
         return found
 
-    def lean(self, module: Module) -> bytes:
-        """The bytes of `module` as the image has them."""
-        return lean_module((self.root / module.path).read_bytes())
+    def read(self, module: Module) -> bytes:
+        """The file of `module`."""
+        return (self.root / module.path).read_bytes()
 
 
 def indexes(modules: Mapping[str, Module]) -> dict[str, str]:

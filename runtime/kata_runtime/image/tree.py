@@ -191,13 +191,13 @@ def install_busybox(root: Path, directory: str) -> None:
 
 
 def install_modules(directory: Path, modules: ModuleTree, names: Iterable[str]) -> None:
-    """The named modules, lean, with what they depend on and the indexes for modprobe."""
+    """The named modules with what they depend on and the indexes for modprobe."""
     chosen = modules.closure(names)
     target = directory / modules.root.name
     for module in chosen.values():
         path = target / module.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(modules.lean(module))
+        path.write_bytes(modules.read(module))
     write_files(target, indexes(chosen))
 
 

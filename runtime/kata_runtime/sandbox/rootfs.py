@@ -67,7 +67,11 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
             stack.enter_context(_mounted(directory, container_id, rootfs, point))
             if rootfs.mounts:
                 _share_mounts(stack, home / "mounts", rootfs.mounts)
-        yield
+        try:
+            yield
+        finally:
+            with _trace.span("bindUnmountContainerRootfs", container_id=container_id):
+                stack.close()
 
 
 def _share_mounts(stack: ExitStack, home: Path, mounts: Sequence[HostMount]) -> None:

@@ -85,10 +85,11 @@ class Sandbox:
         self._set_state(SandboxState.STARTING)
         try:
             with _trace.span("createSandboxFromConfig"):
-                artifacts = find_artifacts(self.config, self.options.image_dir)
-                self._stack.enter_context(self._directory.opened())
-                logs_dir = self.options.logs_dir or self._directory.run
-                logs_dir.mkdir(parents=True, exist_ok=True)
+                with _trace.span("createSandbox"):
+                    artifacts = find_artifacts(self.config, self.options.image_dir)
+                    self._stack.enter_context(self._directory.opened())
+                    logs_dir = self.options.logs_dir or self._directory.run
+                    logs_dir.mkdir(parents=True, exist_ok=True)
                 with _trace.span("startVM"):
                     vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir)
                     with _hypervisor_trace.span("StartVM"):
@@ -176,15 +177,16 @@ class Sandbox:
             with _trace.span("stopSandbox"):
                 await self._stop_guest()
         finally:
-            # Shielded, because what follows is what keeps the host clean.
-            closing = asyncio.ensure_future(self._stack.aclose())
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError:
-                await closing
-                raise
-            finally:
-                self._set_state(SandboxState.STOPPED)
+            with _trace.span("Cleanup"):
+                # Shielded, because this is what keeps the host clean.
+                closing = asyncio.ensure_future(self._stack.aclose())
+                try:
+                    await asyncio.shield(closing)
+                except asyncio.CancelledError:
+                    await closing
+                    raise
+                finally:
+                    self._set_state(SandboxState.STOPPED)
 
     async def _stop_guest(self) -> None:
         for container in list(self.containers.values()):

@@ -136,7 +136,7 @@ class SandboxTrace:
                 os.environ,
                 endpoint=runtime.otlp_endpoint,
                 protocol=runtime.otlp_protocol,
-                headers=",".join(f"{key}={value}" for key, value in runtime.otlp_headers.items()),
+                headers=runtime.headers(),
                 timeout=runtime.otlp_timeout,
             )
             if settings is not None:

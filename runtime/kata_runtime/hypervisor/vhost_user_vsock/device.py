@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from kata_runtime.hypervisor.vhost_user_vsock import packet
 from kata_runtime.hypervisor.vhost_user_vsock.connection import Connection, Do, State, Stream
 from kata_runtime.hypervisor.vhost_user_vsock.packet import HEADER, HEADER_SIZE, HOST_CID, RST, RW, STREAM
-from kata_runtime.hypervisor.vhost_user_vsock.ring import Ring, RingError
+from kata_runtime.hypervisor.vhost_user_vsock.ring import Ring, RingError, cut, scatter
 
 MAX_ANSWERS: Final = 1024
 # Packets per ring before other file descriptors get a look; one interrupt of the guest follows each burst.
@@ -34,6 +34,10 @@ MAX_LINGERING: Final = 4096
 _FIRST_PORT: Final = 0x4000_0000
 _PORTS: Final = 0xFFFF_FFFF - _FIRST_PORT
 
+_BLIND: Final = (
+    "the guest says that it added buffers, and there are none: does QEMU's memory backend have share=on? "
+    "Without it this process does not see the guest's RAM"
+)
 _RECEIVE, _SEND = 0, 1  # SHUT_RD and SHUT_WR of shutdown(2)
 
 
@@ -99,6 +103,7 @@ class Device:
         # with the ports of the last one.
         self._last_port = int.from_bytes(os.urandom(4), "little") % _PORTS
         self._rules_broken = 0
+        self._blind = False
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -225,7 +230,7 @@ class Device:
             if answers:
                 header = self._next_answer()
                 if header:
-                    _scatter(pieces, header)
+                    scatter(pieces, header)
                     ring.commit(head, HEADER_SIZE)
             else:
                 connection = ready.popleft()
@@ -237,6 +242,9 @@ class Device:
         """The guest added RX buffers; they are looked at in `run`."""
         if self._rx is not None:
             self._rx.suppress_kicks()
+            if not self._rx.ever_used() and not self._blind:
+                self._blind = True
+                self._host.log("warning", _BLIND)
 
     def _next_answer(self) -> bytes:
         answer = self._answers.popleft()
@@ -265,7 +273,7 @@ class Device:
                 count = stream.recv_into(first[HEADER_SIZE : HEADER_SIZE + wanted])
             else:
                 first = memoryview(bytearray(HEADER_SIZE))
-                body = _cut(pieces, HEADER_SIZE, credit)
+                body = cut(pieces, HEADER_SIZE, HEADER_SIZE + credit)
                 wanted = sum(map(len, body))
                 if not wanted:
                     raise RingError("RX buffer without room for data")
@@ -285,7 +293,7 @@ class Device:
         HEADER.pack_into(first, 0, HOST_CID, self.cid, connection.host_port, connection.guest_port, count, STREAM, RW,
                          0, connection.window, connection.forwarded)  # fmt: skip
         if first is not pieces[0]:
-            _scatter(pieces, first)
+            scatter(pieces, first)
         ring.commit(head, HEADER_SIZE + count)
         # Less than wanted: the socket is empty, and its next bytes are a new event. Not so if it has ended already.
         if count < wanted and not connection.ended:
@@ -327,11 +335,11 @@ class Device:
             fields = HEADER.unpack_from(first)
             body = [first[HEADER_SIZE:], *pieces[1:]] if len(first) > HEADER_SIZE else pieces[1:]
         else:
-            raw = b"".join(_cut(pieces, 0, HEADER_SIZE))
+            raw = b"".join(cut(pieces, 0, HEADER_SIZE))
             if len(raw) < HEADER_SIZE:
                 raise RingError(f"packet of {len(raw)} bytes, shorter than its header")
             fields = HEADER.unpack(raw)
-            body = _cut(pieces, HEADER_SIZE, 1 << 32)
+            body = cut(pieces, HEADER_SIZE, 1 << 32)
         src_cid, dst_cid, src_port, dst_port, length, kind, operation, flags, room, taken = fields
         if src_cid != self.cid:
             self._rule_broken(f"packet in the name of CID {src_cid}")
@@ -397,7 +405,7 @@ class Device:
             return  # it has not heard yet that nobody listens
         present = len(body[0]) if len(body) == 1 else sum(map(len, body))
         if present > length:
-            body = _cut(body, 0, length)
+            body = cut(body, 0, length)
         if connection.state is not State.OPEN or connection.heard & packet.SHUT_SEND or present < length:
             self._rule_broken(f"{length} bytes on {connection}, of {present} that the packet has")
             self._do(connection, connection.abort())
@@ -416,7 +424,7 @@ class Device:
                 self._do(connection, connection.host_refuses())
                 return
         if count < length:
-            for piece in _cut(body, count, length):
+            for piece in cut(body, count, length):
                 connection.backlog += piece
             self._watch_writable(connection, True)
         if count:
@@ -487,29 +495,3 @@ class Device:
         if len(self._lingering) > MAX_LINGERING:
             oldest = next(iter(self._lingering))
             self._do(oldest, oldest.abort())
-
-
-def _scatter(pieces: list[memoryview], data: bytes | memoryview) -> None:
-    """Copy a header to the start of a buffer. Raises RingError where it is too small."""
-    first = pieces[0]
-    if len(first) >= len(data):
-        first[: len(data)] = data
-        return
-    for piece in pieces:
-        step = min(len(piece), len(data))
-        piece[:step] = data[:step]
-        data = data[step:]
-    if data:
-        raise RingError("RX buffer shorter than a packet's header")
-
-
-def _cut(pieces: list[memoryview], start: int, end: int) -> list[memoryview]:
-    """The bytes from `start` to `end` (exclusive) of a buffer in pieces, as far as there are any."""
-    result = []
-    for piece in pieces:
-        size = len(piece)
-        if start < size and end > 0:
-            result.append(piece[max(start, 0) : min(end, size)])
-        start -= size
-        end -= size
-    return result

@@ -134,6 +134,10 @@ class Ring:
         self.next = self._used[1] = (self.next + 1) & 0xFFFF
         self._unsignalled = True
 
+    def ever_used(self) -> bool:
+        """Whether the guest has made a buffer available since the queue was new."""
+        return bool(self.next or self._avail[1])
+
     def take_signal(self) -> bool:
         """Whether the guest has to be interrupted for what was committed since the last call."""
         if not self._unsignalled:
@@ -151,3 +155,29 @@ class Ring:
         self._used[0] = 0
         _barrier()
         return self._avail[1] != self.next
+
+
+def scatter(pieces: list[memoryview], data: bytes | memoryview) -> None:
+    """Copy a header to the start of a buffer. Raises RingError where it is too small."""
+    first = pieces[0]
+    if len(first) >= len(data):
+        first[: len(data)] = data
+        return
+    for piece in pieces:
+        step = min(len(piece), len(data))
+        piece[:step] = data[:step]
+        data = data[step:]
+    if data:
+        raise RingError("RX buffer shorter than a packet's header")
+
+
+def cut(pieces: list[memoryview], start: int, end: int) -> list[memoryview]:
+    """The bytes from `start` to `end` (exclusive) of a buffer in pieces, as far as there are any."""
+    result = []
+    for piece in pieces:
+        size = len(piece)
+        if start < size and end > 0:
+            result.append(piece[max(start, 0) : min(end, size)])
+        start -= size
+        end -= size
+    return result

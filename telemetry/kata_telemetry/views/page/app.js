@@ -22,7 +22,7 @@ class App {
       close: () => this.close(),
       raw: () => { this.openTab("waterfall"); this.setRaw(true); },
     };
-    this.overview = new Overview(model, actions.zoom);
+    this.overview = new Overview(model, actions.zoom, () => this.waterfall.scrollToWindow());
     this.waterfall = new Waterfall(model, actions);
     this.waterfall.collapsed = this.collapsed;
     this.details = new Details(model, actions);
@@ -273,6 +273,7 @@ class App {
     if (!slices.length) return;
     const from = slices[0][1], to = slices[slices.length - 1][2], margin = (to - from) * 0.04;
     this.zoom(from - margin, to + margin);
+    this.waterfall.scrollToWindow((span) => span.stage === stage || stage < 0);
   }
 
   setRaw(on) {

@@ -3,8 +3,9 @@
 const STAGE_HEIGHT = 22, LANE_HEIGHT = 13, LANE_GAP = 4;
 
 class Overview {
-  /** `zoom(from, to)` is called with times of the trace. */
-  constructor(model, zoom) {
+  /** `zoom(from, to)` is called with times of the trace while the pointer moves, `settled()` when it has. */
+  constructor(model, zoom, settled) {
+    this.settled = settled;
     this.model = model;
     this.zoom = zoom;
     this.canvas = $("overview-canvas");
@@ -121,7 +122,8 @@ class Overview {
         this.zoom(Math.min(begin, now), Math.max(begin, now));
       }
     };
-    const release = () => {
+    const release = (e) => {
+      if (e.type === "pointerup" && Math.abs(e.clientX - event.clientX) > 3) this.settled();
       canvas.removeEventListener("pointermove", move);
       canvas.removeEventListener("pointerup", release);
       canvas.removeEventListener("pointercancel", release);

@@ -24,7 +24,7 @@ class Waterfall {
     this.scroller.addEventListener("scroll", () => this.schedule(), { passive: true });
     new ResizeObserver(() => this.schedule()).observe(this.scroller);
     this.rows.addEventListener("click", (event) => this.click(event));
-    this.rows.addEventListener("dblclick", (event) => this.doubleClick(event));
+    this.rows.addEventListener("dblclick", (event) => this.dblclick(event));
     this.rows.addEventListener("pointerdown", (event) => this.press(event));
     const view = $("view-waterfall");
     view.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
@@ -121,7 +121,9 @@ class Waterfall {
     row.setAttribute("aria-selected", span === this.selected);
     if (span.children.length) row.setAttribute("aria-expanded", !this.collapsed.has(span));
     row.classList.toggle("context", this.context.has(span));
-    row.lastChild.replaceChildren(...this.bars(span));
+    const outside = span.end < this.from ? "before" : span.start > this.to ? "after" : "";
+    row.classList.toggle("outside", outside !== "");
+    row.lastChild.replaceChildren(...(outside ? [el("i", { class: outside })] : this.bars(span)));
   }
 
   makeRow(span) {
@@ -191,7 +193,7 @@ class Waterfall {
     else this.actions.select(span, true);
   }
 
-  doubleClick(event) {
+  dblclick(event) {
     const span = this.spanAt(event);
     if (span && !event.target.classList.contains("twisty")) this.actions.zoomTo(span);
   }
@@ -249,6 +251,13 @@ class Waterfall {
     this.cursor.style.left = `${event.clientX - $("view-waterfall").getBoundingClientRect().left}px`;
     this.cursor.classList.toggle("late", x > this.trackWidth - 90);
     this.cursor.firstElementChild.textContent = duration(this.time(x));
+  }
+
+  /** Scroll to the first row of a span that begins in what is zoomed to and that `wanted` takes. */
+  scrollToWindow(wanted = () => true) {
+    const index = this.list.findIndex((span) => span.start >= this.from && span.start <= this.to && wanted(span));
+    if (index >= 0) this.scroller.scrollTop = Math.max(index - 2, 0) * ROW;
+    this.schedule();
   }
 
   /** Bring the row of `span` into view. */

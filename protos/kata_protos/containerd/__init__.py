@@ -1,0 +1,1 @@
+"""Generated stubs of the services between containerd and a shim. Regenerate with `nox -s protos`."""

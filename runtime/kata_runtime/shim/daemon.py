@@ -1,0 +1,74 @@
+"""The shim's long life: serves containerd until it is told to end.
+
+`start` has forked this process with a socket that listens already; containerd may be waiting in its backlog.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from kata_protos.containerd import sandbox_pb2, task_pb2, task_v3_pb2
+from kata_runtime.errors import KataError
+from kata_runtime.shim import log
+from kata_runtime.shim.events import Publisher
+from kata_runtime.shim.funnel import CallFunnel
+from kata_runtime.shim.launch import Launch
+from kata_runtime.shim.service import OpenService, Shim
+from kata_runtime.shim.ttrpc.server import Server
+from kata_runtime.shim.ttrpc.service import bind
+from kata_telemetry.logs import log_fields
+
+__all__ = ["main", "serve"]
+
+_log = logging.getLogger("kata.shim")
+
+# Seconds for calls that are running when the shim ends. Most will be Waits for what will not happen any more.
+_GRACE = 0.5
+
+_TASK_SERVICES = (task_pb2.DESCRIPTOR.services_by_name["Task"], task_v3_pb2.DESCRIPTOR.services_by_name["Task"])
+_SANDBOX_SERVICE = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
+
+
+def main(launch: Launch, listener: socket.socket, open_service: OpenService) -> int:
+    """Be the daemon; returns its exit status. stderr is the log."""
+    log.set_up(2, debug=launch.debug)
+    path = Path(launch.address.removeprefix("unix://"))
+    mine = path.stat().st_ino
+    try:
+        with log_fields(namespace=launch.namespace, sandbox=launch.group.sandbox_id):
+            asyncio.run(serve(launch, listener, open_service))
+    except KataError as error:
+        _log.error("the shim can't go on: %s%s", error, f" ({error.hint})" if error.hint else "")
+        return 1
+    except Exception:
+        _log.exception("the shim failed")
+        return 1
+    finally:
+        # A new shim of a sandbox with the same id may already have put its own there.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == mine:
+                path.unlink()
+    return 0
+
+
+async def serve(launch: Launch, listener: socket.socket, open_service: OpenService) -> None:
+    """Serve until `Shim.stop`, SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # In the order in which they must end: no more calls, then the sandbox, then the last events.
+    async with AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(Publisher(launch.ttrpc_address, launch.namespace))
+        service = await stack.enter_async_context(open_service(Shim(launch, publisher.publish, stop.set)))
+        services = [bind(descriptor, service) for descriptor in _TASK_SERVICES]
+        if service.sandbox is not None:
+            services.append(bind(_SANDBOX_SERVICE, service.sandbox))
+        server = await stack.enter_async_context(Server(services, funnel=CallFunnel(service.root_span), grace=_GRACE))
+        await server.listen(listener)
+        _log.info("the shim serves %s", launch.address)
+        await stop.wait()
+        _log.info("the shim ends")

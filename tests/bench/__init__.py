@@ -1,1 +1,0 @@
-"""Benchmarks: two things in one run, taking turns, compared as a ratio."""
