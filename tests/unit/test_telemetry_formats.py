@@ -132,6 +132,18 @@ def test_every_span_is_on_one_track_and_none_cuts_another(trace: Trace) -> None:
                 assert other_start >= end or other_end <= end, (start, end, other_start, other_end)
 
 
+@pytest.mark.slow
+def test_twenty_thousand_spans_that_cut_each_other() -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 40_000)
+    for number in range(20_000):
+        make.add("task", number, number + 20_000, root)
+    content = perfetto.to_events(trace_of(make))
+    assert len(slices(content)) == 20_001
+    threads = [event["tid"] for event in content["traceEvents"] if event["name"] == "thread_name"]
+    assert len(threads) == len(set(threads))
+
+
 # --- Jaeger
 
 

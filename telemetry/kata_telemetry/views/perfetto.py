@@ -6,6 +6,8 @@ spans don't: a lane gets as many threads as that takes. Times are µs after the 
 double holds them to the ns; the beginning itself is in `otherData`.
 """
 
+import heapq
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,8 +19,8 @@ from kata_telemetry.views.values import portable
 __all__ = ["to_events", "tracks"]
 
 PROCESS: Final = 1
-# Threads of a lane, at most; also the distance of the numbers of two lanes' threads.
-LANE_TRACKS: Final = 10_000
+# Tracks that are tried for room within what goes on there.
+RECENT: Final = 32
 
 
 def to_events(trace: Trace) -> dict[str, Any]:
@@ -31,10 +33,11 @@ def to_events(trace: Trace) -> dict[str, Any]:
     critical: dict[str, int] = {}
     for segment in critical_path(trace.root):
         critical[segment.span.span_id] = critical.get(segment.span.span_id, 0) + segment.end - segment.start
-    for number, lane in enumerate(Lane):
+    thread = 0
+    for lane in Lane:
         spread = tracks([span for span in trace.walk() if span.lane is lane])
         for index, track in enumerate(spread):
-            thread = (number + 1) * LANE_TRACKS + index
+            thread += 1
             label = lane.value if not index else f"{lane.value} ({index + 1})"
             about = {"ph": "M", "pid": PROCESS, "tid": thread}
             events.append({**about, "name": "thread_name", "args": {"name": label}})
@@ -60,21 +63,43 @@ def tracks(spans: Iterable[TraceSpan]) -> list[list[TraceSpan]]:
     """
     found: list[list[TraceSpan]] = []
     # Per track the ends of the spans that are going on, the innermost last.
-    open_ends: list[list[int]] = []
+    going_on: list[list[int]] = []
+    # When each track will be free, and the tracks that were used last: looking at all would take the square of time.
+    free: list[tuple[int, int]] = []
+    recent: deque[int] = deque(maxlen=RECENT)
     for span in sorted(spans, key=lambda span: (span.start, -span.end, span.depth)):
         # One that ends before it starts is a point.
         end = max(span.end, span.start)
-        for track, ends in zip(found, open_ends, strict=True):
-            while ends and ends[-1] <= span.start:
-                ends.pop()
-            if not ends or end <= ends[-1]:
-                track.append(span)
-                ends.append(end)
-                break
-        else:
-            found.append([span])
-            open_ends.append([end])
+        index = _room(span.start, end, going_on, free, recent)
+        if index == len(found):
+            found.append([])
+            going_on.append([])
+        if not going_on[index]:
+            heapq.heappush(free, (end, index))
+        found[index].append(span)
+        going_on[index].append(end)
+        if index in recent:
+            recent.remove(index)
+        recent.appendleft(index)
     return found
+
+
+def _room(start: int, end: int, going_on: list[list[int]], free: list[tuple[int, int]], recent: Iterable[int]) -> int:
+    """A track that takes a span from `start` to `end`: within one that goes on there, an idle one, or a new one."""
+    for index in recent:
+        ends = going_on[index]
+        while ends and ends[-1] <= start:
+            ends.pop()
+        if ends and end <= ends[-1]:
+            return index
+    while free and free[0][0] <= start:
+        _, index = heapq.heappop(free)
+        ends = going_on[index]
+        while ends and ends[-1] <= start:
+            ends.pop()
+        if not ends:
+            return index
+    return len(going_on)
 
 
 def _slice(span: TraceSpan, thread: int, begin: int, critical: int) -> Iterable[dict[str, Any]]:

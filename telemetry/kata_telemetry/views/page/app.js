@@ -126,10 +126,11 @@ class App {
     this.matches = matches;
     // Ancestors keep the tree together.
     const kept = active ? new Set(matches) : null;
-    const context = new Set();
+    const context = new Set(), climbed = new Set();
     if (active) {
       for (const span of matches) {
-        for (let above = span.parent; above; above = above.parent) {
+        for (let above = span.parent; above && !climbed.has(above); above = above.parent) {
+          climbed.add(above);
           this.collapsed.delete(above);
           if (kept.has(above)) continue;
           kept.add(above);
