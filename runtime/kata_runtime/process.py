@@ -22,7 +22,7 @@ from typing import IO
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "find_program", "launch", "own_start", "run"]
+__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run"]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
@@ -54,6 +54,11 @@ def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
         if os.access(candidate, os.X_OK) and Path(candidate).is_file():
             return candidate
     raise HostError(f"{name} was not found", hint=f"install it (Debian, Ubuntu: apt install {package})")
+
+
+def describe(status: int) -> str:
+    """An exit status, or the negative number of a signal, in words."""
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def own_start() -> int:
