@@ -35,6 +35,8 @@ def options(argv: list[str], name: str) -> list[str]:
         ({"accelerator": Accelerator.KVM}, "-accel", "kvm"),
         ({"accelerator": Accelerator.KVM}, "-cpu", "host"),
         ({"accelerator": Accelerator.KVM, "cpu_features": "pmu=off"}, "-cpu", "host,pmu=off"),
+        ({}, "-cpu", "max,erms=off,fsrm=off"),
+        ({"cpu_features": "erms=on"}, "-cpu", "max,erms=off,fsrm=off,erms=on"),
         ({}, "-m", "512M"),
         ({}, "-object", "memory-backend-memfd,id=memory,size=512M,share=on"),
         ({}, "-smp", "2,sockets=1,cores=2,threads=1"),

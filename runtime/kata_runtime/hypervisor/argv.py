@@ -1,7 +1,7 @@
 """QEMU's command line from a `VmSpec`. Pure: no I/O, so that tests are tables of examples."""
 
 from kata_runtime.hypervisor.accelerator import Accelerator
-from kata_runtime.hypervisor.boot import KERNEL_PARAMETERS, MACHINE_OPTIONS
+from kata_runtime.hypervisor.boot import CPUS, KERNEL_PARAMETERS, MACHINE_OPTIONS
 from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
 
 __all__ = ["kernel_command_line", "to_argv"]
@@ -28,7 +28,7 @@ def to_argv(spec: VmSpec) -> list[str]:
 
 def _machine(spec: VmSpec) -> list[str]:
     kvm = spec.accelerator is Accelerator.KVM
-    cpu = ",".join(filter(None, ["host" if kvm else "max", spec.cpu_features]))
+    cpu = ",".join(filter(None, [CPUS[spec.accelerator], spec.cpu_features]))
     return [
         "-name", f"sandbox-{spec.name},debug-threads=on",
         "-machine", ",".join((spec.machine_type, "memory-backend=memory", *MACHINE_OPTIONS)),

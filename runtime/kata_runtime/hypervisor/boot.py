@@ -1,6 +1,10 @@
 """How a guest is booted: kernel parameters and machine options. Figures for each: docs/decisions/0005-boot.md."""
 
-__all__ = ["KERNEL_PARAMETERS", "MACHINE_OPTIONS"]
+from collections.abc import Mapping
+
+from kata_runtime.hypervisor.accelerator import Accelerator
+
+__all__ = ["CPUS", "KERNEL_PARAMETERS", "MACHINE_OPTIONS"]
 
 KERNEL_PARAMETERS: tuple[str, ...] = (
     "console=ttyS0",
@@ -22,6 +26,13 @@ KERNEL_PARAMETERS: tuple[str, ...] = (
     # Synchronous waits for RCU, as of unmounting, don't wait for the next few timer ticks.
     "rcupdate.rcu_expedited=1",
 )
+
+CPUS: Mapping[Accelerator, str] = {
+    Accelerator.KVM: "host",
+    # An emulator moves a byte per step in `rep movsb` and `rep stosb`. Without these two flags, which say that they are
+    # fast, the kernel copies and clears by eight bytes.
+    Accelerator.TCG: "max,erms=off,fsrm=off",
+}
 
 # For q35, with `-display none -vga none`: devices that a guest would only spend time on finding. The kernel needs none
 # of them: time comes from TSC and ACPI's timer, reset from ACPI, disks from virtio. (`graphics=off` must not be among
