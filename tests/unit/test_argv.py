@@ -67,6 +67,15 @@ def test_kernel_parameters_of_the_configuration_come_last() -> None:
     assert kernel_command_line(dataclasses.replace(SPEC, kernel_params="quiet x=1")).endswith(" quiet x=1")
 
 
+@pytest.mark.parametrize(("accelerator", "expected"), [(Accelerator.TCG, "1"), (Accelerator.KVM, "0")])
+def test_only_an_emulated_guest_clears_pages_before_virtiofsd_fills_them(
+    accelerator: Accelerator, expected: str
+) -> None:
+    """TCG would run what was translated of a page's former code (kata_runtime.hypervisor.boot)."""
+    parameters = kernel_command_line(dataclasses.replace(SPEC, accelerator=accelerator)).split()
+    assert [word for word in parameters if word.startswith("init_on_alloc=")] == [f"init_on_alloc={expected}"]
+
+
 def test_nothing_of_the_sandbox_is_on_the_kernel_command_line() -> None:
     """A template's clones share it (docs/architecture.md)."""
     assert kernel_command_line(dataclasses.replace(SPEC, name="other")) == kernel_command_line(SPEC)
