@@ -35,11 +35,15 @@ _LINE_LIMIT = 4096
 
 @dataclass(frozen=True)
 class Privileges:
-    """Whom a child runs as; `groups` are supplementary group ids (as kvm's)."""
+    """Whom a child runs as; `groups` are supplementary group ids (as kvm's).
+
+    With `by_child` the child starts as we are, but can't gain anything any more, and drops the rest itself.
+    """
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+    by_child: bool = False
 
 
 def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
@@ -171,8 +175,10 @@ def _spawn(
 ) -> Child:
     prefix = [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
     if privileges is not None:
+        prefix += ["--no-new-privs"]
+    if privileges is not None and not privileges.by_child:
         groups = ["--groups", ",".join(map(str, privileges.groups))] if privileges.groups else ["--clear-groups"]
-        prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups, "--no-new-privs"]
+        prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups]
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     _log.debug("child starts", extra={"command": shlex.join(argv)})
     log_file = log_path.open("ab") if log_path else None

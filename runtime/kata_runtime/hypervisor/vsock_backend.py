@@ -1,5 +1,6 @@
 """Runs our vhost-user vsock backend, where the kernel has no vhost-vsock."""
 
+import dataclasses
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -47,6 +48,12 @@ async def start_vsock_backend(
                 *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(hybrid_path)),
                 *("--forward", f"{_AGENT_PORT}:{agent.fileno()}"),
             ]
+            if privileges is not None:
+                # Interpreter and modules may be where only root can read, as below /root: the backend imports them
+                # before it becomes nobody. That loses PR_SET_PDEATHSIG (its man page); the backend ends all the same
+                # when QEMU's end of its socket closes.
+                privileges = dataclasses.replace(privileges, by_child=True)
+                argv += ["--user", f"{privileges.uid}:{privileges.gid}"]
             fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
             launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path)
             child = await stack.enter_async_context(launched)
