@@ -32,7 +32,7 @@ KERNEL_PARAMETERS_OF: Mapping[Accelerator, tuple[str, ...]] = {
     # An emulator keeps its translation of a page's code until it sees a write to that page. It does not see those of
     # virtiofsd, another process: code that is read into a page that has held other code runs as the old code. The
     # guest's own write, when it clears the page before virtiofsd fills it, is what drops the translations. Without it
-    # programs in a guest crash at random with QEMU 10.0 (7.2 was not seen to fail).
+    # programs in a guest crash at random with QEMU 10.0 (docs/decisions/0005-boot.md has the evidence).
     Accelerator.TCG: ("init_on_alloc=1",),
 }
 

@@ -37,4 +37,9 @@ def compile_tree(root: Path, directories: Iterable[str]) -> None:
     else:
         argv = ["chroot", str(root), "/usr/bin/python3.11", *OPTIONS, "-c", PROGRAM, "/", *directories]
     # A fixed seed: the order of a set's elements goes into the byte code.
-    tools.run(argv, doing="byte-compile the guest's Python code", env={"PYTHONHASHSEED": "0"})
+    tools.run(
+        argv,
+        doing="byte-compile the guest's Python code",
+        env={"PYTHONHASHSEED": "0"},
+        hint="the image's packages may be damaged: build with --force",
+    )
