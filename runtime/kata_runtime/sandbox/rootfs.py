@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.errors import RootfsError
-from kata_runtime.mount import bind, overlay
+from kata_runtime.mount import Mount, bind, mounted, overlay
 from kata_runtime.oci.spec import HostMount
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
@@ -23,13 +23,15 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 class Rootfs:
     """A root filesystem on the host. With `ephemeral` the container's changes go to a layer that is thrown away.
 
-    `mounts` are further files and directories of the host that the container mounts.
+    `layers` are to be mounted at `path` first. `mounts` are further files and directories of the host that the
+    container mounts.
     """
 
     path: Path
     ephemeral: bool = False
     readonly: bool = False
     mounts: tuple[HostMount, ...] = ()
+    layers: tuple[Mount, ...] = ()
 
     def check(self) -> None:
         """Refuse what can't be a root filesystem.
@@ -64,6 +66,9 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
             for path in (home, point):
                 path.mkdir()
                 stack.callback(path.rmdir)
+            if rootfs.layers:
+                with _trace.span("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
+                    stack.enter_context(mounted(rootfs.layers, rootfs.path))
             stack.enter_context(_mounted(directory, container_id, rootfs, point))
             if rootfs.mounts:
                 _share_mounts(stack, home / "mounts", rootfs.mounts)

@@ -9,9 +9,10 @@ sandbox that fails to start has stopped itself.
 import asyncio
 import importlib
 import logging
+import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
 from kata_runtime.image import DEFAULT_OUTPUT
-from kata_runtime.sandbox.container import Container, Stdio
+from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_telemetry.span import Site, SpanContext, current
@@ -48,13 +51,26 @@ class SandboxState(StrEnum):
 
 @dataclass(frozen=True)
 class SandboxOptions:
-    """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end."""
+    """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
+
+    With `share_pid` containers may live in the pid namespace of the first one.
+    """
 
     hostname: str = ""
+    share_pid: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
+
+    def from_environment(self, sandbox_id: str) -> "SandboxOptions":
+        """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR has another image."""
+        keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
+        return replace(
+            self,
+            logs_dir=Path(keep) / sandbox_id if keep else self.logs_dir,
+            image_dir=Path(image) if image else self.image_dir,
+        )
 
 
 class Sandbox:
@@ -74,6 +90,11 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.state}>"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the VM on this host; 0 where there is none."""
+        return self._machine.vm.child.pid if self._machine else 0
 
     async def start(self) -> None:
         """Boot the VM and make the agent ready for containers.
@@ -125,13 +146,20 @@ class Sandbox:
             sandbox_id=self.id,
             storages=[pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)],
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
+            sandbox_pidns=self.options.share_pid,
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
         self._trace.follow(agent)
 
     async def create_container(
-        self, container_id: str, spec: Mapping[str, object], rootfs: Rootfs, stdio: Stdio
+        self,
+        container_id: str,
+        spec: Mapping[str, object],
+        rootfs: Rootfs,
+        stdio: Stdio,
+        *,
+        share_pid: bool = False,
     ) -> Container:
         """Create a container; it exists until it is removed or the sandbox stops.
 
@@ -149,7 +177,7 @@ class Sandbox:
         self.containers[container_id] = container
         try:
             timeout = self.config.runtime.create_container_timeout
-            await container.create(spec, rootfs, stdio, timeout=timeout)
+            await container.create(spec, rootfs, stdio, timeout=timeout, share_pid=share_pid)
         except BaseException as error:
             del self.containers[container_id]
             await self._explain(error)
@@ -167,6 +195,37 @@ class Sandbox:
         except AgentError as error:
             await self._explain(error)
             raise
+
+    async def wait_process(self, process: Process) -> Exit:
+        """Wait for the end of a process; its last output may still be on the way.
+
+        Raises:
+            HypervisorError: the VM died meanwhile.
+        """
+        try:
+            return await process.wait()
+        except AgentError as error:
+            await self._explain(error)
+            raise
+
+    async def remove_container(self, container: Container) -> None:
+        """End a container of a sandbox that lives on. Its id is free afterwards, whatever the guest said."""
+        try:
+            await container.remove()
+        finally:
+            self.containers.pop(container.id, None)
+
+    async def oom_event(self) -> str:
+        """Wait until the guest's kernel kills something for memory; the container's id.
+
+        Raises:
+            AgentError: the sandbox ends.
+        """
+        from kata_protos import agent_pb2 as pb
+
+        assert self._agent is not None
+        answer = await self._agent.call(self._agent.service.GetOOMEvent, pb.GetOOMEventRequest(), timeout=None)
+        return str(answer.container_id)
 
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
