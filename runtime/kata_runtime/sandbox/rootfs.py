@@ -69,7 +69,8 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
             if rootfs.layers:
                 with _trace.span("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
                     stack.enter_context(mounted(rootfs.layers, rootfs.path))
-            stack.enter_context(_mounted(directory, container_id, rootfs, point))
+            with _trace.span("shareRootfs", container_id=container_id):
+                stack.enter_context(_mounted(directory, container_id, rootfs, point))
             if rootfs.mounts:
                 _share_mounts(stack, home / "mounts", rootfs.mounts)
         try:

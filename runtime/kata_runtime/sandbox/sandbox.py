@@ -107,8 +107,10 @@ class Sandbox:
         try:
             with _trace.span("createSandboxFromConfig"):
                 with _trace.span("createSandbox"):
-                    artifacts = find_artifacts(self.config, self.options.image_dir)
-                    self._stack.enter_context(self._directory.opened())
+                    with _trace.span("findArtifacts"):
+                        artifacts = find_artifacts(self.config, self.options.image_dir)
+                    with _trace.span("makeDirectories"):
+                        self._stack.enter_context(self._directory.opened())
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
                 with _trace.span("startVM"):
@@ -126,7 +128,7 @@ class Sandbox:
 
     async def _booted(self, machine: Machine) -> None:
         # The agent's client costs 100 ms of imports; the guest needs longer to boot, so they are free now.
-        imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent"))
+        imports = asyncio.create_task(_import_client())
         try:
             await machine.vm.wait_ready(self.config.agent.dial_timeout)
         finally:
@@ -140,6 +142,8 @@ class Sandbox:
 
         agent = await self._stack.enter_async_context(AgentClient.connected(machine.transport.grpc_address))
         self._agent = agent
+        watch = asyncio.create_task(_tell_of_end(machine, agent), name="VM watch")
+        self._stack.callback(watch.cancel)
         reading = await clock.measure(machine.transport, self._trace.clock)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
@@ -281,6 +285,16 @@ class Sandbox:
     def _require(self, state: SandboxState) -> None:
         if self.state is not state:
             raise SandboxError(f"sandbox {self.id} is {self.state}, not {state}")
+
+
+async def _import_client() -> None:
+    with _trace.span("importAgentClient"):
+        await asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent")
+
+
+async def _tell_of_end(machine: Machine, agent: "AgentClient") -> None:
+    await machine.vm.child.wait()
+    agent.lost("the VM has ended")
 
 
 def _module(line: str) -> "pb.KernelModule":

@@ -119,7 +119,8 @@ class SandboxTrace:
             async with asyncio.timeout(_FLUSH_TIMEOUT):
                 request = pb.DestroySandboxRequest()
                 await agent.call(agent.service.DestroySandbox, request, timeout=_FLUSH_TIMEOUT)
-                await asyncio.shield(self._spans)
+                with _trace.span("awaitSpans"):
+                    await asyncio.shield(self._spans)
         except (AgentError, TimeoutError) as error:
             _log.warning("the agent's last spans did not come", extra={"error": str(error)})
         finally:

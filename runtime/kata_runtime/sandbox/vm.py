@@ -3,8 +3,8 @@
 import logging
 import os
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,14 +90,16 @@ async def start_vm(
         HypervisorError: QEMU did not start.
     """
     qemu = config.qemu
-    kvm = accelerator.kvm_usability()
-    accel, warning = accelerator.choose(qemu.accelerator, kvm)
+    with _trace.span("chooseAccelerator") as span:
+        kvm = accelerator.kvm_usability()
+        accel, warning = accelerator.choose(qemu.accelerator, kvm)
+        span.set(accelerator=accel)
     if warning:
         _log.warning(warning)
     program = find_program(qemu.path or "qemu-system-x86_64", package="qemu-system-x86")
     privileges = qemu_privileges(directory.sandbox_id, accel is Accelerator.KVM) if qemu.rootless else None
     async with AsyncExitStack() as stack:
-        stack.enter_context(shared_mount_point(directory.shared))
+        stack.enter_context(_shared(directory.shared))
         vsock, vsock_fds, transport = await _vsock(stack, directory, privileges, logs_dir)
         _, fs = await stack.enter_async_context(
             start_virtiofsd(
@@ -128,6 +130,19 @@ async def start_vm(
         launched = launch_qemu(spec, privileges=privileges, logs_dir=logs_dir, pass_fds=(*vsock_fds, fs.fileno()))
         vm = await stack.enter_async_context(launched)
         yield Machine(vm, transport, accel)
+
+
+@contextmanager
+def _shared(directory: Path) -> Iterator[None]:
+    """`directory` as a mount of its own, see `shared_mount_point`; both of its ends are in the trace."""
+    with ExitStack() as mounted:
+        with _trace.span("shareDirectory"):
+            mounted.enter_context(shared_mount_point(directory))
+        try:
+            yield
+        finally:
+            with _trace.span("unshareDirectory"):
+                mounted.close()
 
 
 async def _vsock(

@@ -7,9 +7,11 @@ from kata_runtime.mount import Mount
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.bundle import Bundle
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
+from kata_telemetry.span import Site
 
 __all__ = ["Workload", "of_bundle"]
 
+_trace = Site(package="virtcontainers", subsystem="container")
 _log = logging.getLogger("kata.sandbox")
 
 
@@ -29,13 +31,15 @@ def of_bundle(
     Raises:
         RootfsError: it wants what a guest can't be given.
     """
-    guest = oci.for_guest(
-        bundle.spec,
-        rootfs=guest_rootfs(container_id),
-        mounts=guest_mounts(container_id),
-        bundle=str(bundle.directory),
-        disable_guest_seccomp=disable_guest_seccomp,
-    )
+    with _trace.span("convertSpec", container_id=container_id) as span:
+        guest = oci.for_guest(
+            bundle.spec,
+            rootfs=guest_rootfs(container_id),
+            mounts=guest_mounts(container_id),
+            bundle=str(bundle.directory),
+            disable_guest_seccomp=disable_guest_seccomp,
+        )
+        span.set(host_mounts=len(guest.mounts), dropped=len(guest.dropped))
     if guest.dropped:
         _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
     if guest.hooks:

@@ -67,7 +67,7 @@ def _pairs(text: str) -> dict[str, int]:
 
 def _device(line: str, metrics: Metrics) -> None:
     """`253:0 rbytes=1024 wbytes=0 rios=1 wios=0 dbytes=0 dios=0`"""
-    device, *counters = line.split()
+    device, *counters = line.split() or ("",)
     major, colon, minor = device.partition(":")
     if not colon or not (major.isdecimal() and minor.isdecimal()):
         return
@@ -81,7 +81,7 @@ def _device(line: str, metrics: Metrics) -> None:
 def _pressure(text: str, psi: PSIStats) -> None:
     """`some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same for `full` (accounting/psi.rst)."""
     for line in text.splitlines():
-        kind, *values = line.split()
+        kind, *values = line.split() or ("",)
         if kind not in ("some", "full"):
             continue
         data = getattr(psi, kind)

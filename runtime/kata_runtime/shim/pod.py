@@ -37,6 +37,7 @@ class Pod:
 
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
+        self._made = time.monotonic_ns()
         self._config: Config | None = None
         self._trace: SandboxTrace | None = None
         self._problem: KataError | None = None
@@ -110,7 +111,9 @@ class Pod:
             self._problem = error
             return
         with use(self._trace.root):
-            _trace.record("startShim", launch.started, reading)
+            _trace.record("startShim", launch.started, launch.forked)
+            _trace.record("startDaemon", launch.forked, self._made)
+            _trace.record("awaitCreate", self._made, reading)
             _trace.record("loadConfig", reading, read, files=self._config.describe_files())
 
     async def begin(self, spec: Spec) -> None:

@@ -97,6 +97,10 @@ class HostStdio:
         return descriptor
 
     def _open_input(self, name: str) -> int:
+        with _trace.span("openInput"):
+            return self._open_fifo_in(name)
+
+    def _open_fifo_in(self, name: str) -> int:
         url = urlsplit(name)
         if url.scheme not in ("", "fifo"):
             raise InvalidArgument(f"stdin {name}: only a fifo can be an input")
@@ -107,6 +111,10 @@ class HostStdio:
         return descriptor
 
     def _open_output(self, name: str) -> int:
+        with _trace.span("openOutput"):
+            return self._open_named_output(name)
+
+    def _open_named_output(self, name: str) -> int:
         url = urlsplit(name)
         if url.scheme == "file":
             path = Path(unquote(url.path))

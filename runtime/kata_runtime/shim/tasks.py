@@ -194,7 +194,8 @@ class KataTasks(TaskService):
                     exited_at=managed.exited_at,
                 ),
             )
-        await managed.flush()
+        with _trace.span("flushStdio", container_id=managed.container_id):
+            await managed.flush()
         if isinstance(managed, ManagedContainer) and managed.owner:
             await self._pod.end(f"exit {end.status}", RuntimeError(end.reason) if end.reason else None)
 
