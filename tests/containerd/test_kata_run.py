@@ -146,7 +146,7 @@ def test_containers_of_a_pod(kata: KataContainers) -> None:
 
     member("pod", "sandbox", "sleep", "1000")
     member("a", "container", "sleep", "1000")
-    for _ in range(2):  # it ends, and comes again in the living pod
+    for _ in range(3):  # it ends, and comes again in the living pod
         member("b", "container", "sh", "-c", "echo here > /dev/shm/mark; sleep 1000")
         assert kata.exec("b", "e", "cat", "/dev/shm/mark").stdout == b"here\n"
         kata.tasks("delete", "--force", "b")

@@ -24,7 +24,7 @@ class Rootfs:
     """A root filesystem on the host. With `ephemeral` the container's changes go to a layer that is thrown away.
 
     `layers` are to be mounted at `path` first. `mounts` are further files and directories of the host that the
-    container mounts.
+    container mounts. `share` names its directory among what the guest sees (by default the container's id).
     """
 
     path: Path
@@ -32,6 +32,7 @@ class Rootfs:
     readonly: bool = False
     mounts: tuple[HostMount, ...] = ()
     layers: tuple[Mount, ...] = ()
+    share: str = ""
 
     def check(self) -> None:
         """Refuse what can't be a root filesystem.
@@ -45,21 +46,21 @@ class Rootfs:
             raise RootfsError(f"{self.path} is not a directory", hint="for an archive or OCI layout use --image")
 
 
-def guest_rootfs(container_id: str) -> str:
-    """Path of a container's root filesystem in the guest."""
-    return f"{GUEST_SHARED}/{container_id}/rootfs"
+def guest_rootfs(share: str) -> str:
+    """Path in the guest of a container's root filesystem; `share` is the container's id or `Rootfs.share`."""
+    return f"{GUEST_SHARED}/{share}/rootfs"
 
 
-def guest_mounts(container_id: str) -> str:
+def guest_mounts(share: str) -> str:
     """Directory in the guest that holds what a container mounts of the host, each under its name."""
-    return f"{GUEST_SHARED}/{container_id}/mounts"
+    return f"{GUEST_SHARED}/{share}/mounts"
 
 
 @contextmanager
 def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs) -> Iterator[None]:
     """Show a root filesystem to the guest for the block."""
     rootfs.check()
-    home = directory.shared / container_id
+    home = directory.shared / (rootfs.share or container_id)
     point = home / "rootfs"
     with ExitStack() as stack:
         with _trace.span("bindMountContainerRootfs", container_id=container_id, ephemeral=rootfs.ephemeral):

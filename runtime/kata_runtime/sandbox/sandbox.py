@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,7 @@ class Sandbox:
         self.state = SandboxState.NEW
         self.containers: dict[str, Container] = {}
         self._trace = trace
+        self._shares: Counter[str] = Counter()
         self._directory = SandboxDirectory(options.directories, self.id)
         self._stack = AsyncExitStack()
         self._machine: Machine | None = None
@@ -95,6 +97,17 @@ class Sandbox:
     def pid(self) -> int:
         """Process id of the VM on this host; 0 where there is none."""
         return self._machine.vm.child.pid if self._machine else 0
+
+    def share_name(self, container_id: str) -> str:
+        """A name for a container's directory among what the guest sees: another one for each container of this id.
+
+        The guest remembers names for a second. If one meant something else by then, it would take the mounts away that
+        crun has just made there.
+        """
+        self._shares[container_id] += 1
+        number = self._shares[container_id]
+        # No id has a tilde.
+        return container_id if number == 1 else f"{container_id}~{number}"
 
     async def start(self) -> None:
         """Boot the VM and make the agent ready for containers.

@@ -23,19 +23,19 @@ class Workload:
     rootfs: Rootfs
 
 
-def of_bundle(
-    bundle: Bundle, container_id: str, *, disable_guest_seccomp: bool, layers: tuple[Mount, ...] = ()
-) -> Workload:
+def of_bundle(bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers: tuple[Mount, ...] = ()) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
+
+    `share` is the container's id or `Sandbox.share_name`'s.
 
     Raises:
         RootfsError: it wants what a guest can't be given.
     """
-    with _trace.span("convertSpec", container_id=container_id) as span:
+    with _trace.span("convertSpec", share=share) as span:
         guest = oci.for_guest(
             bundle.spec,
-            rootfs=guest_rootfs(container_id),
-            mounts=guest_mounts(container_id),
+            rootfs=guest_rootfs(share),
+            mounts=guest_mounts(share),
             bundle=str(bundle.directory),
             disable_guest_seccomp=disable_guest_seccomp,
         )
@@ -47,4 +47,6 @@ def of_bundle(
     if guest.sysctls:
         _log.warning("sysctls of the bundle are not set: %s", ", ".join(guest.sysctls))
     readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
-    return Workload(guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers))
+    return Workload(
+        guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share)
+    )

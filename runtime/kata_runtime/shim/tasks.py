@@ -138,7 +138,10 @@ class KataTasks(TaskService):
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
-            bundle, request.id, disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp, layers=layers
+            bundle,
+            sandbox.share_name(request.id),
+            disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
+            layers=layers,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
