@@ -311,3 +311,24 @@ def test_output_goes_to_a_file(kata: KataContainers) -> None:
     eventually(lambda: (task(kata.containerd, "writer") or (0, ""))[1] == "STOPPED", "it goes on")
     kata.tasks("delete", "writer")
     assert sorted(log.read_bytes().splitlines()) == [b"err", b"out"]
+
+
+def test_a_reader_that_stops_does_not_stop_the_shim(kata: KataContainers) -> None:
+    run = kata.containerd.popen("run", *RUNTIME, IMAGE, "flood", "sh", "-c", "while :; do echo yyyyyyyyyyyyyyyy; done")
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"yyyyyyyyyyyyyyyy\n"
+    run.kill()  # its fifos are full in no time
+    run.communicate()
+    assert kata.exec("flood", "e", "echo", "well").stdout == b"well\n"
+    kata.tasks("kill", "--signal", "SIGKILL", "flood")
+    eventually(lambda: (task(kata.containerd, "flood") or (0, ""))[1] == "STOPPED", "it goes on")
+    kata.tasks("delete", "flood", check=False)
+    assert not vm_pids("flood")
+    kata.nothing_remains()
+
+
+def test_one_after_the_other(kata: KataContainers) -> None:
+    for number in range(5):
+        assert kata.run(f"seq{number}", "true").returncode == 0
+    kata.nothing_remains()
+    assert not list(Path("/run/kata").glob("seq*"))
