@@ -50,6 +50,12 @@ def contract(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """The page of a trace in a headless Chromium."""
+    pytest(session, "browser")
+
+
+@nox.session
 def vm(session: nox.Session) -> None:
     """Tests that boot a real guest (root)."""
     pytest(session, "vm")

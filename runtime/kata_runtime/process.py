@@ -22,7 +22,7 @@ from typing import IO
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "find_program", "launch", "own_start", "run"]
+__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run"]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
@@ -35,11 +35,15 @@ _LINE_LIMIT = 4096
 
 @dataclass(frozen=True)
 class Privileges:
-    """Whom a child runs as; `groups` are supplementary group ids (as kvm's)."""
+    """Whom a child runs as; `groups` are supplementary group ids (as kvm's).
+
+    With `by_child` the child starts as we are, but can't gain anything any more, and drops the rest itself.
+    """
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+    by_child: bool = False
 
 
 def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
@@ -54,6 +58,11 @@ def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
         if os.access(candidate, os.X_OK) and Path(candidate).is_file():
             return candidate
     raise HostError(f"{name} was not found", hint=f"install it (Debian, Ubuntu: apt install {package})")
+
+
+def describe(status: int) -> str:
+    """An exit status, or the negative number of a signal, in words."""
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def own_start() -> int:
@@ -166,8 +175,10 @@ def _spawn(
 ) -> Child:
     prefix = [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
     if privileges is not None:
+        prefix += ["--no-new-privs"]
+    if privileges is not None and not privileges.by_child:
         groups = ["--groups", ",".join(map(str, privileges.groups))] if privileges.groups else ["--clear-groups"]
-        prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups, "--no-new-privs"]
+        prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups]
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     _log.debug("child starts", extra={"command": shlex.join(argv)})
     log_file = log_path.open("ab") if log_path else None

@@ -1,4 +1,4 @@
-"""`kata-runtime trace list|show|push`, for the command line to plug in:
+"""`kata-runtime trace list|show|diff|check|explain|push`, for the command line to plug in:
 
     command.add_arguments(subparsers)          # of argparse
     options = parser.parse_args()
@@ -8,25 +8,18 @@ Errors come as StoreError and SettingsError (both say what to do) for the comman
 """
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
 
-from kata_telemetry.store import DEFAULT_TRACE_DIR, Store, StoreError, stores
-
-if TYPE_CHECKING:
-    from kata_telemetry.trace import Trace
+from kata_telemetry import command_judge, command_show
+from kata_telemetry.durations import parse_duration
+from kata_telemetry.lookup import LATEST, find, trace_dir
+from kata_telemetry.store import DEFAULT_TRACE_DIR, StoreError, stores
 
 __all__ = ["add_arguments", "find", "parse_duration"]
-
-# ns in one of each unit that --min-duration takes.
-UNITS: Final = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
-LATEST: Final = "latest"
 
 
 def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -46,16 +39,15 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     listing.add_argument("--format", choices=["text", "json"], default="text")
     listing.set_defaults(run=_list)
 
-    show = commands.add_parser("show", parents=[common], help="show one trace, also of a running sandbox")
-    show.add_argument("sandbox", nargs="?", default=LATEST, help="sandbox id, a unique beginning of it, or its name")
-    show.add_argument("--format", choices=["text", "json", "otlp"], default="text")
-    show.add_argument("--events", action="store_true", help="show the events of each span")
-    show.add_argument("--min-duration", type=parse_duration, default=0, metavar="TIME", help="leave out less, e.g. 5ms")
-    show.add_argument("--depth", type=_positive, default=0, metavar="N", help="levels of the tree to show")
-    show.add_argument("--all", action="store_true", dest="unfold", help="do not fold runs of short spans")
-    show.add_argument("--width", type=_positive, default=0, metavar="N", help="columns (default: the terminal's)")
-    show.add_argument("--color", choices=["auto", "always", "never"], default="auto")
-    show.set_defaults(run=_show)
+    command_show.add_arguments(
+        commands.add_parser("show", parents=[common], help="show one trace, also of a running sandbox")
+    )
+    for name, add, text in (
+        ("diff", command_judge.add_diff, "compare runs: which stage got slower"),
+        ("check", command_judge.add_check, "hold a trace to rules; exit status 1 if it breaks one"),
+        ("explain", command_judge.add_explain, "what dominated a start, or why it failed, in plain words"),
+    ):
+        add(commands.add_parser(name, parents=[common], help=text))
 
     push = commands.add_parser("push", parents=[common], help="send what a collector does not have yet")
     push.add_argument("sandbox", nargs="?", default=LATEST, help="sandbox id, a unique beginning of it, or its name")
@@ -66,66 +58,11 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     push.set_defaults(run=_push, headers="")
 
 
-def find(trace_dir: Path, wanted: str) -> Store:
-    """The trace of a sandbox by id, unique beginning of an id, name, or "latest". Raises StoreError."""
-    kept = stores(trace_dir)
-    if wanted == LATEST and kept:
-        return kept[0]
-    ids = [store for store in kept if store.directory.name == wanted]
-    begins = [store for store in kept if store.directory.name.startswith(wanted)]
-    # The newest of a name: that is what a person means who runs the same thing again.
-    named = [store for store in kept if wanted and store.meta().name == wanted][:1]
-    for found in (ids, begins, named):
-        if len(found) == 1 and wanted:
-            return found[0]
-    if len(begins) > 1 and wanted and not named:
-        some = ", ".join(store.directory.name for store in begins[:5]) + (", …" if len(begins) > 5 else "")
-        raise StoreError(f"{wanted!r} is the beginning of {len(begins)} sandboxes with a trace: {some}")
-    what = "no trace" if wanted == LATEST else f"no trace of {wanted!r}"
-    raise StoreError(
-        f"{what}; traces are kept in {trace_dir} ({len(kept)} there): "
-        "is enable_tracing on in the configuration, or was the sandbox run with --trace?"
-    )
-
-
-def parse_duration(text: str) -> int:
-    """`5ms`, `0.2s`, `800us`, or a number of ms, as ns. Raises argparse.ArgumentTypeError."""
-    number = text.strip().rstrip("nuµms ").strip()
-    unit = text.strip()[len(number) :].strip() or "ms"
-    try:
-        value = float(number) * UNITS[unit]
-        if not 0 <= value < 1e18:
-            raise ValueError
-    except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 5ms, 0.2s or 800us") from None
-    return int(value)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 10000")
-    return int(text)
-
-
-def _trace_dir(options: argparse.Namespace) -> Path:
-    # The command line may have set what the configuration says.
-    return Path(options.trace_dir or DEFAULT_TRACE_DIR)
-
-
-def _load(store: Store) -> "Trace":
-    from kata_telemetry.trace import load_store
-
-    trace = load_store(store)
-    if trace is None:
-        raise StoreError(f"the trace in {store.directory} has no span yet")
-    return trace
-
-
 def _list(options: argparse.Namespace) -> int:
     from kata_telemetry.views.units import duration
 
     entries = []
-    for store in stores(_trace_dir(options)):
+    for store in stores(trace_dir(options)):
         meta, live = store.meta(), store.live
         took = (time.time_ns() if live else meta.end) - meta.start if meta.start and (live or meta.end) else None
         entries.append(
@@ -145,7 +82,7 @@ def _list(options: argparse.Namespace) -> int:
         print(json.dumps(entries, indent=1))
         return 0
     if not entries:
-        print(f"no traces in {_trace_dir(options)}", file=sys.stderr)
+        print(f"no traces in {trace_dir(options)}", file=sys.stderr)
         return 0
     table = [["SANDBOX", "NAME", "COMMAND", "START", "DURATION", "SPANS", "STATUS"]]
     for entry in entries:
@@ -164,56 +101,6 @@ def _cell(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:40])
 
 
-def _show(options: argparse.Namespace) -> int:
-    store = find(_trace_dir(options), options.sandbox)
-    # Whoever reads may stop reading: `trace show | head` is no error.
-    with contextlib.suppress(BrokenPipeError):
-        if options.format == "otlp":
-            from kata_telemetry.views.model import otlp_lines
-
-            for line in otlp_lines(store):
-                print(line)
-        elif options.format == "json":
-            from kata_telemetry.views.model import to_model
-
-            print(json.dumps(to_model(_load(store)), indent=1))
-        else:
-            _show_text(_load(store), options, sys.stdout)
-        sys.stdout.flush()
-        return 0
-    # What is still buffered must not be tried again at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-
-
-def _show_text(trace: "Trace", options: argparse.Namespace, stream: TextIO) -> None:
-    from kata_telemetry.views import text
-
-    terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
-    colour = options.color == "always" or (options.color == "auto" and terminal and not os.environ.get("NO_COLOR"))
-    width = options.width or shutil.get_terminal_size((100, 24)).columns
-    try:
-        "█├…".encode(stream.encoding or "ascii")
-        ascii_only = False
-    except (UnicodeEncodeError, LookupError):
-        ascii_only = True
-    lines = text.render(
-        trace,
-        text.Options(
-            width=width,
-            events=options.events,
-            min_duration=options.min_duration,
-            depth=options.depth,
-            fold=not options.unfold,
-            ascii=ascii_only,
-        ),
-    )
-    if colour:
-        text.coloured(lines, stream, max(width, text.MIN_WIDTH))
-    else:
-        text.plain(lines, stream)
-
-
 def _push(options: argparse.Namespace) -> int:
     from kata_telemetry.collector import CollectorSettings, SettingsError
     from kata_telemetry.export import push
@@ -225,8 +112,8 @@ def _push(options: argparse.Namespace) -> int:
         raise SettingsError(
             "no collector to push to: give --endpoint http://HOST:4317 or set OTEL_EXPORTER_OTLP_ENDPOINT"
         )
-    trace_dir = _trace_dir(options)
-    chosen = stores(trace_dir) if options.everything else [find(trace_dir, options.sandbox)]
+    where = trace_dir(options)
+    chosen = stores(where) if options.everything else [find(where, options.sandbox)]
     # grpc's core would log every failed attempt.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     complete = True

@@ -125,7 +125,13 @@ LANE_OF: Final[dict[str, Lane]] = {
     "boot.agent": Lane.AGENT,
     "process": Lane.CONTAINER,
 }
-LANE_OF_PREFIX: Final[tuple[tuple[str, Lane], ...]] = (("qmp.", Lane.QEMU), ("crun ", Lane.CONTAINER))
+LANE_OF_PREFIX: Final[tuple[tuple[str, Lane], ...]] = (
+    ("qmp.", Lane.QEMU),
+    ("boot.firmware.", Lane.QEMU),
+    ("boot.kernel.", Lane.KERNEL),
+    ("boot.initramfs.", Lane.KERNEL),
+    ("crun ", Lane.CONTAINER),
+)
 
 
 def rule(name: str) -> Rule | None:

@@ -1,32 +1,41 @@
 """How long from a command to the first output of a workload, beside a bare boot of the same kernel.
 
 `nox -s bench` runs it. All contestants take turns in one run, because these machines are shared and noisy; what counts
-is the ratio of medians to the bare boot, absolute times are only printed.
+is the ratio of medians, absolute times are only printed. There are two bare boots, both to a static init that prints:
+
+- stock: Debian's kernel package as anybody boots it (bzImage, q35 with its default devices, `console=ttyS0`);
+- tuned: the same kernel with the machine, kernel image and parameters of a sandbox (docs/decisions/0005-boot.md). What
+  a sandbox costs beyond it is the initramfs, the agent, and the container.
+
+With `--collectors` whole traced runs are compared instead: without a collector, with one that is away, and one that
+takes connections and never answers.
 """
 
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.hypervisor import accelerator
 from kata_runtime.hypervisor.argv import to_argv
 from kata_runtime.hypervisor.spec import VmSpec
-from kata_runtime.image import DEFAULT_OUTPUT, Artifacts, cpio
+from kata_runtime.image import DEFAULT_CACHE, DEFAULT_OUTPUT, Artifacts, cpio
 from kata_runtime.process import find_program
 
 __all__ = ["main"]
 
 _MARK = b"first output"
 _TIMEOUT = 120
-_BARE, _COLD, _TRACED = "bare boot to a static init", "kata-runtime run", "kata-runtime run --trace"
+_STOCK, _TUNED = "bare boot, stock", "bare boot, tuned"
+_COLD, _TRACED = "kata-runtime run", "kata-runtime run --trace"
 
 
 @dataclass(frozen=True)
@@ -41,39 +50,73 @@ def main() -> int:
     """Print a table and write it as JSON; the exit code says whether the limit was broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--limit", type=float, default=2.0, help="highest ratio of a cold start to a bare boot")
+    parser.add_argument("--limit", type=float, default=2.0, help="highest ratio of a cold start to the stock boot")
+    parser.add_argument("--collectors", action="store_true", help="compare whole runs with bad collectors instead")
     parser.add_argument("--output", type=Path, default=Path("artifacts/bench-start.json"))
     options = parser.parse_args()
+    if options.collectors:
+        return _collectors(options.rounds)
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
         contestants = [
-            Contestant(_BARE, _bare_boot(Path(scratch))),
+            Contestant(_STOCK, _stock_boot(Path(scratch))),
+            Contestant(_TUNED, _tuned_boot(Path(scratch))),
             Contestant(_COLD, lambda: _first_output([])),
             Contestant(_TRACED, lambda: _first_output(["--trace"])),
         ]
-        for contestant in contestants:
-            contestant.measure()  # warms the page cache
-        samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-        for number in range(options.rounds):
-            for contestant in contestants:
-                samples[contestant.name].append(contestant.measure())
-            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+        samples = _take_turns(contestants, options.rounds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  ratio")
+    print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  to stock  to tuned")
     for name, values in samples.items():
-        ratio = medians[name] / medians[_BARE]
-        print(f"{name:28} {medians[name]:7.3f}s {min(values):7.3f}s {max(values):7.3f}s  {ratio:.2f}")
-    cold = medians[_COLD] / medians[_BARE]
-    print(f"cold start is {cold:.2f} times the bare boot (limit {options.limit:g})")
+        ratios = [medians[name] / medians[base] for base in (_STOCK, _TUNED)]
+        spread = f"{medians[name]:7.3f}s {min(values):7.3f}s {max(values):7.3f}s"
+        print(f"{name:28} {spread}  {ratios[0]:8.2f}  {ratios[1]:8.2f}")
+    cold = medians[_COLD] / medians[_STOCK]
+    print(f"cold start is {cold:.2f} times the stock boot (limit {options.limit:g})")
     print(f"tracing on both sides adds {100 * (medians[_TRACED] / medians[_COLD] - 1):+.1f} %")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"seconds": samples, "medians": medians}, indent=1))
     return 0 if cold <= options.limit else 1
 
 
-def _bare_boot(scratch: Path) -> Callable[[], float]:
-    """QEMU with the same kernel, machine and parameters as a sandbox's, without its devices."""
-    artifacts = Artifacts.at(DEFAULT_OUTPUT)
-    busybox = (artifacts.default_rootfs / "bin/busybox").resolve()
+def _take_turns(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
+    for contestant in contestants:
+        contestant.measure()  # warms the page cache
+    samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
+    for number in range(rounds):
+        for contestant in contestants:
+            samples[contestant.name].append(contestant.measure())
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    return samples
+
+
+def _collectors(rounds: int) -> int:
+    """A table of whole runs, from the command to its exit."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as silent:
+        hanging = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        contestants = [
+            Contestant("no collector", lambda: _whole_run("")),
+            Contestant("collector away", lambda: _whole_run("http://127.0.0.1:1")),
+            Contestant("collector hangs", lambda: _whole_run(hanging)),
+        ]
+        samples = _take_turns(contestants, rounds)
+    base = statistics.median(samples["no collector"])
+    for name, values in samples.items():
+        median = statistics.median(values)
+        print(f"{name:20} {median:7.3f}s {min(values):7.3f}s {max(values):7.3f}s  {median / base:.2f}")
+    return 0
+
+
+def _whole_run(endpoint: str) -> float:
+    argv = [str(Path(sys.executable).with_name("kata-runtime")), "run", "--trace", "--", "true"]
+    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    begin = time.monotonic()
+    subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    return time.monotonic() - begin
+
+
+def _static_init(scratch: Path) -> Path:
+    """An initramfs with busybox alone, which prints the mark and powers off."""
+    busybox = (Artifacts.at(DEFAULT_OUTPUT).default_rootfs / "bin/busybox").resolve()
     initrd = scratch / "initrd"
     script = f"#!/bin/busybox sh\necho {_MARK.decode()}\nexec /bin/busybox poweroff -f\n"
     entries = [
@@ -83,13 +126,35 @@ def _bare_boot(scratch: Path) -> Callable[[], float]:
         cpio.file("init", script.encode(), 0o755),
     ]
     initrd.write_bytes(cpio.archive(entries))
+    return initrd
+
+
+def _qemu() -> str:
+    return find_program("qemu-system-x86_64", package="qemu-system-x86")
+
+
+def _stock_boot(scratch: Path) -> Callable[[], float]:
+    """Debian's kernel as its package has it, on a machine that nobody tuned."""
+    (package,) = (DEFAULT_CACHE / "packages").glob("linux-image-*-cloud-amd64_*.deb")
+    subprocess.run(["dpkg-deb", "-x", str(package), str(scratch / "kernel")], check=True)
+    (kernel,) = (scratch / "kernel/boot").glob("vmlinuz-*")
+    accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
+    argv = [_qemu(), "-machine", "q35", "-accel", accel, "-cpu", "max" if accel == "tcg" else "host", "-m", "2048"]
+    argv += ["-kernel", str(kernel), "-initrd", str(_static_init(scratch)), "-append", "console=ttyS0 panic=-1"]
+    argv += ["-nographic", "-no-reboot"]
+    return lambda: _time_to_mark(argv)
+
+
+def _tuned_boot(scratch: Path) -> Callable[[], float]:
+    """QEMU with the same kernel, machine and parameters as a sandbox's, without its devices."""
+    artifacts = Artifacts.at(DEFAULT_OUTPUT)
     accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
     spec = VmSpec(
         name="bench",
-        program=find_program("qemu-system-x86_64", package="qemu-system-x86"),
+        program=_qemu(),
         accelerator=accel,
         kernel=artifacts.kernel,
-        initrd=initrd,
+        initrd=_static_init(scratch),
         image=artifacts.image,
         kernel_params="",
         memory=2048,

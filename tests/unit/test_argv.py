@@ -35,6 +35,8 @@ def options(argv: list[str], name: str) -> list[str]:
         ({"accelerator": Accelerator.KVM}, "-accel", "kvm"),
         ({"accelerator": Accelerator.KVM}, "-cpu", "host"),
         ({"accelerator": Accelerator.KVM, "cpu_features": "pmu=off"}, "-cpu", "host,pmu=off"),
+        ({}, "-cpu", "max,erms=off,fsrm=off"),
+        ({"cpu_features": "erms=on"}, "-cpu", "max,erms=off,fsrm=off,erms=on"),
         ({}, "-m", "512M"),
         ({}, "-object", "memory-backend-memfd,id=memory,size=512M,share=on"),
         ({}, "-smp", "2,sockets=1,cores=2,threads=1"),
@@ -63,6 +65,15 @@ def test_a_comma_in_a_path_is_no_option() -> None:
 
 def test_kernel_parameters_of_the_configuration_come_last() -> None:
     assert kernel_command_line(dataclasses.replace(SPEC, kernel_params="quiet x=1")).endswith(" quiet x=1")
+
+
+@pytest.mark.parametrize(("accelerator", "expected"), [(Accelerator.TCG, "1"), (Accelerator.KVM, "0")])
+def test_only_an_emulated_guest_clears_pages_before_virtiofsd_fills_them(
+    accelerator: Accelerator, expected: str
+) -> None:
+    """TCG would run what was translated of a page's former code (kata_runtime.hypervisor.boot)."""
+    parameters = kernel_command_line(dataclasses.replace(SPEC, accelerator=accelerator)).split()
+    assert [word for word in parameters if word.startswith("init_on_alloc=")] == [f"init_on_alloc={expected}"]
 
 
 def test_nothing_of_the_sandbox_is_on_the_kernel_command_line() -> None:

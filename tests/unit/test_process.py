@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.errors import HostError, ProcessError
-from kata_runtime.process import Child, find_program, launch, own_start, run
+from kata_runtime.process import Child, Privileges, find_program, launch, own_start, run
 
 SH = "/bin/sh"
 
@@ -120,3 +120,13 @@ def test_a_missing_program_names_its_package() -> None:
 
 def test_own_start_is_in_the_past() -> None:
     assert 0 < time.monotonic_ns() - own_start() < 3600e9
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(("by_child", "uid"), [(False, 12345), (True, 0)])
+async def test_privileges_are_dropped_before_or_by_the_child(by_child: bool, uid: int) -> None:
+    privileges = Privileges(12345, 12345, by_child=by_child)
+    script = "grep -e Uid -e NoNewPrivs /proc/self/status >&2"
+    async with launch([SH, "-c", script], privileges=privileges) as child:
+        assert await child.wait() == 0
+    assert child.output.split() == ["Uid:", *[str(uid)] * 4, "NoNewPrivs:", "1"]

@@ -244,6 +244,42 @@ def test_show_as_otlp(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
         otlp.from_line(line)
 
 
+@pytest.mark.parametrize(
+    ("form", "begins"),
+    [
+        ("text", f"sandbox {SANDBOX}"),
+        ("json", "{"),
+        ("otlp", '{"resourceSpans"'),
+        ("html", "<!DOCTYPE html>"),
+        ("mermaid", "gantt"),
+        ("perfetto", '{"traceEvents"'),
+        ("jaeger", '{"data"'),
+    ],
+)
+def test_show_in_every_form(kept: Path, form: str, begins: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["show", "--format", form, "--trace-dir", str(kept)]
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(begins)
+    file = kept / "out"
+    assert run(*arguments, "--output", str(file)) == 0
+    assert file.read_text().startswith(begins)
+    assert form == "text" or file.read_text() == printed
+    assert capsys.readouterr() == ("", f"{file}: {file.stat().st_size:,} bytes\n")
+
+
+def test_output_that_cannot_be_written(kept: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot write .*/nope/x: No such file or directory"):
+        run("show", "--format", "html", "--output", str(kept / "nope" / "x"), "--trace-dir", str(kept))
+
+
+def test_the_command_line_prints_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kata_runtime.cli.main import main
+
+    assert main(["trace", "show", "nope", "--trace-dir", str(tmp_path)]) == 125
+    assert capsys.readouterr().err.startswith("kata-runtime: no trace of 'nope'; traces are kept in ")
+
+
 def test_push(kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     with pytest.raises(SettingsError, match="--endpoint"):

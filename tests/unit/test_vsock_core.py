@@ -301,6 +301,8 @@ def test_device_holds_for_a_bounded_time_and_number() -> None:
         (["--vhost-fd=0", "--guest-cid=3", "--hybrid-fd=1"], "belong together"),
         (["--uds-path", "x" * 97], "longer than 96 bytes"),
         (["--forward", "1024"], "--forward can't be ''"),
+        (["--user", "0:5"], "--user can't be '0'"),
+        (["--user", "5"], "--user can't be ''"),
         (["--hold-timeout", "0"], "--hold-timeout can't be '0'"),
         (["--hold-timeout", "nan"], "--hold-timeout can't be 'nan'"),
         (["--log-level", "loud"], "--log-level can't be 'loud'"),

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,20 @@ def test_a_reader_that_goes_away_ends_the_workload(kata: Kata) -> None:
     assert child.stdout.readline() == b"y\n"
     child.stdout.close()
     assert child.wait(30) == 128 + signal.SIGPIPE
+
+
+def test_the_guests_wall_clock_is_the_hosts(kata: Kata) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    child = kata.start("run", "-i", "--", "sh", "-c", "echo up; read go; adjtimex", **pipes)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"up\n"
+    before = time.time()
+    child.stdin.write(b"go\n")
+    child.stdin.close()
+    fields = dict(line.split(":") for line in child.stdout.read().decode().replace(" ", "").splitlines() if ":" in line)
+    after = time.time()
+    assert child.wait(30) == 0
+    child.stdout.close()
+    guest = int(fields["time.tv_sec"]) + int(fields["time.tv_usec"]) / 1e6
+    assert before - 0.005 < guest < after + 0.005

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
@@ -15,12 +16,20 @@ __all__ = ["main"]
 _EPILOG = "`kata-runtime COMMAND --help` tells more about a command."
 
 
+class _Parser(argparse.ArgumentParser):
+    """A command line that can't be understood is an error of ours, too (docker's exit code for it)."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(KataError.exit_code, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     from kata_runtime.cli import run
     from kata_runtime.image import command as image
     from kata_telemetry import command as trace
 
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="kata-runtime",
         description="Runs containers in virtual machines, and tells where their time goes.",
         epilog=_EPILOG,

@@ -30,11 +30,14 @@ __all__ = ["add_arguments"]
 _trace = Site(package="containerdshim", subsystem="cli")
 _log = logging.getLogger("kata.run")
 
+# Seconds that a workload has after the second Ctrl-C.
+_PATIENCE = 3.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run`."""
+    parser.usage = "kata-runtime run [OPTIONS] [-- COMMAND [ARG...]]"
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--rootfs", metavar="DIR", type=Path, help="root filesystem; what the container writes stays in it"
@@ -222,6 +225,9 @@ class _Run:
         # The keys of a terminal mean everything that runs there; the second Ctrl-C means it.
         everything = again or number in (signal.SIGINT, signal.SIGQUIT)
         self._spawn(self._container.signal(signal.SIGKILL if again else number, everything=everything))
+        if again and self._task is not None:
+            # A guest in which even SIGKILL does nothing is ended as a whole.
+            asyncio.get_running_loop().call_later(_PATIENCE, self._task.cancel)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         async def quietly() -> None:

@@ -1,7 +1,7 @@
 """QEMU's command line from a `VmSpec`. Pure: no I/O, so that tests are tables of examples."""
 
 from kata_runtime.hypervisor.accelerator import Accelerator
-from kata_runtime.hypervisor.boot import KERNEL_PARAMETERS, MACHINE_OPTIONS
+from kata_runtime.hypervisor.boot import CPUS, KERNEL_PARAMETERS, KERNEL_PARAMETERS_OF, MACHINE_OPTIONS
 from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
 
 __all__ = ["kernel_command_line", "to_argv"]
@@ -9,7 +9,8 @@ __all__ = ["kernel_command_line", "to_argv"]
 
 def kernel_command_line(spec: VmSpec) -> str:
     """Nothing of one sandbox is in it (docs/architecture.md); the configuration's parameters come last and win."""
-    return " ".join(filter(None, [*KERNEL_PARAMETERS, spec.kernel_params]))
+    ours = (*KERNEL_PARAMETERS, *KERNEL_PARAMETERS_OF[spec.accelerator])
+    return " ".join(filter(None, [*ours, spec.kernel_params]))
 
 
 def to_argv(spec: VmSpec) -> list[str]:
@@ -28,7 +29,7 @@ def to_argv(spec: VmSpec) -> list[str]:
 
 def _machine(spec: VmSpec) -> list[str]:
     kvm = spec.accelerator is Accelerator.KVM
-    cpu = ",".join(filter(None, ["host" if kvm else "max", spec.cpu_features]))
+    cpu = ",".join(filter(None, [CPUS[spec.accelerator], spec.cpu_features]))
     return [
         "-name", f"sandbox-{spec.name},debug-threads=on",
         "-machine", ",".join((spec.machine_type, "memory-backend=memory", *MACHINE_OPTIONS)),

@@ -1,6 +1,10 @@
 """How a guest is booted: kernel parameters and machine options. Figures for each: docs/decisions/0005-boot.md."""
 
-__all__ = ["KERNEL_PARAMETERS", "MACHINE_OPTIONS"]
+from collections.abc import Mapping
+
+from kata_runtime.hypervisor.accelerator import Accelerator
+
+__all__ = ["CPUS", "KERNEL_PARAMETERS", "KERNEL_PARAMETERS_OF", "MACHINE_OPTIONS"]
 
 KERNEL_PARAMETERS: tuple[str, ...] = (
     "console=ttyS0",
@@ -12,9 +16,6 @@ KERNEL_PARAMETERS: tuple[str, ...] = (
     "cryptomgr.notests",
     # Rewriting lock prefixes on a machine with one CPU costs an emulator more than the prefixes ever will.
     "noreplace-smp",
-    # The kernel's own default, against Debian's: pages that only the kernel sees are not cleared when they are
-    # allocated. What that hardens is the inside of the guest; the border of a sandbox is the VM's.
-    "init_on_alloc=0",
     # A busy host delivers the emulated timer's interrupts late. The check at boot then takes the timer for broken, and
     # the watchdog takes the TSC for unstable and replaces it by a clock that costs an exit per reading.
     "no_timer_check",
@@ -22,6 +23,25 @@ KERNEL_PARAMETERS: tuple[str, ...] = (
     # Synchronous waits for RCU, as of unmounting, don't wait for the next few timer ticks.
     "rcupdate.rcu_expedited=1",
 )
+
+# Whether pages are cleared when they are allocated, also those that only the kernel sees.
+KERNEL_PARAMETERS_OF: Mapping[Accelerator, tuple[str, ...]] = {
+    # The kernel's own default, against Debian's. What clearing hardens is the inside of the guest; the border of a
+    # sandbox is the VM's.
+    Accelerator.KVM: ("init_on_alloc=0",),
+    # An emulator keeps its translation of a page's code until it sees a write to that page. It does not see those of
+    # virtiofsd, another process: code that is read into a page that has held other code runs as the old code. The
+    # guest's own write, when it clears the page before virtiofsd fills it, is what drops the translations. Without it
+    # programs in a guest crash at random with QEMU 10.0 (7.2 was not seen to fail).
+    Accelerator.TCG: ("init_on_alloc=1",),
+}
+
+CPUS: Mapping[Accelerator, str] = {
+    Accelerator.KVM: "host",
+    # An emulator moves a byte per step in `rep movsb` and `rep stosb`. Without these two flags, which say that they are
+    # fast, the kernel copies and clears by eight bytes.
+    Accelerator.TCG: "max,erms=off,fsrm=off",
+}
 
 # For q35, with `-display none -vga none`: devices that a guest would only spend time on finding. The kernel needs none
 # of them: time comes from TSC and ACPI's timer, reset from ACPI, disks from virtio. (`graphics=off` must not be among

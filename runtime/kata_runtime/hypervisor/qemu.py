@@ -16,7 +16,7 @@ from kata_runtime.hypervisor.argv import to_argv
 from kata_runtime.hypervisor.console import Console
 from kata_runtime.hypervisor.qmp import Qmp, Transcript
 from kata_runtime.hypervisor.spec import VmSpec
-from kata_runtime.process import Child, Privileges, launch
+from kata_runtime.process import Child, Privileges, describe, launch
 from kata_telemetry.span import Site
 
 __all__ = ["BootStage", "Vm", "launch_qemu"]
@@ -91,7 +91,7 @@ class Vm:
                 return
             if ended in done:
                 raise self.boot_error(
-                    f"QEMU ended while the guest was booting ({_how(ended.result())})",
+                    f"QEMU ended while the guest was booting ({describe(ended.result())})",
                     hint="if the guest ran out of memory: more --memory, or [hypervisor.qemu] default_memory",
                 )
             raise self.boot_error(
@@ -180,13 +180,9 @@ async def _launch_error(child: Child, error: HypervisorError) -> HypervisorError
     _log.debug("QEMU ended at start", extra={"status": status})
     said = "\n".join(f"  | {line}" for line in child.output.splitlines())
     return HypervisorError(
-        f"QEMU did not start ({_how(status)})" + (f"; it said:\n{said}" if said else ""),
+        f"QEMU did not start ({describe(status)})" + (f"; it said:\n{said}" if said else ""),
         hint="what it was asked for is in [hypervisor.qemu], --memory and --cpus",
     )
-
-
-def _how(status: int) -> str:
-    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def _file(directory: Path | None, name: str) -> Path | None:

@@ -32,7 +32,7 @@ class Transcript:
         self._begin = time.monotonic()
 
     def add(self, direction: str, message: Mapping[str, object]) -> None:
-        text = json.dumps(message, default=str)[:_LINE_LIMIT]
+        text = json.dumps(dict(message), default=dict)[:_LINE_LIMIT]
         self._lines.append(f"{time.monotonic() - self._begin:9.6f} {direction} {text}")
 
     def save(self, path: Path) -> None:

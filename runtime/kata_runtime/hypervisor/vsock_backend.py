@@ -1,5 +1,6 @@
 """Runs our vhost-user vsock backend, where the kernel has no vhost-vsock."""
 
+import dataclasses
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -7,7 +8,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_runtime.process import Privileges, launch
+from kata_runtime.process import Child, Privileges, launch
 from kata_telemetry.span import Site
 
 __all__ = ["GUEST_CID", "VsockBackend", "start_vsock_backend"]
@@ -21,8 +22,9 @@ _AGENT_PORT = 1024
 
 @dataclass(frozen=True)
 class VsockBackend:
-    """What QEMU and clients need: the device's chardev and the unix sockets that lead into the guest."""
+    """What QEMU and clients need: the device's chardev (the caller's to close) and the unix sockets into the guest."""
 
+    child: Child
     chardev: socket.socket
     hybrid_path: Path
     agent_path: Path
@@ -37,7 +39,7 @@ async def start_vsock_backend(
     async with AsyncExitStack() as stack:
         with _trace.span("startVsockBackend"), ExitStack() as handed_over:
             ours, theirs = socket.socketpair()
-            stack.enter_context(ours)
+            stack.enter_context(ours)  # closed twice is closed
             handed_over.enter_context(theirs)
             hybrid, agent = (handed_over.enter_context(_listen(path)) for path in (hybrid_path, agent_path))
             argv = [
@@ -46,9 +48,16 @@ async def start_vsock_backend(
                 *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(hybrid_path)),
                 *("--forward", f"{_AGENT_PORT}:{agent.fileno()}"),
             ]
+            if privileges is not None:
+                # Interpreter and modules may be where only root can read, as below /root: the backend imports them
+                # before it becomes nobody. That loses PR_SET_PDEATHSIG (its man page); the backend ends all the same
+                # when QEMU's end of its socket closes.
+                privileges = dataclasses.replace(privileges, by_child=True)
+                argv += ["--user", f"{privileges.uid}:{privileges.gid}"]
             fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
-            await stack.enter_async_context(launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path))
-        yield VsockBackend(ours, hybrid_path, agent_path)
+            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path)
+            child = await stack.enter_async_context(launched)
+        yield VsockBackend(child, ours, hybrid_path, agent_path)
 
 
 def _listen(path: Path) -> socket.socket:

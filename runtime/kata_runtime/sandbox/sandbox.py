@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import os
+import signal
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
 from kata_runtime.image import DEFAULT_OUTPUT
+from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
@@ -89,6 +91,8 @@ class Sandbox:
         self._stack = AsyncExitStack()
         self._machine: Machine | None = None
         self._agent: AgentClient | None = None
+        self._guard: asyncio.Task[None] | None = None
+        self._broken = ""
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.state}>"
@@ -138,6 +142,20 @@ class Sandbox:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
+        self._guard = asyncio.create_task(self._watch_helpers(machine))
+
+    async def _watch_helpers(self, machine: Machine) -> None:
+        """Without one of its helpers a guest hangs where nobody can reach it: then the VM ends at once."""
+        waiting = {asyncio.create_task(child.wait()): child for child in machine.helpers}
+        try:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        if machine.vm.child.status is None:
+            child = waiting[done.pop()]
+            self._broken = f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status or 0)})"
+            machine.vm.child.send_signal(signal.SIGKILL)
 
     async def _booted(self, machine: Machine) -> None:
         # The agent's client costs 100 ms of imports; the guest needs longer to boot, so they are free now.
@@ -265,6 +283,8 @@ class Sandbox:
                     self._set_state(SandboxState.STOPPED)
 
     async def _stop_guest(self) -> None:
+        if self._guard is not None:
+            self._guard.cancel()
         for container in list(self.containers.values()):
             try:
                 await container.remove()
@@ -287,9 +307,9 @@ class Sandbox:
                 status = await child.wait()
         except TimeoutError:
             return
-        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        why = self._broken or describe(status)
         said = f"; QEMU said: {child.output.strip()}" if child.output.strip() else ""
-        raise HypervisorError(f"the VM ended while a container was running ({how}){said}") from error
+        raise HypervisorError(f"the VM ended while a container was running ({why}){said}") from error
 
     def _set_state(self, state: SandboxState) -> None:
         _log.debug("sandbox state", extra={"state": str(state)})

@@ -19,7 +19,7 @@ from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
 from kata_runtime.hypervisor.vsock_backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
 from kata_runtime.mount import shared_mount_point
-from kata_runtime.process import Privileges, find_program
+from kata_runtime.process import Child, Privileges, find_program
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
 
@@ -44,11 +44,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM whose guest boots, and how to reach its agent."""
+    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without."""
 
     vm: Vm
     transport: Transport
     accelerator: Accelerator
+    helpers: tuple[Child, ...]
 
 
 def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
@@ -100,8 +101,11 @@ async def start_vm(
     privileges = qemu_privileges(directory.sandbox_id, accel is Accelerator.KVM) if qemu.rootless else None
     async with AsyncExitStack() as stack:
         stack.enter_context(_shared(directory.shared))
-        vsock, vsock_fds, transport = await _vsock(stack, directory, privileges, logs_dir)
-        _, fs = await stack.enter_async_context(
+        # QEMU's ends of the helpers' sockets. They must not stay open here, or nobody would see that QEMU has ended.
+        theirs = stack.enter_context(ExitStack())
+        helpers: list[Child] = []
+        vsock, vsock_fds, transport = await _vsock(stack, theirs, helpers, directory, privileges, logs_dir)
+        virtiofsd, fs = await stack.enter_async_context(
             start_virtiofsd(
                 qemu.virtio_fs_daemon,
                 directory.shared,
@@ -111,6 +115,8 @@ async def start_vm(
                 log_path=logs_dir / "virtiofsd.log",
             )
         )
+        theirs.enter_context(fs)
+        helpers.append(virtiofsd)
         spec = VmSpec(
             name=directory.sandbox_id,
             program=program,
@@ -129,7 +135,8 @@ async def start_vm(
         )
         launched = launch_qemu(spec, privileges=privileges, logs_dir=logs_dir, pass_fds=(*vsock_fds, fs.fileno()))
         vm = await stack.enter_async_context(launched)
-        yield Machine(vm, transport, accel)
+        theirs.close()
+        yield Machine(vm, transport, accel, tuple(helpers))
 
 
 @contextmanager
@@ -146,15 +153,22 @@ def _shared(directory: Path) -> Iterator[None]:
 
 
 async def _vsock(
-    stack: AsyncExitStack, directory: SandboxDirectory, privileges: Privileges | None, logs_dir: Path
+    stack: AsyncExitStack,
+    theirs: ExitStack,
+    helpers: list[Child],
+    directory: SandboxDirectory,
+    privileges: Privileges | None,
+    logs_dir: Path,
 ) -> tuple[Vsock, tuple[int, ...], Transport]:
     """The guest's vsock device, the fds that QEMU inherits for it, and the way in."""
     if vhost_vsock.available():
         cid, fd = vhost_vsock.reserve_cid()
-        stack.callback(os.close, fd)
+        theirs.callback(os.close, fd)
         kernel = await stack.enter_async_context(KernelTransport.opened(cid, directory.run / "agent.sock"))
         return Vsock(cid, vhost_fd=fd), (fd,), kernel
     started = start_vsock_backend(directory.run, privileges=privileges, log_path=logs_dir / "vsock.log")
     backend = await stack.enter_async_context(started)
+    theirs.enter_context(backend.chardev)
+    helpers.append(backend.child)
     hybrid = HybridTransport(backend.hybrid_path, backend.agent_path)
     return Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), (backend.chardev.fileno(),), hybrid

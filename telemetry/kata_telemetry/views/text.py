@@ -5,7 +5,6 @@
 """
 
 import time
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TextIO
@@ -13,6 +12,8 @@ from typing import Any, Final, NamedTuple, TextIO
 from kata_telemetry.analysis import Split, critical_path, split
 from kata_telemetry.stages import Lane, Stage
 from kata_telemetry.trace import Trace, TraceEvent, TraceSpan
+from kata_telemetry.views.cells import columns, crop, printable
+from kata_telemetry.views.remarks import remarks
 from kata_telemetry.views.units import duration, percent
 
 __all__ = ["Fragment", "Line", "Options", "coloured", "plain", "render"]
@@ -98,7 +99,7 @@ class _Waterfall:
             self.critical.setdefault(segment.span.span_id, []).append((segment.start, segment.end))
         self.rows = self._rows()
         width = max(options.width, MIN_WIDTH)
-        longest = max((_cells(self._label(row)) for row in self.rows), default=0)
+        longest = max((columns(self._label(row)) for row in self.rows), default=0)
         # Lane, name, bar, duration and mark, with a blank between each.
         self.name_width = max(min(longest, (width - 23) * 9 // 20), 12)
         self.bar_width = width - LANE_WIDTH - self.name_width - 9 - 1 - 4
@@ -154,8 +155,12 @@ class _Waterfall:
         parts = [f"sandbox {sandbox}" if sandbox else "", meta.name, meta.command, began]
         state = "running" if trace.live else meta.outcome
         parts += [f"{len(trace.spans)} spans", state or "ended without a word"]
-        text = f" {self.glyphs.event} ".join(_clean(part) for part in parts if part)
-        return [[Fragment(_crop(text, self.width), "head")], [Fragment(f"trace {_clean(trace.trace_id)}", "faint")], []]
+        text = f" {self.glyphs.event} ".join(printable(part) for part in parts if part)
+        return [
+            [Fragment(crop(text, self.width), "head")],
+            [Fragment(f"trace {printable(trace.trace_id)}", "faint")],
+            [],
+        ]
 
     def _axis(self) -> Line:
         """Times above the bars, at even distances."""
@@ -172,16 +177,16 @@ class _Waterfall:
 
     def _label(self, row: _Row) -> str:
         if len(row.spans) == 1:
-            return row.tree + _clean(row.first.name)
+            return row.tree + printable(row.first.name)
         names = {span.name for span in row.spans}
-        name = _clean(row.first.name) if len(names) == 1 else f"{_kind(row.first)[1]}.{self.glyphs.more}"
+        name = printable(row.first.name) if len(names) == 1 else f"{_kind(row.first)[1]}.{self.glyphs.more}"
         return f"{row.tree}{len(row.spans)} {self.glyphs.times} {name}"
 
     def _row(self, row: _Row) -> Iterator[Line]:
         span = row.first
         failed = any(span.failed for span in row.spans)
         tree = row.tree
-        name = _crop(self._label(row), self.name_width, self.glyphs.more)[len(tree) :]
+        name = crop(self._label(row), self.name_width, self.glyphs.more)[len(tree) :]
         style = "error" if failed else "critical" if self._is_critical(row) else "name"
         took = sum(span.duration for span in row.spans)
         text = duration(took) + ("+" if span.open else "")
@@ -189,7 +194,7 @@ class _Waterfall:
             Fragment(f"{span.lane.value:{LANE_WIDTH}}", f"lane.{span.lane.name}"),
             Fragment(" "),
             Fragment(tree, "faint"),
-            Fragment(name + " " * (self.name_width - _cells(tree + name)), style),
+            Fragment(name + " " * (self.name_width - columns(tree + name)), style),
             Fragment(" "),
             *self._bar(row),
             Fragment(f" {text:>9}", style if style != "name" else ""),
@@ -197,16 +202,16 @@ class _Waterfall:
         ]
         indent = " " * (LANE_WIDTH + 1 + min(len(tree) + 2, self.name_width))
         if failed:
-            message = _clean(span.message) or "failed"
-            yield [Fragment(_crop(f"{indent}{self.glyphs.error} {message}", self.width, self.glyphs.more), "error")]
+            message = printable(span.message) or "failed"
+            yield [Fragment(crop(f"{indent}{self.glyphs.error} {message}", self.width, self.glyphs.more), "error")]
         if self.options.events:
             for single in row.spans:
                 for event in single.events:
-                    yield [Fragment(_crop(indent + self._event(single, event), self.width, self.glyphs.more), "faint")]
+                    yield [Fragment(crop(indent + self._event(single, event), self.width, self.glyphs.more), "faint")]
 
     def _event(self, span: TraceSpan, event: TraceEvent) -> str:
-        details = " ".join(f"{_clean(str(k))}={_clean(str(v))}" for k, v in event.attributes.items())
-        return f"{self.glyphs.event} +{duration(event.time - span.start)} {_clean(event.name)} {details}".rstrip()
+        details = " ".join(f"{printable(str(k))}={printable(str(v))}" for k, v in event.attributes.items())
+        return f"{self.glyphs.event} +{duration(event.time - span.start)} {printable(event.name)} {details}".rstrip()
 
     def _is_critical(self, row: _Row) -> bool:
         return any(span.span_id in self.critical for span in row.spans)
@@ -245,8 +250,8 @@ class _Waterfall:
             f"{glyphs.idle * 2} beside it, or in a child",
         )
         yield [Fragment(f"{busy}   {idle}", "faint")]
-        for text in _remarks(trace):
-            yield [Fragment(_crop(f"{glyphs.error} {text}", self.width, glyphs.more), "error")]
+        for text in remarks(trace):
+            yield [Fragment(crop(f"{glyphs.error} {text}", self.width, glyphs.more), "error")]
         parts = split(trace)
         yield []
         yield from self._stage_bar(parts)
@@ -272,7 +277,7 @@ class _Waterfall:
         share = percent(parts.unaccounted, parts.total)
         items.append((f"{duration(parts.unaccounted)} (unaccounted, {share})", "stage.NONE"))
         line: Line = [Fragment(f"total {total} =", "head")]
-        used = _cells(line[0].text)
+        used = columns(line[0].text)
         for index, (text, style) in enumerate(items):
             joint = " + " if index else " "
             if used + len(joint) + len(text) > self.width:
@@ -296,23 +301,6 @@ def _fold(run: list[TraceSpan]) -> Iterator[list[TraceSpan]]:
         yield from ([span] for span in run)
 
 
-def _remarks(trace: Trace) -> Iterator[str]:
-    """What is wrong with the trace itself."""
-    for reason, count in trace.meta.lost.items():
-        yield f"not in this trace: {count} {_clean(reason)}"
-    if trace.broken:
-        yield f"{trace.broken} lines could not be read"
-    if trace.orphans:
-        yield f"{len(trace.orphans)} spans have no parent here"
-    if trace.negative():
-        yield f"{len(trace.negative())} spans end before they start"
-    # A guest's clock is known to a fraction of a ms; what happens beside its parent on purpose is no fault.
-    early = [misfit for misfit in trace.misfits() if misfit.before > 1_000_000]
-    if early:
-        worst = max(early, key=lambda misfit: misfit.before)
-        yield f"{len(early)} spans start before their parent, {_clean(worst.span.name)} by {duration(worst.before)}"
-
-
 def _runs(cells: Iterable[str], bars: tuple[str, ...]) -> Iterator[tuple[str, bool]]:
     text, kind = "", False
     for cell in cells:
@@ -334,30 +322,8 @@ def _step(total: int, count: int) -> int:
         unit *= 10
 
 
-def _clean(text: str) -> str:
-    """Without anything that a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _to_ascii(text: str) -> str:
     return text.replace("µ", "u").encode("ascii", "replace").decode("ascii")
-
-
-def _cells(text: str) -> int:
-    """Columns of a terminal that `text` takes."""
-    if text.isascii():
-        return len(text)
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _crop(text: str, width: int, more: str = "…") -> str:
-    if _cells(text) <= width:
-        return text
-    while _cells(text) > width - 1:
-        text = text[:-1]
-    return text + more
 
 
 # For rich. Lanes: the colours of ANSI's own palette, which follow the terminal's theme.

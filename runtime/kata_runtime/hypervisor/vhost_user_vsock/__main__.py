@@ -2,9 +2,11 @@
 
     python -m kata_runtime.hypervisor.vhost_user_vsock --vhost-fd N --guest-cid C
         [--hybrid-fd N --uds-path PATH] [--forward GUESTPORT:FD ...] [--hold-timeout SECONDS] [--log-level LEVEL]
+        [--user UID:GID]
 
 All sockets are made by the parent before this process starts, so there is nothing to wait for: --vhost-fd is one end of
-a socketpair whose other end QEMU has, the others listen already. Exit status: 0 when QEMU hung up or on SIGTERM or
+a socketpair whose other end QEMU has, the others listen already. With --user it becomes that user, without
+supplementary groups, before it reads a byte of QEMU's or the guest's. Exit status: 0 when QEMU hung up or on SIGTERM or
 SIGINT, 1 when QEMU broke the protocol, 2 for a wrong command line; the reason is one line on stderr.
 """
 
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         options = _parse(sys.argv[1:] if argv is None else argv)
         level = options.log_level
         server = _server(options, log)
+        if options.user is not None:
+            _become(*options.user)
     except UsageError as error:
         log("error", str(error))
         return 2
@@ -73,6 +77,7 @@ class _Options:
     uds_path = ""
     hold_timeout = 60.0
     log_level = "info"
+    user: tuple[int, int] | None = None
 
     def __init__(self) -> None:
         self.forwards: list[tuple[int, int]] = []
@@ -116,12 +121,11 @@ def _set(options: _Options, name: str, value: str) -> None:
             port, _, fd = value.partition(":")
             options.forwards.append((_number(name, port, 0, 0xFFFF_FFFE), _number(name, fd, 0, 1 << 20)))
         case "--hold-timeout":
-            try:
-                options.hold_timeout = float(value)
-            except ValueError:
-                _bad(name, value)
-            if not 0 < options.hold_timeout <= 86400:
-                _bad(name, value)
+            options.hold_timeout = _seconds(name, value)
+        case "--user":
+            uid, _, gid = value.partition(":")
+            # 0 would be no drop at all, 2^32 - 1 is setresuid's "leave as it is".
+            options.user = _number(name, uid, 1, 0xFFFF_FFFE), _number(name, gid, 1, 0xFFFF_FFFE)
         case "--log-level":
             if value not in LEVELS:
                 _bad(name, value)
@@ -136,8 +140,28 @@ def _number(name: str, value: str, low: int, high: int) -> int:
     return int(value)
 
 
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        _bad(name, value)
+    if not 0 < seconds <= 86400:
+        _bad(name, value)
+    return seconds
+
+
 def _bad(name: str, value: str) -> NoReturn:
     raise UsageError(f"{name} can't be {value!r}; see --help")
+
+
+def _become(uid: int, gid: int) -> None:
+    """Drop root for good; a process that isn't root can't."""
+    try:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        raise UsageError(f"--user: can't become {uid}:{gid}: {error.strerror}") from error
 
 
 def _server(options: _Options, log: Callable[[str, str], None]) -> Server:
