@@ -2,19 +2,45 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.errors import RootfsError
 
-__all__ = ["bind", "mounted_below", "overlay", "private_mount_namespace", "unmount"]
+__all__ = ["Mount", "bind", "mounted", "mounted_below", "overlay", "private_mount_namespace", "unmount"]
 
 # linux/mount.h, linux/sched.h
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 32, 4096, 16384
 _MS_SLAVE, _MS_SHARED = 1 << 19, 1 << 20
 _MNT_DETACH = 2
 _CLONE_NEWNS = 0x20000
+_CLONE_FS = 0x200
+_PAGE = 4096
+
+# mount(8)'s words for flags: the bit, and whether the word sets it (linux/mount.h).
+_WORDS = {
+    "ro": (_MS_RDONLY, True),
+    "rw": (_MS_RDONLY, False),
+    "nosuid": (_MS_NOSUID, True),
+    "suid": (_MS_NOSUID, False),
+    "nodev": (_MS_NODEV, True),
+    "dev": (_MS_NODEV, False),
+    "noexec": (8, True),
+    "exec": (8, False),
+    "sync": (16, True),
+    "async": (16, False),
+    "dirsync": (128, True),
+    "noatime": (1024, True),
+    "nodiratime": (2048, True),
+    "bind": (_MS_BIND, True),
+    "rbind": (_MS_BIND | _MS_REC, True),
+    "relatime": (1 << 21, True),
+    "strictatime": (1 << 24, True),
+    "defaults": (0, True),
+}
 
 
 def _libc() -> ctypes.CDLL:
@@ -36,6 +62,82 @@ def _mount(source: str, target: Path, fstype: str, flags: int, data: str, what: 
         data.encode() or None,
     )
     _checked(_libc().mount(*arguments), what)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mount as mount(8) and containerd write it: options are flags' names and the file system's own."""
+
+    kind: str
+    source: str
+    options: tuple[str, ...] = ()
+
+
+@contextmanager
+def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
+    """Do all of these at `target`, an existing directory, one over the other, for the block.
+
+    Raises:
+        RootfsError: one can't be done; none is left then.
+    """
+    with ExitStack() as stack:
+        for mount in mounts:
+            _mount_one(mount, target)
+            stack.callback(unmount, target)
+        yield target
+
+
+def _mount_one(mount: Mount, target: Path) -> None:
+    flags, rest = 0, []
+    for option in mount.options:
+        if option in _WORDS:
+            bits, sets = _WORDS[option]
+            flags = flags | bits if sets else flags & ~bits
+        elif option == "loop" or option.startswith(("loop=", "X-")):
+            raise RootfsError(f"{mount.source} can't be mounted: option {option!r} is not supported")
+        else:
+            rest.append(option)
+    what = f"{mount.source} ({mount.kind or 'bind'}) can't be mounted at {target}"
+    if mount.kind == "bind" or flags & _MS_BIND:
+        _mount(mount.source, target, "", _MS_BIND | (flags & _MS_REC), "", what)
+        if change := flags & ~(_MS_BIND | _MS_REC):
+            # A bind mount takes its flags only in a second call (mount(2)).
+            try:
+                _mount("none", target, "", _MS_BIND | _MS_REMOUNT | change, "", what)
+            except RootfsError:
+                unmount(target)
+                raise
+        return
+    if len(",".join(rest).encode()) < _PAGE:
+        _mount(mount.source, target, mount.kind, flags, ",".join(rest), what)
+    else:
+        _mount_long(mount, target, flags, rest, what)
+
+
+def _mount_long(mount: Mount, target: Path, flags: int, options: Sequence[str], what: str) -> None:
+    """mount(2) takes one page of options; paths of many layers get shorter relative to where all of them are."""
+    lower = next((option[9:].split(":") for option in options if option.startswith("lowerdir=")), [])
+    common = os.path.commonpath(lower) if lower else ""
+    short = ":".join(os.path.relpath(path, common) for path in lower)
+    data = ",".join(f"lowerdir={short}" if option.startswith("lowerdir=") else option for option in options)
+    if not common or len(data.encode()) >= _PAGE:
+        raise RootfsError(f"{what}: its options are longer than the {_PAGE} bytes that Linux takes")
+    failure: list[RootfsError] = []
+
+    def work() -> None:
+        try:
+            # The working directory of this thread alone.
+            _checked(_libc().unshare(_CLONE_FS), "a thread can't have its own working directory")
+            os.chdir(common)
+            _mount(mount.source, target, mount.kind, flags, data, what)
+        except RootfsError as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="mount")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
 
 
 def private_mount_namespace() -> None:

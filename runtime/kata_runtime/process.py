@@ -219,7 +219,9 @@ async def launch(
     Raises:
         HostError: it can't be started.
     """
-    child = _spawn(argv, pass_fds=pass_fds, privileges=privileges, environment=environment, log_path=log_path)
+    with _trace.span(f"start {Path(argv[0]).name}") as span:
+        child = _spawn(argv, pass_fds=pass_fds, privileges=privileges, environment=environment, log_path=log_path)
+        span.set(pid=child.pid)
     try:
         yield child
     finally:

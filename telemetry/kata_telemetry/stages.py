@@ -57,6 +57,9 @@ class Rule(NamedTuple):
 STAGE_OF: Final[dict[str, Rule]] = {
     "rootSpan": Rule(None),
     "startRuntime": Rule(Stage.CONFIG),
+    "startShim": Rule(Stage.CONFIG),
+    "startDaemon": Rule(Stage.CONFIG),
+    "awaitCreate": Rule(Stage.CONFIG, Role.WAITS),
     "loadConfig": Rule(Stage.CONFIG),
     "prepareWorkload": Rule(Stage.HOST),
     "bindMountContainerRootfs": Rule(Stage.HOST),

@@ -1,5 +1,6 @@
 """Debian's containerd on directories of its own, with shims of ours on its PATH."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from support.containerd import Containerd, make_image, missing, running, write_shim
+from support.kata import build_image
+from support.kata_containers import KataContainers
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,9 +24,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shims(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with `containerd-shim-host-v2`."""
+    """A directory with `containerd-shim-host-v2` and, from the source tree, `containerd-shim-kata-v2`."""
     directory = tmp_path_factory.mktemp("shims")
-    write_shim(directory / "containerd-shim-host-v2", sys.executable, ROOT / "tests" / "support" / "host_shim.py")
+    for name in ("host", "kata"):
+        program = ROOT / "tests" / "support" / f"{name}_shim.py"
+        write_shim(directory / f"containerd-shim-{name}-v2", sys.executable, program)
     return directory
 
 
@@ -32,3 +37,17 @@ def containerd(shims: Path, image: Path) -> Iterator[Containerd]:
     """A containerd of this test's own."""
     with running(shims, image) as containerd:
         yield containerd
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> None:
+    """The guest's image, up to date with this checkout's agent."""
+    build_image()
+
+
+@pytest.fixture
+def kata(guest_image: None, artifacts: Path, containerd: Containerd) -> Iterator[KataContainers]:
+    """A containerd whose containers run in VMs; traces and logs are among the test's artifacts."""
+    yield KataContainers(containerd, artifacts)
+    if containerd.log.exists():
+        shutil.copy(containerd.log, artifacts)

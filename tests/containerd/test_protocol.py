@@ -1,17 +1,13 @@
 """The shim's outer half under Debian's containerd: bootstrap, ttrpc, events, delete. The inner half is the host's."""
 
-import json
 import os
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from support.containerd import IMAGE, Containerd
+from support.containerd import IMAGE, Containerd, eventually, shim_pid, task, watched
 
 pytestmark = [pytest.mark.containerd, pytest.mark.slow]
 
@@ -29,26 +25,6 @@ def detached(containerd: Containerd, name: str, *command: str, options: tuple[st
     containerd.ctr("run", "--detach", *RUNTIME, *options, IMAGE, name, *command)
 
 
-def task(containerd: Containerd, name: str) -> tuple[int, str] | None:
-    for line in containerd.ctr("tasks", "list").stdout.decode().splitlines()[1:]:
-        words = line.split()
-        if words[0] == name:
-            return int(words[1]), words[2]
-    return None
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    """containerd does some things after its answer, and tells nobody when."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
-def shim_pid(containerd: Containerd, name: str) -> int:
-    return int((containerd.state / "io.containerd.runtime.v2.task" / "default" / name / "shim.pid").read_text())
-
-
 def remains(containerd: Containerd) -> list[str]:
     """What a container may not leave behind."""
     found = [line for line in Path("/proc/mounts").read_text().splitlines() if str(containerd.directory) in line]
@@ -61,41 +37,6 @@ def remains(containerd: Containerd) -> list[str]:
         if b"host_shim.py" in command and str(containerd.address).encode() in command:
             found.append(command.replace(b"\0", b" ").decode())
     return found
-
-
-@contextmanager
-def watched(containerd: Containerd) -> Iterator[Callable[[], list[tuple[str, dict[str, object]]]]]:
-    """What `ctr events` prints meanwhile: topics and contents."""
-    watcher = containerd.popen("events")
-    seen: list[tuple[str, dict[str, object]]] = []
-    output = watcher.stdout
-    assert output is not None
-    os.set_blocking(output.fileno(), False)
-    text = b""
-
-    def events() -> list[tuple[str, dict[str, object]]]:
-        nonlocal text
-        text += output.read() or b""
-        *lines, text = text.split(b"\n")
-        for line in lines:
-            if match := re.search(rb" (/tasks/\S+) ({.*})", line):
-                seen.append((match[1].decode(), json.loads(match[2])))
-        return seen
-
-    try:
-        # A subscription is only known to work when an event comes out of it.
-        def subscribed() -> bool:
-            nonlocal text
-            containerd.ctr("namespaces", "label", "default", f"probe={time.monotonic_ns()}")
-            text += output.read() or b""
-            return b"/namespaces/update" in text
-
-        containerd.ctr("namespaces", "create", "default", check=False)
-        eventually(subscribed, "ctr events shows nothing")
-        yield events
-    finally:
-        watcher.terminate()
-        watcher.communicate(timeout=10)
 
 
 def test_run(containerd: Containerd) -> None:

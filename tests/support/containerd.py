@@ -12,13 +12,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kata_runtime.shim.ttrpc.frames import Decoder, Frame
 
-__all__ = ["IMAGE", "Containerd", "make_image", "missing", "read_chunks", "running", "write_shim"]
+__all__ = [
+    "IMAGE",
+    "Containerd",
+    "eventually",
+    "make_image",
+    "missing",
+    "read_chunks",
+    "running",
+    "shim_pid",
+    "task",
+    "watched",
+    "write_shim",
+]
 
 IMAGE = "localhost/busybox:test"
 _APPLETS = ("sh", "true", "false", "echo", "cat", "sleep", "kill", "dd", "ls", "head", "wc", "env")
@@ -172,6 +184,61 @@ def running(shims: Path, image: Path) -> Iterator[Containerd]:
             yield containerd
         finally:
             containerd.clear()
+
+
+def task(containerd: Containerd, name: str) -> tuple[int, str] | None:
+    for line in containerd.ctr("tasks", "list").stdout.decode().splitlines()[1:]:
+        words = line.split()
+        if words[0] == name:
+            return int(words[1]), words[2]
+    return None
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """containerd does some things after its answer, and tells nobody when."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def shim_pid(containerd: Containerd, name: str) -> int:
+    return int((containerd.state / "io.containerd.runtime.v2.task" / "default" / name / "shim.pid").read_text())
+
+
+@contextmanager
+def watched(containerd: Containerd) -> Iterator[Callable[[], list[tuple[str, dict[str, object]]]]]:
+    """What `ctr events` prints meanwhile: topics and contents."""
+    watcher = containerd.popen("events")
+    seen: list[tuple[str, dict[str, object]]] = []
+    output = watcher.stdout
+    assert output is not None
+    os.set_blocking(output.fileno(), False)
+    text = b""
+
+    def events() -> list[tuple[str, dict[str, object]]]:
+        nonlocal text
+        text += output.read() or b""
+        *lines, text = text.split(b"\n")
+        for line in lines:
+            if match := re.search(rb" (/tasks/\S+) ({.*})", line):
+                seen.append((match[1].decode(), json.loads(match[2])))
+        return seen
+
+    try:
+        # A subscription is only known to work when an event comes out of it.
+        def subscribed() -> bool:
+            nonlocal text
+            containerd.ctr("namespaces", "label", "default", f"probe={time.monotonic_ns()}")
+            text += output.read() or b""
+            return b"/namespaces/update" in text
+
+        containerd.ctr("namespaces", "create", "default", check=False)
+        eventually(subscribed, "ctr events shows nothing")
+        yield events
+    finally:
+        watcher.terminate()
+        watcher.communicate(timeout=10)
 
 
 def read_chunks(record: Path, connection: str) -> list[tuple[str, Frame]]:

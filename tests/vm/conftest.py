@@ -1,17 +1,16 @@
 """What VM tests share."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from support.kata import Kata
+from support.kata import Kata, build_image
 
 
 @pytest.fixture(scope="session")
 def guest_image() -> None:
     """The guest's image, up to date with this checkout's agent."""
-    subprocess.run([str(Kata.program), "image", "build"], check=True, stdin=subprocess.DEVNULL)
+    build_image()
 
 
 @pytest.fixture

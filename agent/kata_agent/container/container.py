@@ -95,11 +95,12 @@ class Container:
         """crun create. Whatever fails, nothing is left."""
         async with self._changing:
             try:
-                self._bundle.mkdir(mode=0o700, parents=True)
-                # Only `crun start` runs these.
-                self._has_hooks = bool(spec.get("hooks"))
-                config = self._bundle / "config.json"
-                config.write_text(json.dumps(spec))
+                with _trace.span("write_bundle"):
+                    self._bundle.mkdir(mode=0o700, parents=True)
+                    # Only `crun start` runs these.
+                    self._has_hooks = bool(spec.get("hooks"))
+                    config = self._bundle / "config.json"
+                    config.write_text(json.dumps(spec))
                 self._init = await self._launch(
                     self.id,
                     "create",
@@ -118,9 +119,10 @@ class Container:
         number = self._launched
         pid_file = self._bundle / f"pid.{number}"
         log = self._bundle / f"log.{number}"
-        stdio = await Stdio.open(
-            ports, self._tools.room, terminal=terminal, console=self._tools.bundles / f".{id(self):x}.{number}"
-        )
+        with _trace.span("open_stdio", terminal=terminal):
+            stdio = await Stdio.open(
+                ports, self._tools.room, terminal=terminal, console=self._tools.bundles / f".{id(self):x}.{number}"
+            )
         receiver = asyncio.create_task(stdio.receive_master()) if terminal else None
         try:
             options = [f"--pid-file={pid_file}", *arguments]
@@ -129,7 +131,9 @@ class Container:
             before = self.cgroup.oom_kills()
             with self._tools.reaper.expected():
                 await self._tools.crun.run(command, *options, container=self.id, log=log, stdio=stdio.far)
-                child = self._adopt(pid_file, command)
+                with _trace.span("adopt_process") as span:
+                    child = self._adopt(pid_file, command)
+                    span.set(pid=child.pid)
             if receiver:
                 await receiver
         except BaseException:
@@ -139,7 +143,8 @@ class Container:
             stdio.close()
             raise
         process = Process(name, stdio)
-        process.started(child, lambda ended, said: self._judge(ended, said, log, before))
+        with _trace.span("connect_stdio"):
+            process.started(child, lambda ended, said: self._judge(ended, said, log, before))
         pid_file.unlink(missing_ok=True)
         return process
 
@@ -272,7 +277,8 @@ class Container:
             self.kill()
             if self._init:
                 await self._init.wait()
-            await self.cgroup.emptied()
+            with _trace.span("await_empty_cgroup"):
+                await self.cgroup.emptied()
             for process in list(self._execs.values()):
                 await process.wait()
 
@@ -291,14 +297,17 @@ class Container:
         await asyncio.gather(*(process.close(within) for process in processes))
 
     async def _scrap(self) -> None:
-        await self.flush(FLUSH_WITHIN)
+        with _trace.span("flush_stdio"):
+            await self.flush(FLUSH_WITHIN)
         self.cgroup.close()
         with suppress(AgentError):
             await self._tools.crun.run("delete", "--force", container=self.id, log=self._log)
-        with suppress(OSError):
+        with _trace.span("remove_cgroup"), suppress(OSError):
             self.cgroup.remove()
-        await self.mounts.clear()
-        _remove_tree(self._bundle)
+        with _trace.span("unmount"):
+            await self.mounts.clear()
+        with _trace.span("remove_bundle"):
+            _remove_tree(self._bundle)
 
     async def _crun(self, command: str, *arguments: str) -> None:
         await self._tools.crun.run(command, *arguments, container=self.id, log=self._log)

@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -46,20 +47,27 @@ IFF_UP_RUNNING: Final = 0x41
 MAX_ENTROPY: Final = 4096
 
 
-def prepare() -> None:
-    """What a machine needs before anything can run in it. For PID 1, once. Raises SetupError."""
+def prepare(done: Callable[[str], None] = lambda _: None) -> None:
+    """What a machine needs before anything can run in it. For PID 1, once. `done` hears of each step.
+
+    Raises SetupError.
+    """
     for point, fstype, flags, data in _MOUNTS:
         try:
             _mount(point, fstype, flags, data)
         except OSError as error:
             raise SetupError(f"can't mount {fstype} at {point}: {error.strerror}") from error
+        done(point.strip("/").replace("/", "_"))
     for link, target in _LINKS:
         with suppress(OSError):
             Path(link).unlink(missing_ok=True)
             Path(link).symlink_to(target)
+    done("links")
     with suppress(OSError):
         enable_controllers(Path("/sys/fs/cgroup"))
+    done("controllers")
     _loopback_up()
+    done("loopback")
     with suppress(OSError):
         socket.sethostname("kata")
     # Where the kernel must give up (the agent is killed), QEMU shall see it at once instead of a guest that hangs.

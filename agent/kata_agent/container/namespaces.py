@@ -39,16 +39,18 @@ class SharedNamespaces:
 
     def _make(self, hostname: str) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
-        if hostname:
-            socket.sethostname(hostname)
+        with _trace.span("unshare"):
+            syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+            if hostname:
+                socket.sethostname(hostname)
         for kind in ("ipc", "uts"):
             self._bind(kind, f"/proc/thread-self/ns/{kind}")
 
     def _bind(self, kind: str, source: str) -> None:
         target = self._directory / kind
-        target.touch()
-        syscalls.mount(source, str(target), "", MountFlag.BIND)
+        with _trace.span("bind_namespace", kind_of=kind):
+            target.touch()
+            syscalls.mount(source, str(target), "", MountFlag.BIND)
         self.paths[kind] = str(target)
 
     def adopt_pid(self, pid: int) -> None:

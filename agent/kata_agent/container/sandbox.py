@@ -146,7 +146,8 @@ class Sandbox:
         # Before the first await, so that the id is taken.
         self._containers[container_id] = container
         try:
-            guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
+            with _trace.span("guest_spec"):
+                guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
             for storage in storages:
                 await container.mounts.add(storage)
             await container.create(spec, ports)
@@ -155,7 +156,8 @@ class Sandbox:
         except BaseException:
             await asyncio.shield(self._discard(container))
             raise
-        container.cgroup.watch_memory(lambda: self._report_oom(container_id))
+        with _trace.span("watch_memory"):
+            container.cgroup.watch_memory(lambda: self._report_oom(container_id))
 
     async def _discard(self, container: Container) -> None:
         with suppress(PreconditionError):

@@ -5,6 +5,7 @@ its namespaces must not be used again.
 """
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,7 @@ async def in_thread(name: str, work: Callable[[], T]) -> T:
     """What `work` returns or raises. Cancelled, it stops waiting; the thread ends by itself."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()  # the current span
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
@@ -32,7 +34,7 @@ async def in_thread(name: str, work: Callable[[], T]) -> T:
         result: T | None = None
         failed: BaseException | None = None
         try:
-            result = work()
+            result = context.run(work)
         except BaseException as error:
             failed = error
         with suppress(RuntimeError):  # the loop has ended before the call did

@@ -94,10 +94,15 @@ class Boot:
         self.started = started
         self.ready = 0
         self.marks: list[tuple[str, int]] = [("start", started)]
+        self._within: list[tuple[str, str, int]] = []
 
     def mark(self, stage: str) -> None:
         """The stage `stage` ends now."""
         self.marks.append((stage, time.monotonic_ns()))
+
+    def mark_within(self, stage: str, step: str) -> None:
+        """A step of `stage`, which has not ended, ends now."""
+        self._within.append((stage, step, time.monotonic_ns()))
 
     def record(self, tracing: "Tracing", parent: "Span | SpanContext") -> None:
         """Record the boot's spans under `parent`. Without a kernel log only the agent's part."""
@@ -109,7 +114,11 @@ class Boot:
                 spans[name] = tracing.record(name, start, end, above)
         agent = tracing.record("boot.agent", self.started, self.marks[-1][1], parent)
         for (_, start), (stage, end) in zip(self.marks, self.marks[1:], strict=False):
-            tracing.record(f"boot.agent.{stage}", start, end, agent)
+            above = tracing.record(f"boot.agent.{stage}", start, end, agent)
+            for within, step, ended in self._within:
+                if within == stage:
+                    tracing.record(f"boot.agent.{stage}.{step}", start, ended, above)
+                    start = ended  # noqa: PLW2901 - the next step begins here
 
 
 def _read_log() -> tuple[list[Line], int | None]:

@@ -24,7 +24,7 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def main(boot: Boot) -> str:
     """Run to the end; the reason of the end. Raises what nothing can be done about."""
     boot.mark("imports")
-    guest.prepare()
+    guest.prepare(lambda step: boot.mark_within("mounts", step))
     faulthandler.enable()
     os.environ.setdefault("PATH", PATH)
     logs.configure("logfmt", "info", sys.stderr, source="agent")

@@ -16,11 +16,11 @@ from kata_runtime.cli import terminal
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config, load
 from kata_runtime.errors import AgentError, HostError, KataError
-from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.process import own_start
-from kata_runtime.sandbox.container import Container, Stdio
+from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
+from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import Sizes
 from kata_telemetry.span import Site, use
@@ -130,16 +130,6 @@ def run(options: argparse.Namespace) -> int:
         trace.close(outcome, failure)
 
 
-def _sandbox_options(sizes: Sizes, sandbox_id: str) -> SandboxOptions:
-    """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR holds another guest image."""
-    keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
-    return SandboxOptions(
-        sizes=sizes,
-        logs_dir=Path(keep) / sandbox_id if keep else None,
-        image_dir=Path(image) if image else DEFAULT_OUTPUT,
-    )
-
-
 class _Run:
     """One run: the sandbox's life, and the signals meanwhile."""
 
@@ -170,7 +160,8 @@ class _Run:
     async def _sandbox(self) -> int:
         request = self._request
         options = request.options
-        wanted = _sandbox_options(Sizes(vcpus=options.cpus, memory=options.memory), request.sandbox_id)
+        sizes = Sizes(vcpus=options.cpus, memory=options.memory)
+        wanted = SandboxOptions(sizes=sizes).from_environment(request.sandbox_id)
         sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})

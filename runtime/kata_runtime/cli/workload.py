@@ -1,28 +1,17 @@
 """What `run` runs: root filesystem and specification, from whichever source the user named."""
 
 import argparse
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.errors import KataError
 from kata_runtime.image import Artifacts
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.user import find_user
-from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
+from kata_runtime.sandbox.rootfs import Rootfs, guest_rootfs
+from kata_runtime.sandbox.workload import Workload, of_bundle
 
-__all__ = ["Workload", "prepare"]
-
-_log = logging.getLogger("kata.run")
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A container to be: its specification for the guest, and its root filesystem."""
-
-    spec: oci.Spec
-    rootfs: Rootfs
+__all__ = ["prepare"]
 
 
 async def prepare(
@@ -80,21 +69,7 @@ def _of_bundle(
     if options.user:
         user = find_user(bundle.rootfs, options.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
-    guest = oci.for_guest(
-        bundle.spec,
-        rootfs=guest_rootfs(container_id),
-        mounts=guest_mounts(container_id),
-        bundle=str(bundle.directory),
-        disable_guest_seccomp=disable_guest_seccomp,
-    )
-    if guest.dropped:
-        _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
-    if guest.hooks:
-        _log.warning("hooks of the bundle are not run: %s", ", ".join(guest.hooks))
-    if guest.sysctls:
-        _log.warning("sysctls of the bundle are not set: %s", ", ".join(guest.sysctls))
-    readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
-    return Workload(guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts))
+    return of_bundle(bundle, container_id, disable_guest_seccomp=disable_guest_seccomp)
 
 
 def _default_rootfs(image_dir: Path) -> Rootfs:

@@ -35,6 +35,8 @@ class AgentClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.service = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         self.health = agent_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+        self._running: set[grpc.aio.Call] = set()
+        self._lost = ""
 
     @classmethod
     @asynccontextmanager
@@ -65,10 +67,26 @@ class AgentClient:
         """
         name = type(request).__name__.removesuffix("Request")
         with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT):
+            if self._lost:
+                raise AgentError(name, "UNAVAILABLE", self._lost)
+            call = method(request, timeout=timeout, metadata=tuple(inject()))
+            self._running.add(call)
             try:
-                return await method(request, timeout=timeout, metadata=tuple(inject()))
+                return await call
             except grpc.aio.AioRpcError as error:
                 raise _translated(name, error) from error
+            except asyncio.CancelledError as error:
+                if not self._lost:
+                    raise
+                raise AgentError(name, "UNAVAILABLE", self._lost) from error
+            finally:
+                self._running.discard(call)
+
+    def lost(self, reason: str) -> None:
+        """The guest is gone, which its connection may not tell: running and later calls fail as UNAVAILABLE."""
+        self._lost = reason
+        for call in self._running:
+            call.cancel()
 
     async def spans(self) -> AsyncIterator[pb.SpanBatch]:
         """The agent's ended spans until it has none left; a broken connection just ends them."""

@@ -1,7 +1,8 @@
 """Moves bytes between a process's stdio streams in the guest and file descriptors here.
 
-Each direction is a thread with blocking reads and writes: the descriptors are given to us (a terminal, a pipe shared
-with other processes, a regular file), so they can't be made non-blocking, and back-pressure comes by itself.
+A descriptor that is non-blocking is served by the event loop. Any other was given to us as it is (a terminal, a pipe
+shared with other processes, a regular file) and must stay so: it gets a thread with blocking reads and writes. Either
+way back-pressure comes by itself.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from kata_telemetry.span import Site
 
@@ -25,15 +26,19 @@ async def copy_out(connection: socket.socket, fd: int, name: str) -> int:
 
     When nobody reads `fd` any more, the stream is closed and the process in the guest gets its SIGPIPE.
     """
-    return await _in_thread(name, lambda: _out(connection, fd), connection)
+    if os.get_blocking(fd):
+        return await _in_thread(name, lambda: _out(connection, fd), connection)
+    return await _in_loop(name, _async_out(connection, fd), connection)
 
 
 async def copy_in(fd: int, connection: socket.socket, name: str = "stdin") -> int:
     """Copy `fd` to the guest's stream until `fd` ends, then half-close it; the number of bytes. Takes `connection`.
 
-    Cancelled, it stops feeding the guest; the thread ends with the next byte that comes, or with this process.
+    Cancelled, it stops feeding the guest; a thread ends with the next byte that comes, or with this process.
     """
-    return await _in_thread(name, lambda: _in(fd, connection), connection)
+    if os.get_blocking(fd):
+        return await _in_thread(name, lambda: _in(fd, connection), connection)
+    return await _in_loop(name, _async_in(fd, connection), connection)
 
 
 def _out(connection: socket.socket, fd: int) -> int:
@@ -92,3 +97,59 @@ async def _in_thread(name: str, work: Callable[[], int], connection: socket.sock
             raise
         span.set(bytes=total)
         return total
+
+
+async def _in_loop(name: str, moved: AsyncIterator[int], connection: socket.socket) -> int:
+    connection.setblocking(False)
+    total = 0
+    with _trace.span(f"stdio.{name}") as span, connection:
+        try:
+            async for size in moved:
+                total += size
+                # Both ends may be ready all the time, and others want the loop too.
+                await asyncio.sleep(0)
+        except OSError as error:
+            # As above: the end of the process explains it better, unless the host's end failed (a full disk).
+            span.event("broken", why=error.strerror or str(error))
+        finally:
+            span.set(bytes=total)
+    return total
+
+
+async def _async_out(connection: socket.socket, fd: int) -> AsyncIterator[int]:
+    loop = asyncio.get_running_loop()
+    buffer = memoryview(bytearray(_CHUNK))
+    while size := await loop.sock_recv_into(connection, buffer):
+        rest = buffer[:size]
+        while rest:
+            try:
+                rest = rest[os.write(fd, rest) :]
+            except BlockingIOError:
+                await _ready(loop.add_writer, loop.remove_writer, fd)
+        yield size
+
+
+async def _async_in(fd: int, connection: socket.socket) -> AsyncIterator[int]:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            chunk = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            await _ready(loop.add_reader, loop.remove_reader, fd)
+            continue
+        if not chunk:
+            break
+        await loop.sock_sendall(connection, chunk)
+        yield len(chunk)
+    connection.shutdown(socket.SHUT_WR)
+    while await loop.sock_recv(connection, _CHUNK):  # see _in
+        pass
+
+
+async def _ready(add: Callable[[int, Callable[[], None]], None], remove: Callable[[int], bool], fd: int) -> None:
+    ready = asyncio.Event()
+    add(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(fd)

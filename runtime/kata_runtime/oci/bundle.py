@@ -9,7 +9,7 @@ from typing import Any
 from kata_runtime.errors import RootfsError
 from kata_runtime.oci.spec import Spec
 
-__all__ = ["Bundle", "read_bundle"]
+__all__ = ["Bundle", "read_bundle", "read_process", "read_resources"]
 
 # The agent's own limit for a specification.
 _MAX_CONFIG = 1 << 20
@@ -52,6 +52,36 @@ def read_bundle(directory: Path) -> Bundle:
     if not rootfs.is_dir():
         raise RootfsError(f"{path}: root.path: {rootfs} is not a directory")
     return Bundle(directory.absolute(), rootfs, spec)
+
+
+def read_process(content: bytes) -> Spec:
+    """Check an OCI process that comes as JSON.
+
+    Raises:
+        RootfsError: it can't be used; the message names the field.
+    """
+    return _read(content, "process", _PROCESS)
+
+
+def read_resources(content: bytes) -> Spec:
+    """Check OCI's LinuxResources that come as JSON; members that are not groups of limits are `for_guest`'s to drop.
+
+    Raises:
+        RootfsError: it can't be used; the message names the field.
+    """
+    return _read(content, "resources", {"cpu": dict, "memory": dict, "pids": dict, "unified": dict})
+
+
+def _read(content: bytes, what: str, shape: "_Shape") -> Spec:
+    if len(content) > _MAX_CONFIG:
+        raise RootfsError(f"{what} is longer than {_MAX_CONFIG} bytes")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RootfsError(f"{what} is not JSON: {error}") from error
+    if problem := _problem(value, shape, what):
+        raise RootfsError(problem, hint="the OCI runtime specification says how it is written")
+    return dict(value)
 
 
 class _Absolute(str):

@@ -14,7 +14,18 @@ from typing import Any
 
 from kata_runtime.errors import RootfsError
 
-__all__ = ["ContainerConfig", "GuestSpec", "HostMount", "Spec", "User", "build", "for_guest", "merge_env"]
+__all__ = [
+    "ContainerConfig",
+    "GuestSpec",
+    "HostMount",
+    "Spec",
+    "User",
+    "build",
+    "for_guest",
+    "guest_process",
+    "guest_resources",
+    "merge_env",
+]
 
 Spec = dict[str, Any]
 
@@ -232,7 +243,7 @@ def for_guest(
     sysctls = linux.get("sysctl") or {}
     result: Spec = {
         "ociVersion": OCI_VERSION,
-        "process": _guest_process(spec["process"]),
+        "process": guest_process(spec["process"]),
         "root": {"path": rootfs, "readonly": bool((spec.get("root") or {}).get("readonly"))},
         "mounts": [mount for mount in listed if mount is not None],
         "linux": {
@@ -261,7 +272,8 @@ def _kept(source: Mapping[str, Any], names: Sequence[str]) -> Spec:
     return {name: source[name] for name in names if source.get(name)}
 
 
-def _guest_process(process: Mapping[str, Any]) -> Spec:
+def guest_process(process: Mapping[str, Any]) -> Spec:
+    """A valid OCI process that was made for a host, changed to run in a guest (exec)."""
     # There is no LSM in the guest, and the host's CPUs are not the guest's.
     foreign = ("apparmorProfile", "selinuxLabel", "execCPUAffinity", "scheduler", "ioPriority")
     result = {key: value for key, value in process.items() if key not in foreign}
@@ -272,6 +284,17 @@ def _guest_process(process: Mapping[str, Any]) -> Spec:
     if limits:
         result["rlimits"] = limits
     return result
+
+
+def guest_resources(resources: Mapping[str, Any]) -> tuple[Spec, tuple[str, ...]]:
+    """OCI's LinuxResources that change a running container's limits, for its guest, and what has no meaning there.
+
+    Devices are not among them: what a container may use of the guest's is settled when it is made.
+    """
+    dropped: list[str] = []
+    kept = _guest_resources(resources, dropped)
+    del kept["devices"]
+    return kept, tuple(dropped)
 
 
 def _guest_namespaces(linux: Mapping[str, Any]) -> list[Spec]:

@@ -1,95 +1,35 @@
 """A container of a sandbox, from the host's point of view."""
 
-import asyncio
 import json
-import socket
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from kata_runtime.errors import SandboxError
-from kata_runtime.guest.dial import dial
-from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
 from kata_runtime.guest.transport import Transport
+from kata_runtime.sandbox.process import Process, ProcessState
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs
 from kata_runtime.sandbox.state import SandboxDirectory, valid_id
-from kata_telemetry.span import NO_SPAN, Site, Span, use
+from kata_runtime.sandbox.streams import Stdio
+from kata_telemetry.span import NO_SPAN, Site, Span
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
 
-__all__ = ["Container", "ContainerState", "Stdio"]
+__all__ = ["Container", "ContainerState"]
 
 _trace = Site(package="virtcontainers", subsystem="container")
 
 
 class ContainerState(StrEnum):
-    """The states of the OCI runtime specification."""
+    """The states of the OCI runtime specification, and one between."""
 
     CREATING = "creating"
     CREATED = "created"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class Stdio:
-    """The host's descriptors of a process's stdio; None where it has none. A terminal has no stderr."""
-
-    stdin: int | None = None
-    stdout: int | None = None
-    stderr: int | None = None
-
-
-class Streams:
-    """The vsock streams of one process and the tasks that serve them."""
-
-    def __init__(self, stdio: Stdio) -> None:
-        self._stdio = stdio
-        self._sockets: dict[str, socket.socket] = {}
-        self.ports: dict[str, int] = {}
-        self._outputs: list[asyncio.Task[int]] = []
-        self._input: asyncio.Task[int] | None = None
-
-    async def connect(self, transport: Transport) -> None:
-        """Open the streams, all at once; their port numbers go into the agent's call.
-
-        Raises:
-            AgentError: the agent does not take them.
-        """
-        wanted = [name for name in ("stdin", "stdout", "stderr") if getattr(self._stdio, name) is not None]
-        with _trace.span("connectStdio"):
-            opened = await asyncio.gather(*(self._open(transport, name) for name in wanted), return_exceptions=True)
-        for failure in filter(None, opened):
-            raise failure
-
-    async def _open(self, transport: Transport, name: str) -> None:
-        self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, STDIO_PORT, name)
-
-    def serve(self) -> None:
-        """Begin to copy."""
-        for name in ("stdout", "stderr"):
-            fd = getattr(self._stdio, name)
-            if fd is not None:
-                self._outputs.append(asyncio.create_task(copy_out(self._sockets.pop(name), fd, name)))
-        if self._stdio.stdin is not None:
-            self._input = asyncio.create_task(copy_in(self._stdio.stdin, self._sockets.pop("stdin")))
-
-    async def drain(self) -> None:
-        """Wait until all output has been delivered."""
-        if self._outputs:
-            await asyncio.wait(self._outputs)
-        self.close()
-
-    def close(self) -> None:
-        """Stop copying. Safe to repeat."""
-        for task in (*self._outputs, *([self._input] if self._input else [])):
-            task.cancel()
-        for unused in self._sockets.values():
-            unused.close()
-        self._sockets.clear()
 
 
 class Container:
@@ -103,24 +43,31 @@ class Container:
         directory: SandboxDirectory,
         lifetime: Span = NO_SPAN,
     ) -> None:
-        """`lifetime` parents the spans that outlast the call which began them: the process, its stdio."""
+        """`lifetime` parents the spans that outlast the call which began them."""
         self.id = valid_id(container_id)
-        self.state = ContainerState.CREATING
+        self.init = Process(self.id, "", agent, transport, lifetime)
+        self._state = ContainerState.CREATING
         self._agent = agent
         self._transport = transport
         self._directory = directory
         self._lifetime = lifetime
-        self._process = NO_SPAN
-        self._stack = ExitStack()
-        self._streams: Streams | None = None
+        self._stack = AsyncExitStack()
 
     def __repr__(self) -> str:
         return f"<Container {self.id} {self.state}>"
 
-    async def create(self, spec: Mapping[str, object], rootfs: Rootfs, stdio: Stdio, *, timeout: float) -> None:
+    @property
+    def state(self) -> ContainerState:
+        """Where it is in its life."""
+        return ContainerState.STOPPED if self.init.state is ProcessState.STOPPED else self._state
+
+    async def create(
+        self, spec: Mapping[str, object], rootfs: Rootfs, stdio: Stdio, *, timeout: float, share_pid: bool = False
+    ) -> None:
         """Share its root filesystem and let the agent create it; nothing of it runs yet.
 
-        `spec` is an OCI runtime configuration whose root.path is already the guest's. If this fails, nothing is left.
+        `spec` is an OCI runtime configuration whose root.path is already the guest's. With `share_pid` it lives in the
+        sandbox's pid namespace. If this fails, nothing is left.
         """
         from kata_protos import agent_pb2 as pb
 
@@ -128,21 +75,19 @@ class Container:
         with _trace.span("createContainer", container_id=self.id):
             try:
                 self._stack.enter_context(share_rootfs(self._directory, self.id, rootfs))
-                self._streams = Streams(stdio)
-                self._stack.callback(self._streams.close)
-                await self._streams.connect(self._transport)
+                self._stack.push_async_callback(self.init.close)
                 request = pb.CreateContainerRequest(
                     container_id=self.id,
                     oci=json.dumps(spec).encode(),
-                    stdio=pb.StdioPorts(**self._streams.ports),
+                    sandbox_pidns=share_pid,
+                    stdio=pb.StdioPorts(**await self.init.connect(stdio)),
                 )
                 await self._agent.call(self._agent.service.CreateContainer, request, timeout=timeout)
             except BaseException:
-                self._stack.close()
+                await self._stack.aclose()
                 raise
-        with use(self._lifetime):
-            self._streams.serve()
-        self.state = ContainerState.CREATED
+        self.init.serve()
+        self._state = ContainerState.CREATED
 
     async def start(self) -> None:
         """Run its process."""
@@ -151,40 +96,69 @@ class Container:
         self._require(ContainerState.CREATED)
         with _trace.span("startContainer", container_id=self.id):
             await self._agent.call(self._agent.service.StartContainer, pb.StartContainerRequest(container_id=self.id))
-        with use(self._lifetime):
-            self._process = _trace.start("process", container_id=self.id)
-        self.state = ContainerState.RUNNING
+        self.init.started()
+        self._state = ContainerState.RUNNING
+
+    def process(self, exec_id: str) -> Process:
+        """One more process, to be run by `Process.exec`."""
+        return Process(self.id, exec_id, self._agent, self._transport, self._lifetime)
 
     async def wait(self) -> int:
         """Wait for the end of its process and of its output; the exit code (128 + N after signal N)."""
-        from kata_protos import agent_pb2 as pb
-
-        with _trace.span("waitProcess", container_id=self.id) as span:
-            request = pb.WaitProcessRequest(container_id=self.id)
-            answer = await self._agent.call(self._agent.service.WaitProcess, request, timeout=None)
-            self.state = ContainerState.STOPPED
-            span.set(exit_status=answer.status)
-            self._process.set(exit_status=answer.status)
-            if answer.oom_killed:
-                self._process.event("oom")
-            self._process.finish()
-            if self._streams is not None:
-                await self._streams.drain()
-        return int(answer.status)
+        end = await self.init.wait()
+        await self.init.drain()
+        return end.status
 
     async def signal(self, number: int, *, everything: bool = False) -> None:
         """Send a signal to its process, or to all of its processes."""
-        from kata_protos import agent_pb2 as pb
-
-        request = pb.SignalProcessRequest(container_id=self.id, signal=number, all=everything)
-        await self._agent.call(self._agent.service.SignalProcess, request)
+        await self.init.signal(number, everything=everything)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal the new size."""
+        await self.init.resize(rows, columns)
+
+    async def pause(self) -> None:
+        """Freeze all of its processes."""
         from kata_protos import agent_pb2 as pb
 
-        request = pb.TtyWinResizeRequest(container_id=self.id, row=rows, column=columns)
-        await self._agent.call(self._agent.service.TtyWinResize, request)
+        self._require(ContainerState.RUNNING)
+        with _trace.span("pauseContainer", container_id=self.id):
+            await self._agent.call(self._agent.service.PauseContainer, pb.PauseContainerRequest(container_id=self.id))
+        self._state = ContainerState.PAUSED
+
+    async def resume(self) -> None:
+        """Let them go on."""
+        from kata_protos import agent_pb2 as pb
+
+        self._require(ContainerState.PAUSED)
+        with _trace.span("resumeContainer", container_id=self.id):
+            request = pb.ResumeContainerRequest(container_id=self.id)
+            await self._agent.call(self._agent.service.ResumeContainer, request)
+        self._state = ContainerState.RUNNING
+
+    async def update(self, resources: Mapping[str, object]) -> None:
+        """Change its limits; `resources` is OCI's LinuxResources, made for the guest."""
+        from kata_protos import agent_pb2 as pb
+
+        with _trace.span("updateContainer", container_id=self.id):
+            request = pb.UpdateContainerRequest(container_id=self.id, resources=json.dumps(resources).encode())
+            await self._agent.call(self._agent.service.UpdateContainer, request)
+
+    async def stats(self) -> dict[str, str]:
+        """The contents of its cgroup's files by name, as the guest has them: text of the guest's, to be distrusted."""
+        from kata_protos import agent_pb2 as pb
+
+        request = pb.StatsContainerRequest(container_id=self.id)
+        answer = await self._agent.call(self._agent.service.StatsContainer, request)
+        return dict(answer.files)
+
+    async def pids(self) -> list[int]:
+        """Its processes, as the guest numbers them."""
+        from kata_protos import agent_pb2 as pb
+
+        request = pb.ListProcessesRequest(container_id=self.id)
+        answer = await self._agent.call(self._agent.service.ListProcesses, request)
+        return list(answer.pids)
 
     async def remove(self, *, timeout: float = 10.0) -> None:
         """Kill what is left of it in the guest and unshare its root filesystem; the host's part happens in any case."""
@@ -195,9 +169,8 @@ class Container:
                 request = pb.RemoveContainerRequest(container_id=self.id, timeout=int(timeout))
                 await self._agent.call(self._agent.service.RemoveContainer, request, timeout=timeout + 5)
         finally:
-            self._process.finish()
-            self.state = ContainerState.STOPPED
-            self._stack.close()
+            self._state = ContainerState.STOPPED
+            await self._stack.aclose()
 
     def _require(self, state: ContainerState) -> None:
         if self.state is not state:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.errors import RootfsError
-from kata_runtime.mount import bind, overlay
+from kata_runtime.mount import Mount, bind, mounted, overlay
 from kata_runtime.oci.spec import HostMount
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
@@ -23,13 +23,16 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 class Rootfs:
     """A root filesystem on the host. With `ephemeral` the container's changes go to a layer that is thrown away.
 
-    `mounts` are further files and directories of the host that the container mounts.
+    `layers` are to be mounted at `path` first. `mounts` are further files and directories of the host that the
+    container mounts. `share` names its directory among what the guest sees (by default the container's id).
     """
 
     path: Path
     ephemeral: bool = False
     readonly: bool = False
     mounts: tuple[HostMount, ...] = ()
+    layers: tuple[Mount, ...] = ()
+    share: str = ""
 
     def check(self) -> None:
         """Refuse what can't be a root filesystem.
@@ -43,28 +46,32 @@ class Rootfs:
             raise RootfsError(f"{self.path} is not a directory", hint="for an archive or OCI layout use --image")
 
 
-def guest_rootfs(container_id: str) -> str:
-    """Path of a container's root filesystem in the guest."""
-    return f"{GUEST_SHARED}/{container_id}/rootfs"
+def guest_rootfs(share: str) -> str:
+    """Path in the guest of a container's root filesystem; `share` is the container's id or `Rootfs.share`."""
+    return f"{GUEST_SHARED}/{share}/rootfs"
 
 
-def guest_mounts(container_id: str) -> str:
+def guest_mounts(share: str) -> str:
     """Directory in the guest that holds what a container mounts of the host, each under its name."""
-    return f"{GUEST_SHARED}/{container_id}/mounts"
+    return f"{GUEST_SHARED}/{share}/mounts"
 
 
 @contextmanager
 def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs) -> Iterator[None]:
     """Show a root filesystem to the guest for the block."""
     rootfs.check()
-    home = directory.shared / container_id
+    home = directory.shared / (rootfs.share or container_id)
     point = home / "rootfs"
     with ExitStack() as stack:
         with _trace.span("bindMountContainerRootfs", container_id=container_id, ephemeral=rootfs.ephemeral):
             for path in (home, point):
                 path.mkdir()
                 stack.callback(path.rmdir)
-            stack.enter_context(_mounted(directory, container_id, rootfs, point))
+            if rootfs.layers:
+                with _trace.span("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
+                    stack.enter_context(mounted(rootfs.layers, rootfs.path))
+            with _trace.span("shareRootfs", container_id=container_id):
+                stack.enter_context(_mounted(directory, container_id, rootfs, point))
             if rootfs.mounts:
                 _share_mounts(stack, home / "mounts", rootfs.mounts)
         try:

@@ -9,10 +9,12 @@ sandbox that fails to start has stopped itself.
 import asyncio
 import importlib
 import logging
+import os
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +23,11 @@ from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
-from kata_runtime.sandbox.container import Container, Stdio
+from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_telemetry.span import Site, SpanContext, current
@@ -50,13 +54,26 @@ class SandboxState(StrEnum):
 
 @dataclass(frozen=True)
 class SandboxOptions:
-    """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end."""
+    """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
+
+    With `share_pid` containers may live in the pid namespace of the first one.
+    """
 
     hostname: str = ""
+    share_pid: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
+
+    def from_environment(self, sandbox_id: str) -> "SandboxOptions":
+        """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR has another image."""
+        keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
+        return replace(
+            self,
+            logs_dir=Path(keep) / sandbox_id if keep else self.logs_dir,
+            image_dir=Path(image) if image else self.image_dir,
+        )
 
 
 class Sandbox:
@@ -69,6 +86,7 @@ class Sandbox:
         self.state = SandboxState.NEW
         self.containers: dict[str, Container] = {}
         self._trace = trace
+        self._shares: Counter[str] = Counter()
         self._directory = SandboxDirectory(options.directories, self.id)
         self._stack = AsyncExitStack()
         self._machine: Machine | None = None
@@ -78,6 +96,22 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.state}>"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the VM on this host; 0 where there is none."""
+        return self._machine.vm.child.pid if self._machine else 0
+
+    def share_name(self, container_id: str) -> str:
+        """A name for a container's directory among what the guest sees: another one for each container of this id.
+
+        The guest remembers names for a second. If one meant something else by then, it would take the mounts away that
+        crun has just made there.
+        """
+        self._shares[container_id] += 1
+        number = self._shares[container_id]
+        # No id has a tilde.
+        return container_id if number == 1 else f"{container_id}~{number}"
 
     async def start(self) -> None:
         """Boot the VM and make the agent ready for containers.
@@ -90,8 +124,10 @@ class Sandbox:
         try:
             with _trace.span("createSandboxFromConfig"):
                 with _trace.span("createSandbox"):
-                    artifacts = find_artifacts(self.config, self.options.image_dir)
-                    self._stack.enter_context(self._directory.opened())
+                    with _trace.span("findArtifacts"):
+                        artifacts = find_artifacts(self.config, self.options.image_dir)
+                    with _trace.span("makeDirectories"):
+                        self._stack.enter_context(self._directory.opened())
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
                 with _trace.span("startVM"):
@@ -123,7 +159,7 @@ class Sandbox:
 
     async def _booted(self, machine: Machine) -> None:
         # The agent's client costs 100 ms of imports; the guest needs longer to boot, so they are free now.
-        imports = asyncio.create_task(asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent"))
+        imports = asyncio.create_task(_import_client())
         try:
             await machine.vm.wait_ready(self.config.agent.dial_timeout)
         finally:
@@ -137,19 +173,28 @@ class Sandbox:
 
         agent = await self._stack.enter_async_context(AgentClient.connected(machine.transport.grpc_address))
         self._agent = agent
+        watch = asyncio.create_task(_tell_of_end(machine, agent), name="VM watch")
+        self._stack.callback(watch.cancel)
         reading = await clock.measure(machine.transport, self._trace.clock)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
             storages=[pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)],
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
+            sandbox_pidns=self.options.share_pid,
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
         self._trace.follow(agent)
 
     async def create_container(
-        self, container_id: str, spec: Mapping[str, object], rootfs: Rootfs, stdio: Stdio
+        self,
+        container_id: str,
+        spec: Mapping[str, object],
+        rootfs: Rootfs,
+        stdio: Stdio,
+        *,
+        share_pid: bool = False,
     ) -> Container:
         """Create a container; it exists until it is removed or the sandbox stops.
 
@@ -167,7 +212,7 @@ class Sandbox:
         self.containers[container_id] = container
         try:
             timeout = self.config.runtime.create_container_timeout
-            await container.create(spec, rootfs, stdio, timeout=timeout)
+            await container.create(spec, rootfs, stdio, timeout=timeout, share_pid=share_pid)
         except BaseException as error:
             del self.containers[container_id]
             await self._explain(error)
@@ -185,6 +230,37 @@ class Sandbox:
         except AgentError as error:
             await self._explain(error)
             raise
+
+    async def wait_process(self, process: Process) -> Exit:
+        """Wait for the end of a process; its last output may still be on the way.
+
+        Raises:
+            HypervisorError: the VM died meanwhile.
+        """
+        try:
+            return await process.wait()
+        except AgentError as error:
+            await self._explain(error)
+            raise
+
+    async def remove_container(self, container: Container) -> None:
+        """End a container of a sandbox that lives on. Its id is free afterwards, whatever the guest said."""
+        try:
+            await container.remove()
+        finally:
+            self.containers.pop(container.id, None)
+
+    async def oom_event(self) -> str:
+        """Wait until the guest's kernel kills something for memory; the container's id.
+
+        Raises:
+            AgentError: the sandbox ends.
+        """
+        from kata_protos import agent_pb2 as pb
+
+        assert self._agent is not None
+        answer = await self._agent.call(self._agent.service.GetOOMEvent, pb.GetOOMEventRequest(), timeout=None)
+        return str(answer.container_id)
 
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
@@ -242,6 +318,16 @@ class Sandbox:
     def _require(self, state: SandboxState) -> None:
         if self.state is not state:
             raise SandboxError(f"sandbox {self.id} is {self.state}, not {state}")
+
+
+async def _import_client() -> None:
+    with _trace.span("importAgentClient"):
+        await asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent")
+
+
+async def _tell_of_end(machine: Machine, agent: "AgentClient") -> None:
+    await machine.vm.child.wait()
+    agent.lost("the VM has ended")
 
 
 def _module(line: str) -> "pb.KernelModule":

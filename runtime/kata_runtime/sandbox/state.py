@@ -17,8 +17,11 @@ from pathlib import Path
 
 from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.mount import mounted_below, unmount
+from kata_telemetry.span import Site
 
 __all__ = ["Directories", "SandboxDirectory", "valid_id"]
+
+_trace = Site(package="virtcontainers", subsystem="sandbox")
 
 # containerd's own limits for identifiers (pkg/identifiers): 76 characters, no path can be made of them.
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -103,7 +106,8 @@ class SandboxDirectory:
             try:
                 yield self
             finally:
-                self.remove()
+                with _trace.span("removeDirectories"):
+                    self.remove()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

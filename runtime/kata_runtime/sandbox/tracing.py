@@ -51,10 +51,12 @@ class SandboxTrace:
         self.clock = self.tracer.clock if self.tracer else HostClock()
 
     @classmethod
-    def open(cls, config: Config, sandbox_id: str, *, command: str, start: int = 0) -> "SandboxTrace":
+    def open(
+        cls, config: Config, sandbox_id: str, *, command: str, start: int = 0, parent: SpanContext | None = None
+    ) -> "SandboxTrace":
         """Begin the sandbox's trace at `start` (CLOCK_MONOTONIC, ns), or now; without tracing this does nothing.
 
-        A W3C parent in the environment (TRACEPARENT) is continued.
+        The caller's trace is continued: `parent`, else a W3C parent in the environment (TRACEPARENT).
 
         Raises:
             HostError: the trace can't be kept.
@@ -70,7 +72,7 @@ class SandboxTrace:
             raise HostError(str(error), hint="turn tracing off, or correct [runtime] trace_dir") from error
         trace = cls(config, writer)
         if trace.tracer is not None:
-            parent = from_environment(os.environ)
+            parent = parent or from_environment(os.environ)
             trace.root = _trace.root(trace.tracer, "rootSpan", parent=parent, start=start, command=Path(command).name)
         return trace
 
@@ -117,7 +119,8 @@ class SandboxTrace:
             async with asyncio.timeout(_FLUSH_TIMEOUT):
                 request = pb.DestroySandboxRequest()
                 await agent.call(agent.service.DestroySandbox, request, timeout=_FLUSH_TIMEOUT)
-                await asyncio.shield(self._spans)
+                with _trace.span("awaitSpans"):
+                    await asyncio.shield(self._spans)
         except (AgentError, TimeoutError) as error:
             _log.warning("the agent's last spans did not come", extra={"error": str(error)})
         finally:

@@ -3,8 +3,8 @@
 import logging
 import os
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,14 +91,16 @@ async def start_vm(
         HypervisorError: QEMU did not start.
     """
     qemu = config.qemu
-    kvm = accelerator.kvm_usability()
-    accel, warning = accelerator.choose(qemu.accelerator, kvm)
+    with _trace.span("chooseAccelerator") as span:
+        kvm = accelerator.kvm_usability()
+        accel, warning = accelerator.choose(qemu.accelerator, kvm)
+        span.set(accelerator=accel)
     if warning:
         _log.warning(warning)
     program = find_program(qemu.path or "qemu-system-x86_64", package="qemu-system-x86")
     privileges = qemu_privileges(directory.sandbox_id, accel is Accelerator.KVM) if qemu.rootless else None
     async with AsyncExitStack() as stack:
-        stack.enter_context(shared_mount_point(directory.shared))
+        stack.enter_context(_shared(directory.shared))
         # QEMU's ends of the helpers' sockets. They must not stay open here, or nobody would see that QEMU has ended.
         theirs = stack.enter_context(ExitStack())
         helpers: list[Child] = []
@@ -135,6 +137,19 @@ async def start_vm(
         vm = await stack.enter_async_context(launched)
         theirs.close()
         yield Machine(vm, transport, accel, tuple(helpers))
+
+
+@contextmanager
+def _shared(directory: Path) -> Iterator[None]:
+    """`directory` as a mount of its own, see `shared_mount_point`; both of its ends are in the trace."""
+    with ExitStack() as mounted:
+        with _trace.span("shareDirectory"):
+            mounted.enter_context(shared_mount_point(directory))
+        try:
+            yield
+        finally:
+            with _trace.span("unshareDirectory"):
+                mounted.close()
 
 
 async def _vsock(

@@ -60,10 +60,11 @@ async def serve(launch: Launch, listener: socket.socket, open_service: OpenServi
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # In the order in which they must end: no more calls, then the sandbox, then the last events.
-    async with AsyncExitStack() as stack:
+    # In the order in which they must end: no more calls, then the sandbox, then the last events, then the trace.
+    async with AsyncExitStack() as last, AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(Publisher(launch.ttrpc_address, launch.namespace))
         service = await stack.enter_async_context(open_service(Shim(launch, publisher.publish, stop.set)))
+        last.callback(service.close_trace)
         services = [bind(descriptor, service) for descriptor in _TASK_SERVICES]
         if service.sandbox is not None:
             services.append(bind(_SANDBOX_SERVICE, service.sandbox))

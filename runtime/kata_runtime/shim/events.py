@@ -143,7 +143,8 @@ class Publisher:
 
     async def _forward(self, request: ForwardRequest) -> None:
         if self._client is None or not self._client.open:
-            self._client = await Client.connect(self._address)
+            with _trace.span("connectContainerd"):
+                self._client = await Client.connect(self._address)
         metadata = {_NAMESPACE_KEY: self._namespace}
         await self._client.call(_SERVICE, "Forward", request, Empty, timeout=_TIMEOUT, metadata=metadata)
 

@@ -1,9 +1,12 @@
-"""What surrounds every call from containerd: its span and its log fields. Methods know nothing of either."""
+"""What surrounds every call from containerd: its span, its log fields, its status. Methods know nothing of these."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kata_runtime.errors import KataError
+from kata_runtime.shim.failures import to_status
 from kata_runtime.shim.ttrpc.service import Call
 from kata_telemetry.logs import log_fields
 from kata_telemetry.span import Kind, Site, Span, use
@@ -11,6 +14,7 @@ from kata_telemetry.span import Kind, Site, Span, use
 __all__ = ["CallFunnel"]
 
 _trace = Site(package="containerdshim", subsystem="task")
+_log = logging.getLogger("kata.shim")
 
 # Kata calls its spans as the methods, but for this one (src/runtime/pkg/containerd-shim-v2/create.go).
 _NAMES = {"Create": "create"}
@@ -38,29 +42,44 @@ class CallFunnel:
             if isinstance(value := getattr(call.request, field, ""), str) and value
         }
         fields = {_LOGGED[attribute]: value for attribute, value in about.items()}
-        with log_fields(method=call.method, **fields), use(self._root(call)):
+        root = self._root(call)
+        with log_fields(method=call.method, **fields), _statuses(), use(root):
             if call.method in _REPEATING:
                 self._seen[call.method] += 1
                 if self._seen[call.method] > _ENOUGH:
-                    with self._only_failures(call, about):
+                    with self._only_failures(call, about, root):
                         yield
                     return
-            with self._open(call, about):
+            with self._open(call, about, root):
                 yield
 
-    def _open(self, call: Call, about: dict[str, str]) -> Span:
+    def _open(self, call: Call, about: dict[str, str], root: Span) -> Span:
         span = _trace.span(_NAMES.get(call.method, call.method), kind=Kind.SERVER, **about)
         if span.recording:
             span.set(rpc_service=call.service)
             # The caller's span: the parent of the root for the first call, a link for the others.
-            if call.parent is not None and call.parent.span_id != span.parent_id:
+            known = (span.parent_id, root.parent_id if root.recording else 0)
+            if call.parent is not None and call.parent.span_id not in known:
                 span.link(call.parent)
         return span
 
     @contextmanager
-    def _only_failures(self, call: Call, about: dict[str, str]) -> Iterator[None]:
+    def _only_failures(self, call: Call, about: dict[str, str], root: Span) -> Iterator[None]:
         try:
             yield
         except Exception:
-            with self._open(call, about):
+            with self._open(call, about, root):
                 raise
+
+
+@contextmanager
+def _statuses() -> Iterator[None]:
+    """The one place where the runtime's errors become containerd's."""
+    try:
+        yield
+    except KataError as error:
+        status = to_status(error)
+        if status is error:
+            raise
+        _log.error("%s", status)
+        raise status from error

@@ -32,6 +32,7 @@ class Launch:
         "containerd",
         "containerd_version",
         "debug",
+        "forked",
         "group",
         "id",
         "namespace",
@@ -57,6 +58,8 @@ class Launch:
         self.debug = False
         self.options: list[tuple[str, bytes]] = []
         self.started = 0
+        # When the daemon began, on the same clock.
+        self.forked = 0
         self.traceparent = ""
 
 

@@ -40,5 +40,6 @@ def set_up(descriptor: int, *, debug: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [FifoHandler(descriptor)]
     root.setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.INFO)  # its debugging is about itself
+    for library in ("asyncio", "grpc"):  # their debugging is about themselves
+        logging.getLogger(library).setLevel(logging.INFO)
     logging.captureWarnings(True)

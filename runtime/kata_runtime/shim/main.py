@@ -45,8 +45,9 @@ def main(argv: "list[str] | None" = None, *, daemon: "Daemon | None" = None, cle
             _say(_start(arguments, daemon, started))
         else:
             from kata_runtime.shim import delete
+            from kata_runtime.shim.cleanup import KataCleanup
 
-            os.write(1, delete.delete(arguments, cleanup or delete.Cleanup()))
+            os.write(1, delete.delete(arguments, cleanup or KataCleanup()))
     except (UsageError, OSError) as error:
         return _fail(str(error), 1)
     except ExceptionGroup as group:
@@ -72,6 +73,11 @@ def _start(arguments: Arguments, daemon: "Daemon | None", started: int) -> str:
 
 def _kata(launch: "Launch", listener: "socket") -> int:
     """The daemon with Kata's sandbox behind it."""
+    from kata_runtime.mount import private_mount_namespace
+
+    # While there is one thread only. Nothing that is mounted for a container outlives the shim, however it ends;
+    # containerd unmounts its own in its own.
+    private_mount_namespace()
     from kata_runtime.shim import daemon, tasks
 
     return daemon.main(launch, listener, tasks.open_service)

@@ -78,6 +78,9 @@ class TaskService(ABC):
         """The span under which a call is recorded; asked before every call. `call.parent` is the caller's own."""
         return NO_SPAN
 
+    def close_trace(self) -> None:  # noqa: B027 - most have none
+        """All is over, the last event included."""
+
     @abstractmethod
     async def state(self, request: task.StateRequest) -> task.StateResponse:
         """Of a container, or of an exec where `exec_id` is set (so everywhere)."""

@@ -7,6 +7,7 @@ connection from the backlog when its imports are done.
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -140,6 +141,7 @@ def _daemonise(launch: Launch, listener: socket.socket, daemon: Daemon) -> int:
         return pid
     status = 1
     try:
+        launch.forked = time.monotonic_ns()
         os.setsid()
         _rename()
         _redirect(launch)

@@ -1,0 +1,75 @@
+"""The stdio of one process: descriptors on the host, vsock streams to the guest, and what copies between them."""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+
+from kata_runtime.guest.dial import dial
+from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
+from kata_runtime.guest.transport import Transport
+from kata_telemetry.span import Site
+
+__all__ = ["Stdio", "Streams"]
+
+_trace = Site(package="virtcontainers", subsystem="container")
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """The host's descriptors of a process's stdio; None where it has none. A terminal has no stderr."""
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+
+
+class Streams:
+    """The vsock streams of one process and the tasks that serve them."""
+
+    def __init__(self, stdio: Stdio) -> None:
+        self._stdio = stdio
+        self._sockets: dict[str, socket.socket] = {}
+        self.ports: dict[str, int] = {}
+        self._outputs: list[asyncio.Task[int]] = []
+        self._input: asyncio.Task[int] | None = None
+
+    async def connect(self, transport: Transport) -> None:
+        """Open the streams, all at once; their port numbers go into the agent's call.
+
+        Raises:
+            AgentError: the agent does not take them.
+        """
+        wanted = [name for name in ("stdin", "stdout", "stderr") if getattr(self._stdio, name) is not None]
+        with _trace.span("connectStdio"):
+            opened = await asyncio.gather(*(self._open(transport, name) for name in wanted), return_exceptions=True)
+        for failure in filter(None, opened):
+            raise failure
+
+    async def _open(self, transport: Transport, name: str) -> None:
+        self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, STDIO_PORT, name)
+
+    def serve(self) -> None:
+        """Begin to copy."""
+        for name in ("stdout", "stderr"):
+            fd = getattr(self._stdio, name)
+            if fd is not None:
+                self._outputs.append(asyncio.create_task(copy_out(self._sockets.pop(name), fd, name)))
+        if self._stdio.stdin is not None:
+            self._input = asyncio.create_task(copy_in(self._stdio.stdin, self._sockets.pop("stdin")))
+
+    async def drain(self) -> None:
+        """Wait until all output has been delivered; input that nobody reads any more is let go."""
+        if self._outputs:
+            await asyncio.wait(self._outputs)
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop copying; nothing touches the descriptors afterwards (but see `copy_in`). Safe to repeat."""
+        tasks = [*self._outputs, *([self._input] if self._input else [])]
+        for task in tasks:
+            task.cancel()
+        for unused in self._sockets.values():
+            unused.close()
+        self._sockets.clear()
+        if tasks:
+            await asyncio.wait(tasks)

@@ -1,0 +1,52 @@
+"""What a container is made of: its specification for the guest, and its root filesystem."""
+
+import logging
+from dataclasses import dataclass
+
+from kata_runtime.mount import Mount
+from kata_runtime.oci import spec as oci
+from kata_runtime.oci.bundle import Bundle
+from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
+from kata_telemetry.span import Site
+
+__all__ = ["Workload", "of_bundle"]
+
+_trace = Site(package="virtcontainers", subsystem="container")
+_log = logging.getLogger("kata.sandbox")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A container to be: its specification for the guest, and its root filesystem."""
+
+    spec: oci.Spec
+    rootfs: Rootfs
+
+
+def of_bundle(bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers: tuple[Mount, ...] = ()) -> Workload:
+    """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
+
+    `share` is the container's id or `Sandbox.share_name`'s.
+
+    Raises:
+        RootfsError: it wants what a guest can't be given.
+    """
+    with _trace.span("convertSpec", share=share) as span:
+        guest = oci.for_guest(
+            bundle.spec,
+            rootfs=guest_rootfs(share),
+            mounts=guest_mounts(share),
+            bundle=str(bundle.directory),
+            disable_guest_seccomp=disable_guest_seccomp,
+        )
+        span.set(host_mounts=len(guest.mounts), dropped=len(guest.dropped))
+    if guest.dropped:
+        _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
+    if guest.hooks:
+        _log.warning("hooks of the bundle are not run: %s", ", ".join(guest.hooks))
+    if guest.sysctls:
+        _log.warning("sysctls of the bundle are not set: %s", ", ".join(guest.sysctls))
+    readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
+    return Workload(
+        guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share)
+    )

@@ -1,0 +1,44 @@
+"""The sandbox's side of `delete`: what a shim that was killed has left.
+
+QEMU, virtiofsd and the vsock backend died with the shim (`kata_runtime.process`), its mounts with its mount namespace.
+Directories remain, in which nobody holds the lock.
+"""
+
+import os
+
+from kata_runtime.shim.delete import Cleanup
+from kata_runtime.shim.launch import Launch, read_file
+
+__all__ = ["VM_PID_FILE", "KataCleanup"]
+
+# In the bundle; the process id that stood for the container, which may be another process's by now.
+VM_PID_FILE = "vm.pid"
+# As in kata_runtime.sandbox.state, which is not imported where there is nothing to do: clients wait for `delete`.
+_PLACES = ("/run/kata", "/var/lib/kata-containers/sandboxes")
+
+
+class KataCleanup(Cleanup):
+    """See `Cleanup`."""
+
+    def sandbox(self, launch: Launch) -> int:
+        """Remove the sandbox's directories unless it lives (then it is another one of this id)."""
+        if any(os.path.isdir(f"{place}/{launch.group.sandbox_id}") for place in _PLACES):
+            self._remove(launch.group.sandbox_id)
+        return self.container(launch)
+
+    def container(self, launch: Launch) -> int:
+        """Nothing is left to be freed: what a container holds is its sandbox's."""
+        pid = read_file(f"{launch.bundle}/{VM_PID_FILE}")
+        return int(pid) if pid.isdecimal() else 0
+
+    def _remove(self, sandbox_id: str) -> None:
+        from kata_runtime.errors import SandboxError
+        from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+
+        directory = SandboxDirectory(Directories(), valid_id(sandbox_id))
+        try:
+            with directory.locked():
+                directory.remove()
+        except SandboxError:
+            if not os.path.isdir(directory.run):
+                raise

@@ -1,0 +1,41 @@
+import pytest
+
+from kata_runtime.shim.metrics import UNLIMITED, to_metrics
+
+
+def test_every_number_has_its_place() -> None:
+    metrics = to_metrics(
+        {
+            "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 3\nnr_throttled 2\nthrottled_usec 1\n",
+            "cpu.pressure": "some avg10=1.50 avg60=0.00 avg300=0.00 total=77\n",
+            "memory.current": "4096\n",
+            "memory.max": "max\n",
+            "memory.peak": "8192\n",
+            "memory.stat": "anon 1\nfile 2\nkernel_stack 3\nnot_known 9\npgfault 4\n",
+            "memory.events": "low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\n",
+            "pids.current": "5\n",
+            "pids.max": "max\n",
+            "io.stat": "253:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n8:16 rbytes=7\n",
+        }
+    )
+    cpu, memory = metrics.cpu, metrics.memory
+    assert (cpu.usage_usec, cpu.user_usec, cpu.system_usec) == (30, 20, 10)
+    assert (cpu.nr_periods, cpu.nr_throttled, cpu.throttled_usec) == (3, 2, 1)
+    assert (cpu.psi.some.avg10, cpu.psi.some.total) == (1.5, 77)
+    assert (memory.usage, memory.usage_limit, memory.max_usage) == (4096, UNLIMITED, 8192)
+    assert (memory.anon, memory.file, memory.kernel_stack, memory.pgfault) == (1, 2, 3, 4)
+    assert (metrics.memory_events.high, metrics.memory_events.oom_kill) == (1, 4)
+    assert (metrics.pids.current, metrics.pids.limit) == (5, UNLIMITED)
+    assert [(entry.major, entry.minor, entry.rbytes, entry.wios) for entry in metrics.io.usage] == [
+        (253, 0, 1, 4),
+        (8, 16, 7, 0),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "x", "-1", "9" * 400, "usage_usec", "usage_usec ²", "a:b rbytes=1"])
+def test_a_guest_that_lies_counts_as_nothing(text: str) -> None:
+    names = ("cpu.stat", "cpu.pressure", "memory.current", "memory.stat", "memory.events", "pids.current", "io.stat")
+    metrics = to_metrics(dict.fromkeys(names, text))
+    assert metrics.cpu.usage_usec == 0
+    assert metrics.memory.usage == 0
+    assert not metrics.io.usage
