@@ -1,6 +1,14 @@
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Callable
+
 import pytest
 
-from kata_runtime.guest.clock import best
+from kata_runtime.errors import AgentError
+from kata_runtime.guest.clock import CLOCK_PORT, best, measure
+from support.fake_transport import FakeTransport, Handler
 
 
 def test_the_shortest_round_trip_counts() -> None:
@@ -17,3 +25,60 @@ def test_the_true_offset_lies_within_the_bound(delay: int) -> None:
     true_offset = 5_000
     reading = best([(100, 200, 100 + delay - true_offset, 0)])
     assert abs(reading.offset_ns - true_offset) <= reading.bound_ns
+
+
+class Local:
+    """A clock whose readings are host time already."""
+
+    def now(self) -> int:
+        return time.monotonic_ns()
+
+    def to_host(self, local_ns: int) -> int:
+        return local_ns
+
+
+def answering(change: Callable[[int, int], tuple[int, int]]) -> Handler:
+    """A guest's clock port; `change` makes (echo, monotonic) of the question and the true time."""
+
+    async def serve(stream: socket.socket, _: int) -> None:
+        loop = asyncio.get_running_loop()
+        while question := await loop.sock_recv(stream, 8):
+            echo, monotonic = change(struct.unpack(">q", question)[0], time.monotonic_ns())
+            await loop.sock_sendall(stream, struct.pack(">qqq", echo, monotonic, 0))
+
+    return serve
+
+
+async def hang_up(stream: socket.socket, _: int) -> None:
+    await asyncio.get_running_loop().sock_recv(stream, 8)
+
+
+async def never_answer(stream: socket.socket, _: int) -> None:
+    while await asyncio.get_running_loop().sock_recv(stream, 8):
+        pass
+
+
+async def test_a_guest_that_answers() -> None:
+    async with FakeTransport({CLOCK_PORT: answering(lambda question, now: (question, now - 1_000_000_000))}) as guest:
+        reading = await measure(guest, Local())
+    assert abs(reading.offset_ns - 1_000_000_000) <= reading.bound_ns
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        (answering(lambda question, now: (question + 1, now)), "answered something else"),
+        (hang_up, "closed its clock port"),
+        (never_answer, r"no answer within 0\.05 s"),
+    ],
+)
+async def test_a_guest_that_does_not(handler: Handler, message: str) -> None:
+    async with FakeTransport({CLOCK_PORT: handler}) as guest:
+        with pytest.raises(AgentError, match=message):
+            await measure(guest, Local(), timeout=0.05)
+
+
+async def test_a_guest_without_a_clock_port() -> None:
+    async with FakeTransport() as guest:
+        with pytest.raises(AgentError, match="vsock port 1028 can't be reached"):
+            await measure(guest, Local())
