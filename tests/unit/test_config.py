@@ -126,7 +126,7 @@ def test_drop_ins_without_a_main_file(files: Files) -> None:
         ("[runtime]\notlp_timeout = nan", "[runtime] otlp_timeout: expected", ""),
         ("[runtime]\notlp_headers = { a = 1 }", "otlp_headers.a: expected a string, got an integer (1)", ""),
         ("[runtime]\notlp_headers = 1979-05-27", "expected a table of strings, got date", ""),
-        ('[runtime]\ntrace_root = "none"', "expected one of 'lifetime' or 'start', got a string ('none')", ""),
+        ('[runtime]\notlp_protocol = "none"', "expected one of 'grpc' or 'http/protobuf', got a string ('none')", ""),
         ('[hypervisor.qemu]\nkernel = "vmlinuz"', "expected an absolute path, got a string ('vmlinuz')", ""),
         ("[hypervisor.qemu]\ndefault_memory = 1", "expected at least 64, got an integer (1)", ""),
         ("[hypervisor.qemu]\ndefault_memory = 512.0", "expected an integer, got a number (512.0)", ""),
@@ -142,7 +142,7 @@ def test_bad_input_names_file_key_and_way_out(files: Files, text: str, said: str
 
 
 def test_all_problems_are_told_at_once(files: Files) -> None:
-    assert len(str(files.error("[runtime]\na = 1\n[agent.kata]\nb = 1\nenable_debug = 1")).splitlines()) == 3
+    assert len(str(files.error("[runtime]\na = 1\n[agent.kata]\nb = 1\nenable_tracing = 1")).splitlines()) == 3
 
 
 def test_wrong_value_names_the_file_it_is_in(files: Files) -> None:

@@ -36,8 +36,9 @@ KATA_KEYS: dict[str, frozenset[str]] = {
         device_state_path disable_block_device_use disable_guest_selinux disable_image_nvdimm disable_nesting_checks
         disable_seccomp disable_selinux disable_vhost_net disk_rate_limiter_bw_max_rate
         disk_rate_limiter_bw_one_time_burst disk_rate_limiter_ops_max_rate disk_rate_limiter_ops_one_time_burst
-        enable_annotations enable_guest_swap enable_hugepages enable_iommu enable_iommu_platform enable_iothreads
-        enable_mem_prealloc enable_numa enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket
+        enable_annotations enable_debug enable_guest_swap enable_hugepages enable_iommu enable_iommu_platform
+        enable_iothreads enable_mem_prealloc enable_numa
+        enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket
         firmware firmware_volume guest_extension_images guest_hook_path guest_memory_dump_paging guest_memory_dump_path
         hot_plug_vfio hugepage_type hypervisor_loglevel indep_iothreads initdata jailer_path kernel_verity_params
         log_level machine_accelerators measurement_algo memory_offset memory_path memory_slots msize_9p
@@ -54,8 +55,9 @@ KATA_KEYS: dict[str, frozenset[str]] = {
     ),
     "agent.kata": _names(
         """
-        cdh_api_timeout cdh_api_timeout_ms container_pipe_size create_container_timeout dial_timeout_ms
-        health_check_request_timeout_ms launch_process_timeout log_level log_port passfd_listener_port policy
+        cdh_api_timeout cdh_api_timeout_ms container_pipe_size create_container_timeout debug_console_enabled
+        dial_timeout_ms enable_debug health_check_request_timeout_ms launch_process_timeout log_level log_port
+        passfd_listener_port policy
         reconnect_timeout_ms server_port visible_cdi_devices
         """
     ),
@@ -73,7 +75,8 @@ KATA_KEYS: dict[str, frozenset[str]] = {
 INSTEAD = {
     "create_container_timeout": "[runtime] create_container_timeout (seconds)",
     "dial_timeout_ms": "[agent.kata] dial_timeout (seconds)",
-    "hypervisor_loglevel": "[hypervisor.qemu] enable_debug",
+    "enable_debug": "[runtime] enable_debug",
+    "hypervisor_loglevel": "[runtime] enable_debug",
     "jaeger_endpoint": "[runtime] otlp_endpoint (Jaeger takes OTLP on ports 4317 and 4318)",
     "jaeger_password": "[runtime] otlp_headers",
     "jaeger_user": "[runtime] otlp_headers",

@@ -62,7 +62,6 @@ class QemuConfig:
     virtio_fs_extra_args: Strings = ()
     seccompsandbox: str = QEMU_SANDBOX
     rootless: bool = True
-    enable_debug: bool = False
 
     def vcpus(self, host_cpus: int) -> int:
         """Number of the guest's CPUs: fractions count up, a negative default means all, more than all is all."""
@@ -77,15 +76,13 @@ class AgentConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     enable_tracing: bool = False
-    enable_debug: bool = False
-    debug_console_enabled: bool = False
     dial_timeout: Seconds = 45.0
     kernel_modules: Strings = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
-    """`[runtime]`: the host side. The keys from `trace_root` on are ours."""
+    """`[runtime]`: the host side. The keys from `trace_dir` on are ours."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
@@ -93,7 +90,6 @@ class RuntimeConfig:
     enable_debug: bool = False
     disable_guest_seccomp: bool = True
     create_container_timeout: Seconds = 60.0
-    trace_root: Literal["lifetime", "start"] = "lifetime"
     trace_dir: AbsolutePath = "/var/lib/kata-containers/traces"
     otlp_endpoint: str = ""
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"

@@ -47,4 +47,3 @@ class VmSpec:
     shared: VhostUserFs | None = None
     machine_type: str = "q35"
     cpu_features: str = ""
-    debug: bool = False
