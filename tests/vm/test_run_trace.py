@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import select
 import socket
@@ -119,6 +120,21 @@ def test_without_tracing_there_is_nothing(kata: Kata) -> None:
     imported = done.stderr.decode()
     assert "kata_runtime.sandbox.sandbox" in imported
     assert "opentelemetry" not in imported
+
+
+def test_log_lines_say_which_sandbox_and_which_trace(kata: Kata, tmp_path: Path) -> None:
+    kata.tracing(runtime=True, agent=False)
+    log = tmp_path / "log"
+    done = kata("--log", str(log), "--log-format", "json", "run", "--name", "told", "--", "sh", "-c", "exit 3")
+    assert (done.returncode, done.stderr) == (3, b"")  # what a person need not know is in the log
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["msg"] for record in records if record["name"] == "kata.sandbox"][-2:] == [
+        "sandbox is stopping",
+        "sandbox is stopped",
+    ]
+    (ended,) = (record for record in records if record["msg"] == "process ended")
+    assert (ended["sandbox"], ended["container"], ended["status"]) == ("told", "told", 3)
+    assert ended["trace_id"] == the_trace(kata).trace_id
 
 
 def test_the_callers_trace_is_continued(kata: Kata) -> None:

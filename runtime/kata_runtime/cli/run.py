@@ -23,6 +23,7 @@ from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import Sizes
+from kata_telemetry import logs
 from kata_telemetry.span import Site, use
 
 __all__ = ["add_arguments"]
@@ -119,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         _trace.record("loadConfig", begin, time.monotonic_ns(), files=config.describe_files())
     outcome, failure = "killed", None
     try:
-        with use(trace.root):
+        with use(trace.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
             status = asyncio.run(_Run(request, trace).main())
         outcome = f"exit {status}"
         return status

@@ -1,6 +1,7 @@
 """A process of a container: its first one, or one that was added (exec)."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from enum import StrEnum
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exit", "Process", "ProcessState"]
 
+_log = logging.getLogger("kata.process")
 _trace = Site(package="virtcontainers", subsystem="container")
 
 
@@ -120,6 +122,8 @@ class Process:
     def ended(self, end: Exit) -> None:
         """It has ended, as `wait` or the sandbox knows."""
         self.state = ProcessState.STOPPED
+        extra = {"container": self.container_id, "exec": self.exec_id, "status": end.status}
+        _log.info("process ended", extra=extra)
         self._span.set(exit_status=end.status)
         if end.oom:
             self._span.event("oom")

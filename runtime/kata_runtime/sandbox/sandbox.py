@@ -312,7 +312,7 @@ class Sandbox:
         raise HypervisorError(f"the VM ended while a container was running ({why}){said}") from error
 
     def _set_state(self, state: SandboxState) -> None:
-        _log.debug("sandbox state", extra={"state": str(state)})
+        _log.info("sandbox is %s", state)
         self.state = state
 
     def _require(self, state: SandboxState) -> None:
