@@ -67,11 +67,25 @@ def test_the_default_rootfs_stays_as_it_is(kata: Kata) -> None:
 
 
 def test_ctrl_c_stops_the_workload(kata: Kata) -> None:
-    child = kata.start("run", "--", "sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
+    # Not `echo up; sleep 1000`: a shell that has just forked loses a SIGINT that comes before its child's exec, in any
+    # terminal.
+    child = kata.start("run", "--", "sh", "-c", "sleep 1000 & echo up; wait", stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"up\n"
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == 128 + signal.SIGINT
+    child.stdout.close()
+
+
+def test_a_second_ctrl_c_ends_what_ignores_the_first(kata: Kata) -> None:
+    script = "trap 'echo no' INT; echo up; while :; do sleep 1; done"
+    child = kata.start("run", "--", "sh", "-c", script, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"up\n"
+    child.send_signal(signal.SIGINT)
+    assert child.stdout.readline() == b"no\n"
+    child.send_signal(signal.SIGINT)
+    assert child.wait(30) == 128 + signal.SIGKILL
     child.stdout.close()
 
 
