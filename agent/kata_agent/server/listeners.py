@@ -36,14 +36,7 @@ class VsockEndpoints:
     """AF_VSOCK, any CID: the device may come later (hotplug into a clone)."""
 
     def listen(self, port: int) -> socket.socket:
-        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            listener.bind((VMADDR_CID_ANY, port))
-            listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        return _listen(socket.AF_VSOCK, (VMADDR_CID_ANY, port))
 
     def host_port(self, address: object) -> int | None:
         match address:
@@ -64,20 +57,24 @@ class UnixEndpoints:
         return self.directory / f"{port}.sock"
 
     def listen(self, port: int) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            self.path(port).unlink(missing_ok=True)
-            listener.bind(str(self.path(port)))
-            listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        self.path(port).unlink(missing_ok=True)
+        return _listen(socket.AF_UNIX, str(self.path(port)))
 
     def host_port(self, address: object) -> int | None:
         name = address.decode("ascii", "replace") if isinstance(address, bytes) else ""
         found = re.fullmatch(r"\0.*:(\d+)", name)
         return int(found[1]) if found else 0
+
+
+def _listen(family: int, address: str | tuple[int, int]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 class Acceptor:
