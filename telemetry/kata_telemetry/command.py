@@ -22,8 +22,13 @@ from kata_telemetry.store import DEFAULT_TRACE_DIR, StoreError, stores
 __all__ = ["add_arguments", "find", "parse_duration"]
 
 
-def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the `trace` command; the chosen one is `run` of the parsed options: `run(options) -> exit status`."""
+def add_arguments(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Add the `trace` command; the chosen one is `run` of the parsed options: `run(options) -> exit status`.
+
+    Returns what further commands below `trace` are added to.
+    """
     trace = subparsers.add_parser("trace", help="show where the time of a sandbox went")
     commands = trace.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
@@ -56,6 +61,7 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     push.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
     push.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
     push.set_defaults(run=_push, headers="")
+    return commands
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from kata_telemetry import otlp
+from kata_telemetry.abandoned import close_abandoned
 from kata_telemetry.collector import (
     CollectorSettings,
     RefusedError,
@@ -204,6 +205,7 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
         raise StoreError(f"the trace in {store.directory} is being exported by another process; try again later")
     sender = None
     try:
+        close_abandoned(store)
         sender = connect(settings)
         delivery = Delivery(store, settings, sender)
         before, deadline = delivery.progress.spans, time.monotonic() + timeout

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from kata_telemetry.abandoned import close_abandoned
 from kata_telemetry.collector import CollectorSettings, SettingsError, UnavailableError, connect
 from kata_telemetry.export import GRACE, Delivery
 from kata_telemetry.store import Lock, Store, StoreError
@@ -25,6 +26,8 @@ FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 30.0
 # While the grace period runs there is no time for long pauses.
 LAST_RETRY_ENDING: Final = 1.0
+# How long to wait, in seconds, for the end of a runtime that was killed, when its pipe has ended.
+PATIENCE: Final = 5.0
 # The shortest time worth starting a request.
 SHORTEST: Final = 0.05
 
@@ -138,6 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     thread.start()
     while os.read(0, 4096):
         exporter.tell()
+    # Does nothing where the runtime has ended by itself.
+    close_abandoned(store, at=time.time_ns(), patience=PATIENCE)
     exporter.end()
     # A request has its own timeout; the margin is for one that does not keep it.
     thread.join(options.grace + 1)

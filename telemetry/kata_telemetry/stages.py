@@ -95,6 +95,7 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "waitProcess": Rule(Stage.WORKLOAD, Role.WAITS),
     "wait_process": Rule(Stage.WORKLOAD, Role.WAITS),
     "process": Rule(Stage.WORKLOAD, Role.LASTS),
+    "sandbox": Rule(Stage.WORKLOAD, Role.LASTS),
     "Stop": Rule(Stage.STOP),
     "stop": Rule(Stage.STOP),
     "stopSandbox": Rule(Stage.STOP),

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -96,6 +97,27 @@ class Lock:
             self.release()
             return False
         return True
+
+    @classmethod
+    def await_free(cls, path: Path, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until nobody holds the lock at `path`; whether that came.
+
+        When a process is killed, the kernel may close its pipes a moment before its locks go.
+        """
+
+        def wait() -> None:
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, cls._request())
+                finally:
+                    os.close(fd)
+
+        # fcntl has no timeout; where nobody lets go, the thread is left behind.
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        waiting.join(timeout)
+        return not waiting.is_alive()
 
     def release(self) -> None:
         """Let go; does nothing where it isn't held."""
