@@ -34,14 +34,22 @@ class DestroySandboxRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Tracing(_message.Message):
-    __slots__ = ("enabled", "traceparent", "clock")
+    __slots__ = ("enabled", "traceparent", "clock", "level", "recorder", "since_ns", "log_levels")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    RECORDER_FIELD_NUMBER: _ClassVar[int]
+    SINCE_NS_FIELD_NUMBER: _ClassVar[int]
+    LOG_LEVELS_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     traceparent: str
     clock: Clock
-    def __init__(self, enabled: _Optional[bool] = ..., traceparent: _Optional[str] = ..., clock: _Optional[_Union[Clock, _Mapping]] = ...) -> None: ...
+    level: int
+    recorder: bool
+    since_ns: int
+    log_levels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, enabled: _Optional[bool] = ..., traceparent: _Optional[str] = ..., clock: _Optional[_Union[Clock, _Mapping]] = ..., level: _Optional[int] = ..., recorder: _Optional[bool] = ..., since_ns: _Optional[int] = ..., log_levels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Clock(_message.Message):
     __slots__ = ("offset_ns", "bound_ns")

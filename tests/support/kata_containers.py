@@ -22,10 +22,10 @@ class KataContainers:
     containerd: Containerd
     artifacts: Path
 
-    def tracing(self) -> None:
+    def tracing(self, level: str = "normal") -> None:
         """Trace the sandboxes from now on, both sides."""
         (self.artifacts / "configuration.toml").write_text(
-            f'[runtime]\ntrace_dir = "{self.artifacts}/traces"\nenable_tracing = true\n'
+            f'[runtime]\ntrace_dir = "{self.artifacts}/traces"\nenable_tracing = true\ntrace_level = "{level}"\n'
             "[agent.kata]\nenable_tracing = true\n"
         )
 

@@ -30,7 +30,7 @@ class SharedNamespaces:
     async def setup(self, hostname: str, *, share_pid: bool) -> None:
         """Make IPC and UTS namespaces. Raises SetupError."""
         self.pid_shared = share_pid
-        with _trace.span("setup_shared_namespaces", pid=share_pid):
+        with _trace.stage("setup_shared_namespaces", pid=share_pid):
             try:
                 # In a thread that ends afterwards: it is in namespaces that are not the agent's.
                 await in_thread("namespaces", partial(self._make, hostname))
@@ -48,7 +48,7 @@ class SharedNamespaces:
 
     def _bind(self, kind: str, source: str) -> None:
         target = self._directory / kind
-        with _trace.span("bind_namespace", kind_of=kind):
+        with _trace.detail("bind_namespace", kind_of=kind):
             target.touch()
             syscalls.mount(source, str(target), "", MountFlag.BIND)
         self.paths[kind] = str(target)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import grpc
 from kata_agent.errors import AgentError, PreconditionError
 from kata_agent.server.tracing import Setting, Tracing
 from kata_telemetry.propagation import extract
-from kata_telemetry.span import Kind, Site, Span
+from kata_telemetry.span import Kind, Level, Site
 
 __all__ = ["Funnel", "snake_case"]
 
@@ -27,7 +27,15 @@ _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
 # Long polls, whose spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans"})
+# The stages of a sandbox's life, and what is asked again and again; the other calls are in between.
+ESSENTIAL: Final = frozenset({
+    "CreateContainer", "CreateSandbox", "DestroySandbox", "ExecProcess", "RemoveContainer", "StartContainer",
+    "WaitProcess",
+})  # fmt: skip
+DETAILED: Final = frozenset({
+    "Check", "GetGuestDetails", "ListProcesses", "StatsContainer", "TtyWinResize", "Version",
+})  # fmt: skip
 MAX_DETAILS: Final = 2048
 HOST: Final = "vsock:2:"
 
@@ -46,8 +54,15 @@ def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
     if "tracing" not in request.DESCRIPTOR.fields_by_name or not request.HasField("tracing"):
         return None
     tracing = request.tracing
-    clock = (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None
-    return Setting(tracing.enabled, tracing.traceparent, clock)
+    return Setting(
+        tracing.enabled,
+        tracing.traceparent,
+        (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None,
+        Level(min(tracing.level, Level.DETAILED)),
+        tracing.recorder,
+        tracing.since_ns,
+        tuple(tracing.log_levels),
+    )
 
 
 class Funnel:
@@ -82,10 +97,11 @@ class Funnel:
     def _unary(self, method: str, handler: Callable[[Any], Awaitable[Any]]) -> Handler:
         name = snake_case(method)
         traced = method not in UNTRACED
+        level = Level.ESSENTIAL if method in ESSENTIAL else Level.DETAILED if method in DETAILED else Level.NORMAL
 
         async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
             try:
-                with self._span(name, request, context) if traced else nullcontext():
+                with self._span(name, level, request, context) if traced else nullcontext():
                     return await handler(request)
             except Exception as error:
                 await self._abort(method, context, error)
@@ -102,7 +118,7 @@ class Funnel:
 
         return call
 
-    def _span(self, name: str, request: Any, context: Any) -> "Span | nullcontext[None]":  # noqa: ANN401 - any message
+    def _span(self, name: str, level: Level, request: Any, context: Any) -> AbstractContextManager[object]:  # noqa: ANN401
         peer = context.peer()
         if peer.startswith("vsock:") and not peer.startswith(HOST):
             raise PreconditionError("only the host may call the agent")
@@ -114,12 +130,14 @@ class Funnel:
             tracing.configure(setting, getattr(request, "sandbox_id", ""))
         if not tracing.enabled:
             return nullcontext()
+        parent = extract(context.invocation_metadata())
+        if not tracing.records(level):
+            return tracing.without_span(parent)
         attributes = {
             key: value[:128]
             for key in ("container_id", "exec_id")
             if isinstance(value := getattr(request, key, None), str) and value
         }
-        parent = extract(context.invocation_metadata())
         return tracing.begin(name, parent, since, _trace, Kind.SERVER, **attributes)
 
     async def _abort(self, method: str, context: Any, error: Exception) -> None:  # noqa: ANN401

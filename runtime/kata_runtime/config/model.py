@@ -36,6 +36,17 @@ class _Schema:
 Strings = Annotated[tuple[str, ...], _Schema(strict=False)]
 Seconds = Annotated[float, _Schema(gt=0, le=86400)]
 AbsolutePath = Annotated[str, _Schema(pattern=r"^(/.*)?$")]
+# OpenTelemetry's standard names (OTEL_TRACES_SAMPLER); empty: the variable's.
+Sampler = Literal[
+    "",
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+]
+LogLevel = Literal["debug", "info", "warning", "error"]
 # What pydantic has to know; a plain dict, so that nothing is imported for it.
 _STRICT = {"extra": "forbid", "strict": True}
 
@@ -61,6 +72,7 @@ class QemuConfig:
     virtio_fs_cache: Literal["never", "metadata", "auto", "always"] = "auto"
     virtio_fs_extra_args: Strings = ()
     seccompsandbox: str = QEMU_SANDBOX
+    enable_annotations: Strings = ("enable_tracing",)
     rootless: bool = True
 
     def vcpus(self, host_cpus: int) -> int:
@@ -91,6 +103,13 @@ class RuntimeConfig:
     disable_guest_seccomp: bool = True
     create_container_timeout: Seconds = 60.0
     trace_dir: AbsolutePath = "/var/lib/kata-containers/traces"
+    trace_root: Literal["lifetime", "start"] = "lifetime"
+    trace_level: Literal["essential", "normal", "detailed"] = "normal"
+    trace_sampler: Sampler = ""
+    trace_sampler_arg: str = ""
+    trace_log_levels: Annotated[tuple[LogLevel, ...], _Schema(strict=False)] = ()
+    flight_recorder: bool = True
+    slow_start_threshold: Annotated[float, _Schema(ge=0, le=86400)] = 0.0
     otlp_endpoint: str = ""
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials

@@ -87,7 +87,7 @@ async def _in_thread(name: str, work: Callable[[], int], connection: socket.sock
                 loop.call_soon_threadsafe(finish, total)
 
     connection.setblocking(True)
-    with _trace.span(f"stdio.{name}") as span:
+    with _trace.span(f"stdio.{name}", lasts=True) as span:
         threading.Thread(target=body, name=f"stdio-{name}", daemon=True).start()
         try:
             total = await done
@@ -102,7 +102,7 @@ async def _in_thread(name: str, work: Callable[[], int], connection: socket.sock
 async def _in_loop(name: str, moved: AsyncIterator[int], connection: socket.socket) -> int:
     connection.setblocking(False)
     total = 0
-    with _trace.span(f"stdio.{name}") as span, connection:
+    with _trace.span(f"stdio.{name}", lasts=True) as span, connection:
         try:
             async for size in moved:
                 total += size

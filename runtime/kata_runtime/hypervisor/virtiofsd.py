@@ -46,7 +46,7 @@ async def start_virtiofsd(
     """
     path = find_program(program or "virtiofsd", package="virtiofsd", also=(_RUST_PROGRAM, _C_PROGRAM))
     async with AsyncExitStack() as stack:
-        with _trace.span("startVirtiofsd", program=path), socket.socket(socket.AF_UNIX) as listener:
+        with _trace.stage("startVirtiofsd", program=path), socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(socket_path))
             listener.listen(1)
             argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra)

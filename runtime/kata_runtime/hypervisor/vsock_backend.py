@@ -37,7 +37,7 @@ async def start_vsock_backend(
     """Run the backend for the block, with its sockets in `directory`. They accept before it has started."""
     hybrid_path, agent_path = directory / "vsock.sock", directory / "agent.sock"
     async with AsyncExitStack() as stack:
-        with _trace.span("startVsockBackend"), ExitStack() as handed_over:
+        with _trace.stage("startVsockBackend"), ExitStack() as handed_over:
             ours, theirs = socket.socketpair()
             stack.enter_context(ours)  # closed twice is closed
             handed_over.enter_context(theirs)

@@ -72,7 +72,7 @@ class Container:
         from kata_protos import agent_pb2 as pb
 
         self._require(ContainerState.CREATING)
-        with _trace.span("createContainer", container_id=self.id):
+        with _trace.stage("createContainer", container_id=self.id):
             try:
                 self._stack.enter_context(share_rootfs(self._directory, self.id, rootfs))
                 self._stack.push_async_callback(self.init.close)
@@ -94,7 +94,7 @@ class Container:
         from kata_protos import agent_pb2 as pb
 
         self._require(ContainerState.CREATED)
-        with _trace.span("startContainer", container_id=self.id):
+        with _trace.stage("startContainer", container_id=self.id):
             await self._agent.call(self._agent.service.StartContainer, pb.StartContainerRequest(container_id=self.id))
         self.init.started()
         self._state = ContainerState.RUNNING
@@ -165,7 +165,7 @@ class Container:
         from kata_protos import agent_pb2 as pb
 
         try:
-            with _trace.span("stopContainer", container_id=self.id):
+            with _trace.stage("stopContainer", container_id=self.id):
                 request = pb.RemoveContainerRequest(container_id=self.id, timeout=int(timeout))
                 await self._agent.call(self._agent.service.RemoveContainer, request, timeout=timeout + 5)
         finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kata_runtime.errors import SandboxError
 from kata_runtime.guest.transport import Transport
 from kata_runtime.sandbox.streams import Stdio, Streams
-from kata_telemetry.span import NO_SPAN, Site, Span, use
+from kata_telemetry.span import NO_SPAN, Level, Site, Span, use
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
@@ -80,7 +80,7 @@ class Process:
         """It runs."""
         self.state = ProcessState.RUNNING
         with use(self._lifetime):
-            self._span = _trace.start("process", container_id=self.container_id)
+            self._span = _trace.start("process", level=Level.ESSENTIAL, lasts=True, container_id=self.container_id)
         if self.exec_id:
             self._span.set(exec_id=self.exec_id)
 
@@ -90,7 +90,7 @@ class Process:
 
         if self.state is not ProcessState.CREATED:
             raise SandboxError(f"process {self.exec_id} of container {self.container_id} is {self.state}, not created")
-        with _trace.span("enterContainer", container_id=self.container_id, exec_id=self.exec_id):
+        with _trace.stage("enterContainer", container_id=self.container_id, exec_id=self.exec_id):
             try:
                 request = pb.ExecProcessRequest(
                     container_id=self.container_id,
@@ -109,7 +109,7 @@ class Process:
         """Wait for its end; its last output may still be on the way (`drain`)."""
         from kata_protos import agent_pb2 as pb
 
-        with _trace.span("waitProcess", container_id=self.container_id) as span:
+        with _trace.stage("waitProcess", lasts=True, container_id=self.container_id) as span:
             request = pb.WaitProcessRequest(container_id=self.container_id, exec_id=self.exec_id)
             answer = await self._agent.call(self._agent.service.WaitProcess, request, timeout=None)
             # The guest's word, kept within what can be.

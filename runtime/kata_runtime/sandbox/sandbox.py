@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
+from kata_runtime.guest.agent_log import AgentLog
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
-from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.state import MANAGEMENT_SOCKET, Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
-from kata_telemetry.span import Site, SpanContext, current
+from kata_telemetry.span import Level, Site, Span, current
 
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
@@ -122,26 +123,32 @@ class Sandbox:
         self._require(SandboxState.NEW)
         self._set_state(SandboxState.STARTING)
         try:
-            with _trace.span("createSandboxFromConfig"):
-                with _trace.span("createSandbox"):
+            with _trace.stage("createSandboxFromConfig"):
+                with _trace.stage("createSandbox"):
                     with _trace.span("findArtifacts"):
                         artifacts = find_artifacts(self.config, self.options.image_dir)
                     with _trace.span("makeDirectories"):
                         self._stack.enter_context(self._directory.opened())
+                        self._trace.point_from(self._directory.run)
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
-                with _trace.span("startVM"):
-                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir)
-                    with _hypervisor_trace.span("StartVM"):
+                with _trace.stage("startVM"):
+                    on_console = AgentLog(self.id, self._trace.root).line
+                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir, on_console)
+                    with _hypervisor_trace.stage("StartVM"):
                         machine = self._machine = await self._stack.enter_async_context(vm)
                         await self._booted(machine)
-                        boot = current().context
-                    with _agent_trace.span("StartVM"):
+                        boot = current()
+                    with _agent_trace.stage("StartVM"):
                         await self._start_agent(machine, boot)
-        except BaseException:
+        except BaseException as error:
+            await self._trace.failing(error)
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
+        from kata_runtime.sandbox.management import serve_management
+
+        await self._stack.enter_async_context(serve_management(self._directory.run / MANAGEMENT_SOCKET, self))
         self._guard = asyncio.create_task(self._watch_helpers(machine))
 
     async def _watch_helpers(self, machine: Machine) -> None:
@@ -166,7 +173,7 @@ class Sandbox:
             self._trace.record_boot(machine.vm.marks)
             await imports
 
-    async def _start_agent(self, machine: Machine, boot: SpanContext) -> None:
+    async def _start_agent(self, machine: Machine, boot: Span) -> None:
         from kata_protos import agent_pb2 as pb
         from kata_runtime.guest import clock
         from kata_runtime.guest.agent import AgentClient
@@ -262,16 +269,47 @@ class Sandbox:
         answer = await self._agent.call(self._agent.service.GetOOMEvent, pb.GetOOMEventRequest(), timeout=None)
         return str(answer.container_id)
 
+    @property
+    def agent_url(self) -> str:
+        """Where its agent can be reached, as Kata writes it."""
+        self._require(SandboxState.READY)
+        assert self._machine is not None
+        return self._machine.transport.kata_address
+
+    @property
+    def tracing(self) -> dict[str, object]:
+        """What of it is traced."""
+        return self._trace.status()
+
+    async def metrics(self, *, openmetrics: bool) -> str:
+        """What its spans say, for Prometheus."""
+        return await asyncio.to_thread(self._trace.metrics, openmetrics=openmetrics)
+
+    async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
+        """Trace it from now on, or no more; see `SandboxTrace.switch`.
+
+        Raises:
+            KataError: it can't be.
+        """
+        from kata_runtime.guest import clock
+
+        self._require(SandboxState.READY)
+        assert self._machine is not None
+        # Clocks drift: the reading of the start may be weeks old.
+        fresh = agent and not self._trace.agent_on
+        reading = await clock.measure(self._machine.transport, self._trace.clock) if fresh else None
+        await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading)
+
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
         if self.state in (SandboxState.STOPPING, SandboxState.STOPPED):
             return
         self._set_state(SandboxState.STOPPING)
         try:
-            with _trace.span("stopSandbox"):
+            with _trace.stage("stopSandbox"):
                 await self._stop_guest()
         finally:
-            with _trace.span("Cleanup"):
+            with _trace.stage("Cleanup"):
                 # Shielded, because this is what keeps the host clean.
                 closing = asyncio.ensure_future(self._stack.aclose())
                 try:
@@ -322,7 +360,8 @@ class Sandbox:
 
 async def _import_client() -> None:
     with _trace.span("importAgentClient"):
-        await asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent")
+        for name in ("kata_runtime.guest.agent", "kata_runtime.sandbox.management"):
+            await asyncio.to_thread(importlib.import_module, name)
 
 
 async def _tell_of_end(machine: Machine, agent: "AgentClient") -> None:

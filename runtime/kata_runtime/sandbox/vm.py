@@ -3,7 +3,7 @@
 import logging
 import os
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,9 +82,14 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
 
 @asynccontextmanager
 async def start_vm(
-    config: Config, sizes: Sizes, directory: SandboxDirectory, artifacts: Artifacts, logs_dir: Path
+    config: Config,
+    sizes: Sizes,
+    directory: SandboxDirectory,
+    artifacts: Artifacts,
+    logs_dir: Path,
+    on_console: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Machine]:
-    """Run a VM for the block; its guest is booting when this yields.
+    """Run a VM for the block; its guest is booting when this yields. `on_console` gets each line of its console.
 
     Raises:
         HostError: a program or device is missing.
@@ -133,7 +138,13 @@ async def start_vm(
             vsock=vsock,
             shared=VhostUserFs(fs.fileno(), SHARED_TAG),
         )
-        launched = launch_qemu(spec, privileges=privileges, logs_dir=logs_dir, pass_fds=(*vsock_fds, fs.fileno()))
+        launched = launch_qemu(
+            spec,
+            privileges=privileges,
+            logs_dir=logs_dir,
+            pass_fds=(*vsock_fds, fs.fileno()),
+            on_console=on_console,
+        )
         vm = await stack.enter_async_context(launched)
         theirs.close()
         yield Machine(vm, transport, accel, tuple(helpers))
@@ -143,12 +154,12 @@ async def start_vm(
 def _shared(directory: Path) -> Iterator[None]:
     """`directory` as a mount of its own, see `shared_mount_point`; both of its ends are in the trace."""
     with ExitStack() as mounted:
-        with _trace.span("shareDirectory"):
+        with _trace.detail("shareDirectory"):
             mounted.enter_context(shared_mount_point(directory))
         try:
             yield
         finally:
-            with _trace.span("unshareDirectory"):
+            with _trace.detail("unshareDirectory"):
                 mounted.close()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -13,6 +14,7 @@ from google.protobuf.message import DecodeError
 from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_runtime.config import Config, load
+from kata_runtime.config.annotations import read_annotations, with_annotations
 from kata_runtime.errors import KataError
 from kata_runtime.oci.spec import Spec
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
@@ -21,7 +23,7 @@ from kata_runtime.shim import grouping
 from kata_runtime.shim.service import Shim
 from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
 from kata_runtime.shim.ttrpc.service import Call
-from kata_telemetry.span import NO_SPAN, Site, Span, use
+from kata_telemetry.span import NO_SPAN, Level, Site, Span, use
 
 __all__ = ["Pod"]
 
@@ -102,7 +104,8 @@ class Pod:
         launch = self._shim.launch
         reading = time.monotonic_ns()
         try:
-            self._config = load(_config_path(call.request.options))
+            config = load(_config_path(call.request.options))
+            self._config = with_annotations(config, read_annotations(Path(call.request.bundle)))
             read = time.monotonic_ns()
             self._trace = SandboxTrace.open(
                 self._config, self.id, command=launch.group.kind, start=launch.started, parent=call.parent
@@ -111,10 +114,11 @@ class Pod:
             self._problem = error
             return
         with use(self._trace.root):
-            _trace.record("startShim", launch.started, launch.forked)
-            _trace.record("startDaemon", launch.forked, self._made)
-            _trace.record("awaitCreate", self._made, reading)
-            _trace.record("loadConfig", reading, read, files=self._config.describe_files())
+            stage = functools.partial(_trace.record, level=Level.ESSENTIAL)
+            stage("startShim", launch.started, launch.forked)
+            stage("startDaemon", launch.forked, self._made)
+            stage("awaitCreate", self._made, reading)
+            stage("loadConfig", reading, read, files=self._config.describe_files())
 
     async def begin(self, spec: Spec) -> None:
         """Boot the sandbox for its first container.
@@ -148,10 +152,10 @@ class Pod:
 
         self._memory_watch = self.spawn(watch(), "out of memory")
 
-    def export(self) -> None:
-        """Let the trace go to its collector: from here on it costs the workload's start nothing."""
+    def started(self) -> None:
+        """A process runs: from here on the trace costs the workload's start nothing."""
         if self._trace is not None:
-            self._trace.export()
+            self._trace.started()
 
     async def end(self, outcome: str, failure: BaseException | None = None) -> None:
         """Stop the sandbox and all in it. Goes on when the caller is cancelled; safe to repeat."""
@@ -165,7 +169,9 @@ class Pod:
         if self._memory_watch is not None:
             self._memory_watch.cancel()
         if self._sandbox is not None:
-            with use(self.root), _trace.span("Stop"):
+            if self._failure is not None and self._trace is not None:
+                await self._trace.failing(self._failure)
+            with use(self.root), _trace.stage("Stop"):
                 await self._sandbox.stop()
 
     def close_trace(self) -> None:

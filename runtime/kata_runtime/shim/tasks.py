@@ -234,7 +234,7 @@ class KataTasks(TaskService):
             await container.start()
             managed.running()
             self._publish("start", events.TaskStart(container_id=managed.container_id, pid=self._pod.pid))
-        self._pod.export()
+        self._pod.started()
 
     async def _start_exec(self, managed: ManagedExec) -> None:
         parent = self._container(managed.container_id)
