@@ -116,6 +116,22 @@ def test_events_after_the_end_go_to_the_sandboxes_life(tracer: Tracer) -> None:
     assert [event.name for event in tracer.lifetime.events] == ["kept"]
 
 
+@pytest.mark.parametrize(("root_mode", "misfits"), [("start", []), ("lifetime", ["later"])])
+def test_children_may_come_after_a_root_that_is_about_the_start(
+    tmp_path: Path, tracer: Tracer, root_mode: str, misfits: list[str]
+) -> None:
+    writer = StoreWriter.open(tmp_path, "box")
+    root = site.root(tracer, "root")
+    root.set(trace_root=root_mode)
+    writer.follow(tracer, root)
+    root.finish()
+    with use(root), site.span("later"):
+        pass
+    trace = read(writer)
+    assert [misfit.span.name for misfit in trace.misfits()] == misfits
+    assert trace.duration > trace.root.duration
+
+
 # Sampling
 
 
