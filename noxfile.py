@@ -75,7 +75,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def protos(session: nox.Session) -> None:
-    """Regenerate the stubs in protos/kata_protos from protos/*.proto."""
+    """Regenerate the stubs in protos/kata_protos from protos/*.proto, and those of the tests."""
     # The virtual path makes the stubs import each other as kata_protos.*.
     protoc = ("grpc_tools.protoc", "--proto_path=kata_protos=protos", "--python_out=protos", "--pyi_out=protos")
     python(session, *protoc, "--grpc_python_out=protos", "kata_protos/agent.proto")
@@ -83,3 +83,6 @@ def protos(session: nox.Session) -> None:
     python(
         session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir())
     )
+    # What the tests say to containerd's CRI plugin.
+    cri = ("--proto_path=support/cri=tests/support/cri", "--python_out=tests", "--pyi_out=tests")
+    python(session, "grpc_tools.protoc", *cri, "support/cri/cri.proto")

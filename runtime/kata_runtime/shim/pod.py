@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,7 +15,7 @@ from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
-from kata_runtime.oci.spec import Spec
+from kata_runtime.oci.spec import SHM, Spec
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.shim import grouping
@@ -129,6 +130,7 @@ class Pod:
         options = SandboxOptions(
             hostname=str(spec.get("hostname") or self.id)[:_HOSTNAME_LENGTH],
             share_pid=self._shim.launch.group.kind == grouping.SANDBOX,
+            shm_size=_shm_size(spec),
         ).from_environment(self.id)
         sandbox = self._sandbox = Sandbox(self.id, self.config, self._trace, options)
         try:
@@ -184,6 +186,18 @@ class Pod:
                 _log.debug("%s: %s", name, error)
 
         return asyncio.create_task(quietly(), name=name, context=self._context.copy())
+
+
+def _shm_size(spec: Spec) -> int:
+    """Bytes of the shared memory that whoever made the container has made for it on the host; 0 where there is none."""
+    for mount in spec.get("mounts") or ():
+        if mount["destination"] == SHM and "tmpfs" not in (mount.get("type") or ""):
+            try:
+                found = os.statvfs(mount.get("source") or "")
+            except OSError:
+                return 0
+            return found.f_blocks * found.f_frsize
+    return 0
 
 
 def _config_path(options: Any) -> Path | None:

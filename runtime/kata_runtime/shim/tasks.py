@@ -142,6 +142,7 @@ class KataTasks(TaskService):
             sandbox.share_name(request.id),
             disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
             layers=layers,
+            shm=sandbox.shm,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
