@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.slow]
 def test_a_pod_and_its_containers(cri: Cri) -> None:
     pod = cri.pod("web")
     assert pod.status.state == pb.SANDBOX_READY
-    first = pod.container("first", "/bin/sh", "-c", "echo out; echo err >&2; sleep 1000")
+    first = pod.container("first", "/bin/sh", "-c", "trap '' TERM; echo out; echo err >&2; sleep 1000")
     second = pod.container("second", "/bin/sh", "-c", "echo hello > /dev/shm/mark; exec sleep 1000")
     assert cri.status(first).state == pb.CONTAINER_RUNNING
     assert cri.exec(first, "sh", "-c", "echo inside; echo why >&2; exit 3") == (3, b"inside\n", b"why\n")

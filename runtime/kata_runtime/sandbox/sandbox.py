@@ -270,6 +270,11 @@ class Sandbox:
         finally:
             self.containers.pop(container.id, None)
 
+    async def vm_ended(self) -> None:
+        """Wait until the VM has ended, for whatever reason; the sandbox must have been started."""
+        assert self._machine is not None
+        await self._machine.vm.child.wait()
+
     async def oom_event(self) -> str:
         """Wait until the guest's kernel kills something for memory; the container's id.
 

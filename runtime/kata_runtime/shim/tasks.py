@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from kata_protos.containerd import events_pb2 as events
 from kata_protos.containerd import task_pb2 as task
+from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.types_task_pb2 import CREATED, PAUSED, RUNNING, STOPPED
 from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
@@ -27,7 +28,8 @@ from kata_runtime.shim.cleanup import VM_PID_FILE
 from kata_runtime.shim.launch import write_file
 from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
 from kata_runtime.shim.metrics import to_metrics
-from kata_runtime.shim.pod import Pod
+from kata_runtime.shim.pod import Pod, options_of
+from kata_runtime.shim.sandboxes import KataSandboxes, Tasks
 from kata_runtime.shim.service import Shim, TaskService
 from kata_runtime.shim.stdio import Names, open_stdio
 from kata_runtime.shim.ttrpc.errors import (
@@ -70,6 +72,8 @@ class KataTasks(TaskService):
         self._pod = Pod(shim)
         self._containers: dict[str, ManagedContainer] = {}
         self._watchers: set[asyncio.Task[None]] = set()
+        tasks = Tasks(self._all_metrics, self._out_of_memory, self._all_ended, shim.stop)
+        self._sandboxes = self.sandbox = KataSandboxes(self._pod, tasks)
 
     def root_span(self, call: Call) -> Span:
         """See TaskService."""
@@ -85,6 +89,10 @@ class KataTasks(TaskService):
         await self._pod.end("shim stopped")
         for container in self._containers.values():
             await self._let_go(container)
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        """Wait until the end of every process has been told; it must be on its way."""
         if self._watchers:
             await asyncio.wait(self._watchers)
 
@@ -114,7 +122,8 @@ class KataTasks(TaskService):
         if request.id in self._containers:
             raise AlreadyExists(f"there is a container {request.id} already")
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
-        managed = ManagedContainer(request.id, request.bundle, names, owner=request.id == self._shim.launch.id)
+        owner = request.id == self._shim.launch.id and not self._sandboxes.lives
+        managed = ManagedContainer(request.id, request.bundle, names, owner=owner)
         self._containers[request.id] = managed
         try:
             async with managed.lock:
@@ -134,7 +143,8 @@ class KataTasks(TaskService):
             bundle = read_bundle(Path(request.bundle))
         bundle.spec["process"]["terminal"] = request.terminal
         if managed.owner:
-            await self._pod.begin(bundle.spec)
+            pod = self._shim.launch.group.kind == grouping.SANDBOX
+            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod))
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
@@ -446,6 +456,11 @@ class KataTasks(TaskService):
         response.stats.value = metrics.SerializeToString()
         return response
 
+    async def _all_metrics(self) -> list[Metrics]:
+        """Of the containers that run."""
+        live = [managed.container for managed in self._containers.values() if managed.status in (RUNNING, PAUSED)]
+        return [to_metrics(await container.stats()) for container in live if container is not None]
+
     async def connect(self, request: task.ConnectRequest) -> task.ConnectResponse:
         """See TaskService."""
         known = request.id in self._containers
@@ -453,7 +468,7 @@ class KataTasks(TaskService):
 
     async def shutdown(self, request: task.ShutdownRequest) -> Empty:
         """See TaskService."""
-        if request.now or not self._containers:
+        if request.now or not (self._containers or self._sandboxes.lives):
             self._shim.stop()
         return Empty()
 
