@@ -1,5 +1,6 @@
 """Sessions for developers and CI; each does what its name says, `nox -l` lists them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from 
 nox.options.sessions = ["lint", "types", "unit", "contract"]
 
 PACKAGES = ("runtime", "agent", "telemetry", "tests", "noxfile.py")
+# What `nox -s containerd2` builds.
+CONTAINERD2 = "v2.4.2"
 # Not found as Python because it has no suffix.
 SCRIPTS = ("dev",)
 
@@ -65,6 +68,22 @@ def vm(session: nox.Session) -> None:
 def containerd(session: nox.Session) -> None:
     """Tests that run Debian's containerd on sockets and directories of its own (root)."""
     pytest(session, "containerd")
+
+
+@nox.session
+def containerd2(session: nox.Session) -> None:
+    """The same with containerd 2: that of KATA_CONTAINERD2 (a directory), else one built with Go (root, minutes)."""
+    given = os.environ.get("KATA_CONTAINERD2")
+    directory = Path(given) if given else Path(".cache/containerd2").resolve()
+    if not given:
+        directory.mkdir(parents=True, exist_ok=True)
+        module = f"github.com/containerd/containerd/v2/cmd/{{}}@{CONTAINERD2}"
+        env = {"GOBIN": str(directory), "CGO_ENABLED": "0"}
+        for name in ("containerd", "ctr"):
+            if not (directory / name).exists():
+                session.run("go", "install", "-tags=no_btrfs", module.format(name), external=True, env=env)
+    session.env["PATH"] = f"{directory}:{os.environ['PATH']}"
+    python(session, "pytest", "tests/containerd", "--junitxml=artifacts/containerd2.xml", *session.posargs)
 
 
 @nox.session

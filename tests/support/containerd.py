@@ -25,6 +25,7 @@ __all__ = [
     "Containerd",
     "CriSettings",
     "eventually",
+    "major_version",
     "make_image",
     "missing",
     "read_chunks",
@@ -49,6 +50,16 @@ def missing() -> str:
         return "needs root"
     lacking = [name for name in ("containerd", "ctr", "runc", "umoci", "busybox") if shutil.which(name) is None]
     return f"not installed: {', '.join(lacking)}" if lacking else ""
+
+
+def major_version() -> int:
+    """The first number of the version of the containerd on PATH; 0 where there is none."""
+    if shutil.which("containerd") is None:
+        return 0
+    said = subprocess.run(["containerd", "--version"], capture_output=True, check=True, text=True).stdout
+    found = re.search(r" v?(\d+)\.\d+", said)
+    assert found is not None, said
+    return int(found[1])
 
 
 def make_image(directory: Path) -> Path:
@@ -78,17 +89,28 @@ class CriSettings:
     networks: Path
     prefix: tuple[str, ...]
 
-    def config(self) -> str:
-        """Its part of containerd's configuration."""
-        plugin = '[plugins."io.containerd.grpc.v1.cri"'
+    def config(self, version: int) -> str:
+        """Its part of the configuration of containerd 1 or 2."""
+        if version < 2:
+            plugin = '[plugins."io.containerd.grpc.v1.cri"'
+            images = f'{plugin}]\n  sandbox_image = "{PAUSE}"\n  stream_server_address = "127.0.0.1"\n'
+            stream, bin_dirs = "", 'bin_dir = "/usr/lib/cni"'
+        else:
+            plugin = '[plugins."io.containerd.cri.v1.runtime"'
+            images = f'[plugins."io.containerd.cri.v1.images".pinned_images]\n  sandbox = "{PAUSE}"\n{plugin}]\n'
+            # Its socket would be the host's.
+            stream = '[plugins."io.containerd.nri.v1.nri"]\n  disable = true\n'
+            bin_dirs = 'bin_dirs = ["/usr/lib/cni"]'
+        kata = (
+            '  runtime_type = "io.containerd.kata.v2"\n  privileged_without_host_devices = true\n'
+            '  pod_annotations = ["io.katacontainers.*"]\n'
+        )
+        shim = f'{plugin}.containerd.runtimes.kata-sandbox]\n{kata}  sandboxer = "shim"\n' if version >= 2 else ""
         return (
-            f'{plugin}]\n  sandbox_image = "{PAUSE}"\n  netns_mounts_under_state_dir = true\n'
-            '  stream_server_address = "127.0.0.1"\n  stream_server_port = "0"\n  disable_apparmor = true\n'
-            f'{plugin}.containerd]\n  default_runtime_name = "runc"\n'
-            f'{plugin}.containerd.runtimes.runc]\n  runtime_type = "io.containerd.runc.v2"\n'
-            f'{plugin}.containerd.runtimes.kata]\n  runtime_type = "io.containerd.kata.v2"\n'
-            '  privileged_without_host_devices = true\n  pod_annotations = ["io.katacontainers.*"]\n'
-            f'{plugin}.cni]\n  bin_dir = "/usr/lib/cni"\n  conf_dir = "{self.networks}"\n'
+            f"{images}  netns_mounts_under_state_dir = true\n  disable_apparmor = true\n"
+            f'{plugin}.containerd]\n  default_runtime_name = "kata"\n'
+            f"{plugin}.containerd.runtimes.kata]\n{kata}{shim}"
+            f'{plugin}.cni]\n  {bin_dirs}\n  conf_dir = "{self.networks}"\n{stream}'
         )
 
 
@@ -116,11 +138,16 @@ class Containerd:
         disabled = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
                     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]  # fmt: skip
         if cri is None:
-            disabled.append("io.containerd.grpc.v1.cri")
+            disabled += [
+                *("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"),
+                "io.containerd.nri.v1.nri",
+            ]
+        version = self.version
         self._config.write_text(
-            f'version = 2\nroot = "{directory}/root"\nstate = "{self.state}"\ndisabled_plugins = {disabled}\n'
+            f'version = {2 if version < 2 else 3}\nroot = "{directory}/root"\nstate = "{self.state}"\n'
+            f"disabled_plugins = {disabled}\n"
             f'[grpc]\n  address = "{self.address}"\n[ttrpc]\n  address = "{self.address}.ttrpc"\n'
-            f'[debug]\n  level = "debug"\n{cri.config() if cri else ""}'
+            f'[debug]\n  level = "debug"\n{cri.config(version) if cri else ""}'
         )
 
     @property
@@ -132,10 +159,7 @@ class Containerd:
     @property
     def version(self) -> int:
         """The first number of its version."""
-        said = subprocess.run(["containerd", "--version"], capture_output=True, check=True, text=True).stdout
-        found = re.search(r" v?(\d+)\.\d+", said)
-        assert found is not None, said
-        return int(found[1])
+        return major_version()
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""

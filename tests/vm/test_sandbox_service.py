@@ -27,6 +27,7 @@ from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RpcError
 from kata_telemetry.store import Store
 from kata_telemetry.trace import load_store
+from support.containerd import eventually
 from support.cri import cri_pb2 as cri
 from support.kata_containers import vm_pids
 
@@ -167,6 +168,7 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
     await shim.task("Delete", task.DeleteRequest(id="first"), task.DeleteResponse)
     await shim.task("Shutdown", task.ShutdownRequest(id="first"), Empty)
     second = await shim.run("second", "cat /dev/shm/mark; while :; do sleep 1; done")
+    eventually(lambda: second.read_text() == "here\n", "no shared memory")
     metrics = await shim.box("SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="box"), pb.SandboxMetricsResponse)
     numbers = Metrics.FromString(metrics.metrics.data.value)
     assert metrics.metrics.id == "box"
@@ -176,7 +178,6 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
 
     await shim.stop()
     assert (await waiting).exit_status == 0
-    assert second.read_text() == "here\n"
     stopped = await shim.task("State", task.StateRequest(id="second"), task.StateResponse)
     assert (stopped.status, stopped.exit_status) == (STOPPED, 137)
     assert vm_pids("box") == []

@@ -132,7 +132,8 @@ class Cri:
             status = self.call("Status", pb.StatusRequest()).status
         except grpc.RpcError:  # "server is not initialized yet"
             return False
-        return all(condition.status for condition in status.conditions)
+        # containerd 2 has a condition for deprecated settings as well.
+        return all(condition.status for condition in status.conditions if condition.type.endswith("Ready"))
 
     def pod(self, name: str, *, shared_pid: bool = False, annotations: dict[str, str] | None = None) -> Pod:
         """Run a pod."""

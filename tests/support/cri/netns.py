@@ -28,6 +28,10 @@ class NetworkNamespace:
         """What runs a command in it. Not `ip netns exec`, which would hide the command's mounts from the host."""
         return ("nsenter", f"--net={self.path}", "--")
 
+    def ip(self, *arguments: str) -> None:
+        """Run `ip` in it."""
+        subprocess.run(["ip", "-n", self.path.name, *arguments], check=True)
+
     def run(self, work: Callable[[], _T]) -> _T:
         """Do something in it, in a thread of its own; sockets made there stay in it."""
         done: list[_T] = []
@@ -60,7 +64,8 @@ def new_namespace() -> Iterator[NetworkNamespace]:
     name = f"kata-test-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-        yield NetworkNamespace(Path("/run/netns") / name)
+        namespace = NetworkNamespace(Path("/run/netns") / name)
+        namespace.ip("link", "set", "lo", "up")
+        yield namespace
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
