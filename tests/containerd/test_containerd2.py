@@ -13,22 +13,22 @@ pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.slow]
 
 
 def test_version_3_of_the_shim_protocol(kata: KataContainers) -> None:
-    kata.detached("box", "sleep", "1000")
-    bundle = kata.containerd.state / "io.containerd.runtime.v2.task" / "default" / "box"
+    kata.detached("bootstrapped", "sleep", "1000")
+    bundle = kata.containerd.state / "io.containerd.runtime.v2.task" / "default" / "bootstrapped"
     said = json.loads((bundle / "bootstrap.json").read_text())
     assert (said["version"], said["protocol"]) == (3, "ttrpc")
     assert said["address"] == (bundle / "address").read_text()
-    kata.tasks("delete", "--force", "box")
+    kata.tasks("delete", "--force", "bootstrapped")
     kata.nothing_remains()
 
 
 def test_a_pod_by_the_sandbox_service(cri: Cri) -> None:
     cri.handler = "kata-sandbox"
-    pod = cri.pod("box")
+    pod = cri.pod("unpaused")
     assert pod.status.state == pb.SANDBOX_READY
     assert len(vm_pids(pod.id)) == 1
     first = pod.container("first", "/bin/sh", "-c", "echo here > /dev/shm/mark; hostname; exec sleep 1000")
-    eventually(lambda: pod.log("first") == [("stdout", "box")], "no output")
+    eventually(lambda: pod.log("first") == [("stdout", "unpaused")], "no output")
     # There is no pause container: a container that ends and comes again does not end the pod.
     for number in range(2):
         job = pod.container("job", "/bin/sh", "-c", f"cat /dev/shm/mark; exit {number}")

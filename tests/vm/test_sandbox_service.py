@@ -38,16 +38,16 @@ _M = TypeVar("_M", bound=Message)
 
 
 class Shim:
-    """A shim's process for the sandbox `box`, and a client of its two services."""
+    """A shim's process for the sandbox `pod-of-its-own`, and a client of its two services."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.bundle = directory / "box"
+        self.bundle = directory / "pod-of-its-own"
         self.bundle.mkdir()  # containerd puts no config.json there
 
     def _run(self, *arguments: str, stdin: bytes = b"") -> bytes:
         code = f"import sys, runpy; sys.path[:] = {sys.path!r}; runpy.run_path({str(SHIM)!r}, run_name='__main__')"
-        flags = ("-namespace", "ns", "-id", "box", "-address", str(self.directory / "containerd.sock"))
+        flags = ("-namespace", "ns", "-id", "pod-of-its-own", "-address", str(self.directory / "containerd.sock"))
         command = [sys.executable, "-I", "-S", "-c", code, *flags, *arguments]
         return subprocess.run(
             command, cwd=self.bundle, input=stdin, stdout=subprocess.PIPE, check=True, timeout=30
@@ -55,7 +55,7 @@ class Shim:
 
     async def start(self) -> "Shim":
         """As containerd 2.3 starts it."""
-        given = BootstrapParams(instance_id="box", namespace="ns", socket_dir=str(self.directory / "s"))
+        given = BootstrapParams(instance_id="pod-of-its-own", namespace="ns", socket_dir=str(self.directory / "s"))
         said = json.loads(await asyncio.to_thread(self._run, "start", stdin=given.SerializeToString()))
         assert said["version"] == 3
         self.client = await Client.connect(said["address"])
@@ -74,24 +74,30 @@ class Shim:
         return await self.client.call("containerd.task.v3.Task", method, request, answer, timeout=120)
 
     async def create(self, **settings: Any) -> None:
-        await self.box("CreateSandbox", pb.CreateSandboxRequest(sandbox_id="box", **settings), pb.CreateSandboxResponse)
+        await self.box(
+            "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="pod-of-its-own", **settings), pb.CreateSandboxResponse
+        )
 
     async def boot(self) -> pb.StartSandboxResponse:
-        return await self.box("StartSandbox", pb.StartSandboxRequest(sandbox_id="box"), pb.StartSandboxResponse)
+        return await self.box(
+            "StartSandbox", pb.StartSandboxRequest(sandbox_id="pod-of-its-own"), pb.StartSandboxResponse
+        )
 
     async def status(self) -> pb.SandboxStatusResponse:
-        request = pb.SandboxStatusRequest(sandbox_id="box", verbose=True)
+        request = pb.SandboxStatusRequest(sandbox_id="pod-of-its-own", verbose=True)
         return await self.box("SandboxStatus", request, pb.SandboxStatusResponse)
 
     async def wait(self) -> pb.WaitSandboxResponse:
-        return await self.box("WaitSandbox", pb.WaitSandboxRequest(sandbox_id="box"), pb.WaitSandboxResponse)
+        return await self.box("WaitSandbox", pb.WaitSandboxRequest(sandbox_id="pod-of-its-own"), pb.WaitSandboxResponse)
 
     async def stop(self) -> None:
-        request = pb.StopSandboxRequest(sandbox_id="box", timeout_secs=10)
+        request = pb.StopSandboxRequest(sandbox_id="pod-of-its-own", timeout_secs=10)
         await self.box("StopSandbox", request, pb.StopSandboxResponse)
 
     async def shutdown(self) -> None:
-        await self.box("ShutdownSandbox", pb.ShutdownSandboxRequest(sandbox_id="box"), pb.ShutdownSandboxResponse)
+        await self.box(
+            "ShutdownSandbox", pb.ShutdownSandboxRequest(sandbox_id="pod-of-its-own"), pb.ShutdownSandboxResponse
+        )
 
     async def run(self, name: str, *command: str) -> Path:
         """Create and start a container; the file that its output goes to."""
@@ -143,21 +149,21 @@ def pod_config(hostname: str) -> cri.PodSandboxConfig:
 
 
 async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> None:
-    platform = await shim.box("Platform", pb.PlatformRequest(sandbox_id="box"), pb.PlatformResponse)
+    platform = await shim.box("Platform", pb.PlatformRequest(sandbox_id="pod-of-its-own"), pb.PlatformResponse)
     assert (platform.platform.os, platform.platform.architecture) == ("linux", "amd64")
-    request = pb.CreateSandboxRequest(sandbox_id="box", bundle_path=str(shim.bundle))
+    request = pb.CreateSandboxRequest(sandbox_id="pod-of-its-own", bundle_path=str(shim.bundle))
     request.options.type_url = "runtime.v1.PodSandboxConfig"
     request.options.value = pod_config("from-cri").SerializeToString()
     await shim.box("CreateSandbox", request, pb.CreateSandboxResponse)
     assert (await shim.status()).state == "SANDBOX_CREATED"
     started = await shim.boot()
-    assert [started.pid] == vm_pids("box")
+    assert [started.pid] == vm_pids("pod-of-its-own")
     status = await shim.status()
-    assert (status.sandbox_id, status.pid, status.state) == ("box", started.pid, "SANDBOX_READY")
+    assert (status.sandbox_id, status.pid, status.state) == ("pod-of-its-own", started.pid, "SANDBOX_READY")
     assert status.created_at == started.created_at
     assert not status.HasField("exited_at")
     assert status.info["configuration"] == f"{artifacts}/configuration.toml"
-    await shim.box("PingSandbox", pb.PingRequest(sandbox_id="box"), pb.PingResponse)
+    await shim.box("PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"), pb.PingResponse)
     waiting = asyncio.create_task(shim.wait())
 
     # No container's end is the sandbox's, and containers share its name and memory.
@@ -169,9 +175,11 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
     await shim.task("Shutdown", task.ShutdownRequest(id="first"), Empty)
     second = await shim.run("second", "cat /dev/shm/mark; while :; do sleep 1; done")
     eventually(lambda: second.read_text() == "here\n", "no shared memory")
-    metrics = await shim.box("SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="box"), pb.SandboxMetricsResponse)
+    metrics = await shim.box(
+        "SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="pod-of-its-own"), pb.SandboxMetricsResponse
+    )
     numbers = Metrics.FromString(metrics.metrics.data.value)
-    assert metrics.metrics.id == "box"
+    assert metrics.metrics.id == "pod-of-its-own"
     assert 1 <= numbers.pids.current <= 2
     assert numbers.memory.usage > 0
     assert not waiting.done()
@@ -180,7 +188,7 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
     assert (await waiting).exit_status == 0
     stopped = await shim.task("State", task.StateRequest(id="second"), task.StateResponse)
     assert (stopped.status, stopped.exit_status) == (STOPPED, 137)
-    assert vm_pids("box") == []
+    assert vm_pids("pod-of-its-own") == []
     status = await shim.status()
     assert (status.state, status.exited_at) == ("SANDBOX_NOTREADY", waiting.result().exited_at)
     await shim.stop()  # safe to repeat
@@ -201,21 +209,21 @@ async def test_errors(shim: Shim) -> None:
             await shim.box(method, request, Empty)
 
     for method in ("StartSandbox", "StopSandbox", "WaitSandbox", "SandboxStatus", "SandboxMetrics"):
-        await refused(NotFound, method, getattr(pb, f"{method}Request")(sandbox_id="box"))
-    await refused(NotFound, "PingSandbox", pb.PingRequest(sandbox_id="box"))
+        await refused(NotFound, method, getattr(pb, f"{method}Request")(sandbox_id="pod-of-its-own"))
+    await refused(NotFound, "PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"))
     await refused(InvalidArgument, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="other"))
-    broken = pb.CreateSandboxRequest(sandbox_id="box")
+    broken = pb.CreateSandboxRequest(sandbox_id="pod-of-its-own")
     broken.options.type_url, broken.options.value = "runtime.v1.PodSandboxConfig", b"\xff"
     await refused(InvalidArgument, "CreateSandbox", broken)
     await shim.create()
-    await refused(AlreadyExists, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="box"))
-    await refused(FailedPrecondition, "PingSandbox", pb.PingRequest(sandbox_id="box"))
-    await refused(FailedPrecondition, "SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="box"))
+    await refused(AlreadyExists, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="pod-of-its-own"))
+    await refused(FailedPrecondition, "PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"))
+    await refused(FailedPrecondition, "SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="pod-of-its-own"))
     await refused(NotFound, "StartSandbox", pb.StartSandboxRequest(sandbox_id="other"))
     with pytest.raises(FailedPrecondition):  # a container of a sandbox that has not been started
         await shim.run("early", "true")
     await shim.boot()
-    await refused(FailedPrecondition, "StartSandbox", pb.StartSandboxRequest(sandbox_id="box"))
+    await refused(FailedPrecondition, "StartSandbox", pb.StartSandboxRequest(sandbox_id="pod-of-its-own"))
     await shim.shutdown()
 
 
