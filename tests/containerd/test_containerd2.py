@@ -35,6 +35,9 @@ def test_a_pod_by_the_sandbox_service(cri: Cri) -> None:
         assert cri.wait(job).exit_code == number
         assert pod.log("job") == [("stdout", "here")]
         cri.delete(job)
+    hungry = pod.container("hungry", "/bin/sh", "-c", "x=x; while :; do x=$x$x; done", memory=32 << 20)
+    ended = cri.wait(hungry)
+    assert (ended.exit_code, ended.reason) == (137, "OOMKilled")
     assert cri.exec(first, "sh", "-c", "echo inside; exit 3") == (3, b"inside\n", b"")
     cri.containerd.stop()
     cri.containerd.start()

@@ -20,7 +20,7 @@ from kata_protos.containerd.types_task_pb2 import CREATED, PAUSED, RUNNING, STOP
 from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
-from kata_runtime.oci.spec import Spec, guest_process, guest_resources
+from kata_runtime.oci.spec import SHM, Spec, guest_process, guest_resources
 from kata_runtime.sandbox.process import Exit
 from kata_runtime.sandbox.workload import of_bundle
 from kata_runtime.shim import grouping
@@ -142,6 +142,8 @@ class KataTasks(TaskService):
         with _trace.span("readBundle"):
             bundle = read_bundle(Path(request.bundle))
         bundle.spec["process"]["terminal"] = request.terminal
+        if self._sandboxes.lives:
+            _share_memory(bundle.spec)
         if managed.owner:
             pod = self._shim.launch.group.kind == grouping.SANDBOX
             await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod))
@@ -446,9 +448,9 @@ class KataTasks(TaskService):
         return Empty()
 
     async def stats(self, request: task.StatsRequest) -> task.StatsResponse:
-        """See TaskService."""
+        """See TaskService. Also after its end: containerd 2 looks there whether memory ran out."""
         managed = self._container(request.id)
-        if managed.container is None or managed.status == STOPPED:
+        if managed.container is None or self._pod.over:
             raise FailedPrecondition(f"container {request.id} is not running")
         metrics = to_metrics(await managed.container.stats())
         response = task.StatsResponse()
@@ -471,6 +473,13 @@ class KataTasks(TaskService):
         if request.now or not (self._containers or self._sandboxes.lives):
             self._shim.stop()
         return Empty()
+
+
+def _share_memory(spec: Spec) -> None:
+    """Whose sandbox is made by the sandbox service gets no shared memory of the host's to say that it shares."""
+    for mount in spec.get("mounts") or ():
+        if mount["destination"] == SHM:
+            mount.update(type="bind", options=["rbind"])
 
 
 async def _to_its_end(work: Coroutine[object, object, _R]) -> _R:
