@@ -43,6 +43,9 @@ _agent_trace = Site(package="virtcontainers", subsystem="agent")
 _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
 
+# Kata's place for it.
+_GUEST_SHM = "/run/kata-containers/sandbox/shm"
+
 
 class SandboxState(StrEnum):
     NEW = "new"
@@ -56,11 +59,13 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one.
+    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
+    they share at /dev/shm, in bytes; 0 where each has its own.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    shm_size: int = 0
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -101,6 +106,11 @@ class Sandbox:
     def pid(self) -> int:
         """Process id of the VM on this host; 0 where there is none."""
         return self._machine.vm.child.pid if self._machine else 0
+
+    @property
+    def shm(self) -> str:
+        """Where the guest has the memory that its containers share; empty where they don't."""
+        return _GUEST_SHM if self.options.shm_size else ""
 
     def share_name(self, container_id: str) -> str:
         """A name for a container's directory among what the guest sees: another one for each container of this id.
@@ -179,13 +189,23 @@ class Sandbox:
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
-            storages=[pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)],
+            storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
         self._trace.follow(agent)
+
+    def _storages(self) -> "list[pb.Storage]":
+        from kata_protos import agent_pb2 as pb
+
+        found = [pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)]
+        if self.options.shm_size:
+            options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={self.options.shm_size}"]
+            shm = pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=self.shm)
+            found.append(shm)
+        return found
 
     async def create_container(
         self,
@@ -249,6 +269,11 @@ class Sandbox:
             await container.remove()
         finally:
             self.containers.pop(container.id, None)
+
+    async def vm_ended(self) -> None:
+        """Wait until the VM has ended, for whatever reason; the sandbox must have been started."""
+        assert self._machine is not None
+        await self._machine.vm.child.wait()
 
     async def oom_event(self) -> str:
         """Wait until the guest's kernel kills something for memory; the container's id.
