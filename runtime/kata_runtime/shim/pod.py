@@ -14,6 +14,7 @@ from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
+from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import Spec
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
@@ -129,6 +130,7 @@ class Pod:
         options = SandboxOptions(
             hostname=str(spec.get("hostname") or self.id)[:_HOSTNAME_LENGTH],
             share_pid=self._shim.launch.group.kind == grouping.SANDBOX,
+            netns=network_namespace(spec),
         ).from_environment(self.id)
         sandbox = self._sandbox = Sandbox(self.id, self.config, self._trace, options)
         try:
