@@ -13,9 +13,10 @@ PACKAGES = ("runtime", "agent", "telemetry", "tests", "noxfile.py")
 SCRIPTS = ("dev",)
 
 
-def python(session: nox.Session, *arguments: str) -> None:
+def python(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a module of the Python that runs nox. An interrupted test has time to take its guest down."""
-    session.run(sys.executable, "-m", *arguments, external=True, interrupt_timeout=30, terminate_timeout=30)
+    command = (sys.executable, "-m", *arguments)
+    session.run(*command, env=env, external=True, interrupt_timeout=30, terminate_timeout=30)
 
 
 def pytest(session: nox.Session, name: str) -> None:
@@ -65,6 +66,12 @@ def vm(session: nox.Session) -> None:
 def containerd(session: nox.Session) -> None:
     """Tests that run Debian's containerd on sockets and directories of its own (root)."""
     pytest(session, "containerd")
+
+
+@nox.session
+def nested(session: nox.Session) -> None:
+    """Tests on real KVM and vhost-vsock, in a guest that has both (root); `-- --help` tells more."""
+    python(session, "support.l1", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

@@ -194,9 +194,9 @@ def task(containerd: Containerd, name: str) -> tuple[int, str] | None:
     return None
 
 
-def eventually(condition: Callable[[], object], what: str) -> None:
-    """containerd does some things after its answer, and tells nobody when."""
-    deadline = time.monotonic() + 10
+def eventually(condition: Callable[[], object], what: str, patience: float = 10) -> None:
+    """containerd does some things after its answer, and tells nobody when; `patience` in seconds."""
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
