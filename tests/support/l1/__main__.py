@@ -94,7 +94,7 @@ def _order(options: argparse.Namespace) -> dict[str, str]:
         *(["-k", options.k] if options.k else []),
         *(["-x"] if options.x else []),
     ]
-    bench = ["/opt/kata/bin/python", "tests/bench/nested.py"]
+    bench = ["/opt/kata/bin/python", "-m", "bench.nested"]
     return {
         "command": options.command or shlex.join(bench if options.bench else pytest),
         "shell": "yes" if options.shell else "",

@@ -4,7 +4,7 @@
 # `artifacts` is the real host's: what to do stands there, and what comes out goes there at once.
 
 export PATH=/opt/kata/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
-export KATA_L1=1
+export KATA_L1=1 PYTHONPATH=/opt/source/tests
 share=/opt/source/artifacts
 
 off() {

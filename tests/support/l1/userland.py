@@ -142,6 +142,7 @@ def _install(made: Userland, kernel: Path) -> None:
     (bzimage,) = (scratch / "boot").glob("vmlinuz-*")
     lz4 = made.root / "usr/lib/x86_64-linux-gnu/liblz4.so.1"
     made.kernel.write_bytes(extract_vmlinux(bzimage.read_bytes(), lz4))
+    shutil.copy(bzimage, made.root / "boot")  # for benchmarks that boot it
     busybox = (made.root / "bin/busybox").read_bytes()
     made.initrd.write_bytes(_initrd(busybox, ModuleTree(made.root / "lib/modules" / modules.name)))
     shutil.rmtree(scratch)
