@@ -16,9 +16,10 @@ CONTAINERD2 = "v2.4.2"
 SCRIPTS = ("dev",)
 
 
-def python(session: nox.Session, *arguments: str) -> None:
+def python(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a module of the Python that runs nox. An interrupted test has time to take its guest down."""
-    session.run(sys.executable, "-m", *arguments, external=True, interrupt_timeout=30, terminate_timeout=30)
+    command = (sys.executable, "-m", *arguments)
+    session.run(*command, env=env, external=True, interrupt_timeout=30, terminate_timeout=30)
 
 
 def pytest(session: nox.Session, name: str) -> None:
@@ -84,6 +85,12 @@ def containerd2(session: nox.Session) -> None:
                 session.run("go", "install", "-tags=no_btrfs", module.format(name), external=True, env=env)
     session.env["PATH"] = f"{directory}:{os.environ['PATH']}"
     python(session, "pytest", "tests/containerd", "--junitxml=artifacts/containerd2.xml", *session.posargs)
+
+
+@nox.session
+def nested(session: nox.Session) -> None:
+    """Tests on real KVM and vhost-vsock, in a guest that has both (root); `-- --help` tells more."""
+    python(session, "support.l1", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

@@ -32,6 +32,7 @@ from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
+from kata_runtime.sandbox.watch import first_failure
 from kata_telemetry.span import Site, SpanContext, current
 
 if TYPE_CHECKING:
@@ -161,19 +162,16 @@ class Sandbox:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
-        self._guard = asyncio.create_task(self._watch_helpers(machine))
+        assert self._agent is not None
+        self._guard = asyncio.create_task(self._watch(machine, self._agent))
 
-    async def _watch_helpers(self, machine: Machine) -> None:
-        """Without one of its helpers a guest hangs where nobody can reach it: then the VM ends at once."""
-        waiting = {asyncio.create_task(child.wait()): child for child in machine.helpers}
-        try:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
+    async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
+        """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
+        patience = self.config.agent.health_check_request_timeout_ms / 1000
+        failure = await first_failure(machine.helpers, agent, patience=patience)
         if machine.vm.child.status is None:
-            child = waiting[done.pop()]
-            self._broken = f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status or 0)})"
+            self._broken = failure
+            _log.error("the VM is ended: %s", failure)
             machine.vm.child.send_signal(signal.SIGKILL)
 
     async def _booted(self, machine: Machine) -> None:
