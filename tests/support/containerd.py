@@ -173,14 +173,15 @@ class Containerd:
 
 
 @contextmanager
-def running(shims: Path, image: Path) -> Iterator[Containerd]:
-    """A containerd that has the image and is gone afterwards, with all its tasks."""
+def running(shims: Path, image: Path | None) -> Iterator[Containerd]:
+    """A containerd that has the image (if any) and is gone afterwards, with all its tasks."""
     # Unix sockets have short names, pytest's directories long ones.
     with tempfile.TemporaryDirectory(prefix="kc-", dir="/tmp") as directory:
         containerd = Containerd(Path(directory), shims)
         try:
             containerd.start()
-            containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--index-name", IMAGE, image)
+            if image is not None:
+                containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--index-name", IMAGE, image)
             yield containerd
         finally:
             containerd.clear()
