@@ -95,8 +95,14 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root)."""
-    session.run(sys.executable, "tests/bench/start.py", *session.posargs, external=True)
+    """Start times compared with a bare QEMU boot in the same run (root); with --stdio, stdio with a raw stream."""
+    arguments = list(session.posargs)
+    program = "start"
+    for other in ("stdio",):
+        if f"--{other}" in arguments:
+            arguments.remove(f"--{other}")
+            program = other
+    session.run(sys.executable, f"tests/bench/{program}.py", *arguments, external=True)
 
 
 @nox.session
