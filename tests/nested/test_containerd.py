@@ -39,7 +39,7 @@ def gone(containerd: Containerd) -> bool:
 def test_in_the_foreground(kata: KataContainers) -> None:
     done = kata.run("one", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
-    eventually(lambda: gone(kata.containerd), "the task's directory is left", PATIENCE)
+    eventually(lambda: gone(kata.containerd), "the task's directory is left", seconds=PATIENCE)
     trace = kata.trace("one")
     assert trace.services == ["kata", "kata-agent"]
     (started,) = (span for span in trace.spans if span.name == "start_container")
@@ -57,9 +57,11 @@ def test_detached(kata: KataContainers) -> None:
     done = kata.exec("box", "e1", "sh", "-c", "echo inside; exit 3")
     assert (done.returncode, done.stdout) == (3, b"inside\n")
     kata.tasks("kill", "--signal", "SIGKILL", "box")
-    eventually(lambda: task(kata.containerd, "box") == (pid, "STOPPED"), "the killed container goes on", PATIENCE)
+    eventually(
+        lambda: task(kata.containerd, "box") == (pid, "STOPPED"), "the killed container goes on", seconds=PATIENCE
+    )
     assert b"exit code 137" in kata.tasks("delete", "box", check=False).stderr
-    eventually(lambda: gone(kata.containerd), "the task's directory is left", PATIENCE)
+    eventually(lambda: gone(kata.containerd), "the task's directory is left", seconds=PATIENCE)
     assert vm_pids("box") == []
 
 
@@ -68,9 +70,9 @@ def test_qemu_is_killed(kata: KataContainers) -> None:
     kata.detached("mortal", "sleep", "1000")
     (pid,) = vm_pids("mortal")
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: (task(kata.containerd, "mortal") or (0, ""))[1] == "STOPPED", "nobody noticed", PATIENCE)
+    eventually(lambda: (task(kata.containerd, "mortal") or (0, ""))[1] == "STOPPED", "nobody noticed", seconds=PATIENCE)
     assert b"exit code 137" in kata.tasks("delete", "mortal", check=False).stderr
-    eventually(lambda: gone(kata.containerd), "the task's directory is left", PATIENCE)
+    eventually(lambda: gone(kata.containerd), "the task's directory is left", seconds=PATIENCE)
     (directory,) = (kata.artifacts / "traces").iterdir()
     trace = load_store(Store(directory))
     assert trace is not None
