@@ -43,7 +43,8 @@ def test_a_killed_shims_trace_is_closed_by_delete(kata: KataContainers) -> None:
     eventually(lambda: store.meta().outcome == "killed", "the trace of the killed shim stays open")
     trace = kata.trace("victim")
     assert trace.root.failed
-    assert {"create", "StartVM", "Start"} <= {span.name for span in trace.spans if not span.failed}
+    # What ended in the last quarter of a second may be missing.
+    assert {"create", "StartVM"} <= {span.name for span in trace.spans if not span.failed}
     kata.tasks("delete", "--force", "victim", check=False)
     kata.nothing_remains()
 
