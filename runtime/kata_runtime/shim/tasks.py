@@ -442,7 +442,8 @@ class KataTasks(TaskService):
         managed = self._container(request.id)
         if managed.container is None or managed.status == STOPPED:
             raise FailedPrecondition(f"container {request.id} is not running")
-        metrics = to_metrics(await managed.container.stats())
+        stats = await managed.container.stats()
+        metrics = to_metrics(stats.files, stats.network_stats)
         response = task.StatsResponse()
         response.stats.type_url = metrics.DESCRIPTOR.full_name
         response.stats.value = metrics.SerializeToString()
