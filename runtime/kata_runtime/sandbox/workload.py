@@ -44,8 +44,6 @@ def of_bundle(bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers
         _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
     if guest.hooks:
         _log.warning("hooks of the bundle are not run: %s", ", ".join(guest.hooks))
-    if guest.sysctls:
-        _log.warning("sysctls of the bundle are not set: %s", ", ".join(guest.sysctls))
     readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
     return Workload(
         guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share)
