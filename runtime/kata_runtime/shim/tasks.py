@@ -20,6 +20,7 @@ from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
 from kata_runtime.oci.spec import Spec, guest_process, guest_resources
+from kata_runtime.sandbox.hooks import AFTER_START
 from kata_runtime.sandbox.process import Exit
 from kata_runtime.sandbox.workload import of_bundle
 from kata_runtime.shim import grouping
@@ -134,7 +135,7 @@ class KataTasks(TaskService):
             bundle = read_bundle(Path(request.bundle))
         bundle.spec["process"]["terminal"] = request.terminal
         if managed.owner:
-            await self._pod.begin(bundle.spec)
+            await self._pod.begin(bundle.spec, bundle.directory)
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
@@ -142,6 +143,7 @@ class KataTasks(TaskService):
             sandbox.share_name(request.id),
             disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
             layers=layers,
+            runs_hooks=managed.owner,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
@@ -237,6 +239,8 @@ class KataTasks(TaskService):
             await container.start()
             managed.running()
             self._publish("start", events.TaskStart(container_id=managed.container_id, pid=self._pod.pid))
+            if isinstance(managed, ManagedContainer) and managed.owner:
+                await self._pod.run_hooks(AFTER_START, "running")
         self._pod.export()
 
     async def _start_exec(self, managed: ManagedExec) -> None:
