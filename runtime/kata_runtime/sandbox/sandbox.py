@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
-from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
@@ -226,8 +225,7 @@ class Sandbox:
         if self._network is not None:
             assert self._agent is not None
             assert self._machine is not None
-            vhost = self._machine.accelerator is Accelerator.KVM
-            await self._network.update(self._machine.vm, self._agent, vhost=vhost)
+            await self._network.update(self._machine.vm, self._agent, vhost=self._machine.vhost_net)
 
     async def create_container(
         self,

@@ -51,6 +51,7 @@ class Machine:
     transport: Transport
     accelerator: Accelerator
     helpers: tuple[Child, ...]
+    vhost_net: bool = False
 
 
 def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
@@ -123,7 +124,7 @@ async def start_vm(
         )
         theirs.enter_context(fs)
         helpers.append(virtiofsd)
-        vhost = accel is Accelerator.KVM
+        vhost = accel is Accelerator.KVM and not qemu.disable_vhost_net
         devices = network.devices(theirs, vhost=vhost) if network else ()
         spec = VmSpec(
             name=directory.sandbox_id,
@@ -153,7 +154,7 @@ async def start_vm(
         )
         vm = await stack.enter_async_context(launched)
         theirs.close()
-        yield Machine(vm, transport, accel, tuple(helpers))
+        yield Machine(vm, transport, accel, tuple(helpers), vhost)
 
 
 @contextmanager
