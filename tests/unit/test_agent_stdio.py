@@ -3,16 +3,23 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from kata_agent.container.pump import Inlet, Outlet
+from kata_agent.container.pump import Inlet, Outlet, PumpThread
 from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import NotFoundError, ResourceError
 from kata_agent.server.relay import Relay
+
+
+@pytest.fixture
+async def pumps() -> AsyncIterator[PumpThread]:
+    thread = PumpThread()
+    yield thread
+    thread.close()
 
 
 @contextmanager
@@ -31,10 +38,10 @@ async def read_all(stream: socket.socket) -> bytes:
     return data
 
 
-async def test_outlet_waits_for_the_host_and_loses_nothing() -> None:
+async def test_outlet_waits_for_the_host_and_loses_nothing(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        outlet = Outlet(reading, guest, linger=60)
+        outlet = Outlet(pumps, reading, guest, linger=60)
         outlet.start()
         data = os.urandom(3 << 20)
 
@@ -50,12 +57,12 @@ async def test_outlet_waits_for_the_host_and_loses_nothing() -> None:
         assert outlet.head == data[:512]
 
 
-async def test_outlet_of_an_ended_process_delivers_what_was_written() -> None:
+async def test_outlet_of_an_ended_process_delivers_what_was_written(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
         guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         os.write(writing, b"x" * 60_000)
-        outlet = Outlet(reading, guest, linger=0)
+        outlet = Outlet(pumps, reading, guest, linger=0)
         outlet.start()
         outlet.process_ended()
         # An orphan still has the pipe open: no end of file will come.
@@ -64,10 +71,10 @@ async def test_outlet_of_an_ended_process_delivers_what_was_written() -> None:
     os.close(writing)
 
 
-async def test_outlet_closes_the_pipe_when_the_host_is_gone() -> None:
+async def test_outlet_closes_the_pipe_when_the_host_is_gone(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        outlet = Outlet(reading, guest)
+        outlet = Outlet(pumps, reading, guest)
         outlet.start()
         host.close()
         os.write(writing, b"x")
@@ -77,10 +84,10 @@ async def test_outlet_closes_the_pipe_when_the_host_is_gone() -> None:
     os.close(writing)
 
 
-async def test_outlet_of_a_terminal_goes_on_unheard() -> None:
+async def test_outlet_of_a_terminal_goes_on_unheard(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        outlet = Outlet(reading, guest, keep_reading=True)
+        outlet = Outlet(pumps, reading, guest, keep_reading=True)
         outlet.start()
         host.close()
         for _ in range(3):
@@ -91,11 +98,11 @@ async def test_outlet_of_a_terminal_goes_on_unheard() -> None:
         assert outlet.moved == 30
 
 
-async def test_inlet_half_close_and_back_pressure() -> None:
+async def test_inlet_half_close_and_back_pressure(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     loop = asyncio.get_running_loop()
     with pair() as (host, guest):
-        inlet = Inlet(guest, writing)
+        inlet = Inlet(pumps, guest, writing)
         inlet.start()
         data = os.urandom(1 << 20)
         sender = asyncio.create_task(loop.sock_sendall(host, data))
@@ -112,11 +119,11 @@ async def test_inlet_half_close_and_back_pressure() -> None:
         assert await loop.sock_recv(host, 1) == b""
 
 
-async def test_inlet_ends_when_the_process_reads_no_more() -> None:
+async def test_inlet_ends_when_the_process_reads_no_more(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     loop = asyncio.get_running_loop()
     with pair() as (host, guest):
-        inlet = Inlet(guest, writing)
+        inlet = Inlet(pumps, guest, writing)
         inlet.start()
         os.close(reading)
         await loop.sock_sendall(host, b"x")
@@ -124,10 +131,10 @@ async def test_inlet_ends_when_the_process_reads_no_more() -> None:
         assert await loop.sock_recv(host, 1) == b""
 
 
-async def test_inlet_end_takes_what_has_arrived() -> None:
+async def test_inlet_end_takes_what_has_arrived(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        inlet = Inlet(guest, writing)
+        inlet = Inlet(pumps, guest, writing)
         inlet.start()
         host.send(b"abc")
         inlet.end()
