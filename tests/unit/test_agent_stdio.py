@@ -3,13 +3,14 @@
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from kata_agent.container.pump import Inlet, Outlet, PumpThread
+from kata_agent.container.pump import MAX_WAITING, Inlet, Outlet, PumpThread
 from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import NotFoundError, ResourceError
 from kata_agent.server.relay import Relay
@@ -121,14 +122,16 @@ async def test_inlet_half_close_and_back_pressure(pumps: PumpThread) -> None:
 
 async def test_inlet_ends_when_the_process_reads_no_more(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
-    loop = asyncio.get_running_loop()
     with pair() as (host, guest):
         inlet = Inlet(pumps, guest, writing)
         inlet.start()
+        host.send(b"x")
+        while not inlet.moved:
+            await asyncio.sleep(0)
+        # Nothing more has to come for the host to learn it.
         os.close(reading)
-        await loop.sock_sendall(host, b"x")
         await inlet.done.wait()
-        assert await loop.sock_recv(host, 1) == b""
+        assert await asyncio.get_running_loop().sock_recv(host, 1) == b""
 
 
 async def test_inlet_end_takes_what_has_arrived(pumps: PumpThread) -> None:
@@ -141,6 +144,87 @@ async def test_inlet_end_takes_what_has_arrived(pumps: PumpThread) -> None:
         await inlet.done.wait()
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"abc"
+
+
+async def test_inlet_end_waits_for_room_in_the_pipe(pumps: PumpThread) -> None:
+    reading, writing = os.pipe()
+    data = os.urandom(150_000)  # more than the pipe holds
+    with pair() as (host, guest):
+        assert host.send(data) == len(data)
+        inlet = Inlet(pumps, guest, writing)
+        inlet.start()
+        inlet.end()
+
+        def read() -> bytes:
+            with os.fdopen(reading, "rb") as pipe:
+                return pipe.read()
+
+        assert await asyncio.to_thread(read) == data
+        await inlet.done.wait()
+        assert inlet.moved == len(data)
+
+
+async def test_hosts_that_do_not_read_hold_up_nobody_else(pumps: PumpThread) -> None:
+    """More of them than may have big buffers; what they left waits for them."""
+    data = os.urandom(60_000)  # a pipe holds it
+    with ExitStack() as stack:
+        stuck = []
+        for _ in range(MAX_WAITING + 4):
+            host, guest = stack.enter_context(pair())
+            guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            reading, writing = os.pipe()
+            os.write(writing, data)
+            outlet = Outlet(pumps, reading, guest)
+            outlet.start()
+            os.close(writing)
+            stuck.append((host, outlet))
+        host, guest = stack.enter_context(pair())
+        reading, writing = os.pipe()
+        outlet = Outlet(pumps, reading, guest)
+        outlet.start()
+        os.write(writing, data)
+        os.close(writing)
+        assert await read_all(host) == data
+        assert not any(each.done.is_set() for _, each in stuck)
+        for host, each in stuck:
+            assert await read_all(host) == data
+            await each.done.wait()
+
+
+async def test_a_pump_that_fails_is_told_of_and_ends_alone(pumps: PumpThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    reading, writing = os.pipe()
+    with pair() as (host, guest), pair() as (well, ours):
+        outlet = Outlet(pumps, reading, guest)
+        monkeypatch.setattr(outlet, "_send", lambda: 1 / 0)
+        outlet.start()
+        os.write(writing, b"x")
+        assert await read_all(host) == b""
+        await outlet.done.wait()
+        assert isinstance(told[0]["exception"], ZeroDivisionError)
+        other, end = os.pipe()
+        Outlet(pumps, other, ours).start()
+        os.write(end, b"on")
+        os.close(end)
+        assert await read_all(well) == b"on"
+    os.close(writing)
+
+
+async def test_the_end_of_the_thread_is_the_end_of_its_pumps() -> None:
+    threads = threading.active_count()
+    pumps = PumpThread()
+    assert threading.active_count() == threads  # not before the first pump
+    reading, writing = os.pipe()
+    with pair() as (host, guest):
+        outlet = Outlet(pumps, reading, guest)
+        outlet.start()
+        pumps.close()
+        assert threading.active_count() == threads
+        assert await read_all(host) == b""
+        await outlet.done.wait()
+    outlet.abandon()  # does nothing any more
+    os.close(writing)
 
 
 async def test_streams_are_claimed_before_and_after_they_arrive() -> None:

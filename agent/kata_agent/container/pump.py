@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["LINGER", "PIPE_SIZE", "Inlet", "Outlet", "PumpThread"]
+__all__ = ["LINGER", "MAX_WAITING", "PIPE_SIZE", "Inlet", "Outlet", "PumpThread"]
 
 # Seconds, see above. Documented in docs/architecture.md.
 LINGER: Final = 2.0
