@@ -126,8 +126,7 @@ async def test_inlet_ends_when_the_process_reads_no_more(pumps: PumpThread) -> N
         inlet = Inlet(pumps, guest, writing)
         inlet.start()
         host.send(b"x")
-        while not inlet.moved:
-            await asyncio.sleep(0)
+        assert await asyncio.to_thread(os.read, reading, 1) == b"x"
         # Nothing more has to come for the host to learn it.
         os.close(reading)
         await inlet.done.wait()
