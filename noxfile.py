@@ -95,10 +95,10 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root); with --stdio, stdio with a raw stream."""
+    """Start times compared with a bare QEMU boot in the same run (root); --stdio, --containerd: others."""
     arguments = list(session.posargs)
     program = "start"
-    for other in ("stdio",):
+    for other in ("stdio", "containerd"):
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other

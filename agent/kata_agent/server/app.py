@@ -10,6 +10,7 @@ import grpc
 
 from kata_agent.container.container import Tools
 from kata_agent.container.crun import Crun
+from kata_agent.container.pump import PumpThread
 from kata_agent.container.reaper import Reaper
 from kata_agent.container.sandbox import Sandbox
 from kata_agent.container.streams import StreamRoom
@@ -74,7 +75,9 @@ class Agent:
             stack.callback(crun.close)
             room = StreamRoom()
             stack.callback(room.close)
-            tools = Tools(reaper, crun, room, layout.bundles, layout.cgroups, layout.parent)
+            pumps = PumpThread()
+            stack.callback(pumps.close)
+            tools = Tools(reaper, crun, room, pumps, layout.bundles, layout.cgroups, layout.parent)
             self._sandbox = Sandbox(tools, resolv_conf=layout.resolv_conf, shared=layout.shared_namespaces)
             clock = ClockServer()
             stack.callback(clock.close)
