@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 # The proof of what L2 ran on; `nox -s nested` prints it.
 PROOF = ROOT / "artifacts/proof.txt"
+FAILURES = ROOT / "artifacts/failures.txt"
 # Set by L1's init: everything is installed, there is no network, and what takes long was done outside.
 IN_L1 = bool(os.environ.get("KATA_L1"))
 
@@ -29,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.vm)
     if mine and (why := lacking()):
         raise pytest.UsageError(f"tests/nested needs {why}; `nox -s nested` runs it in a guest that has both")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Why a test failed is written down at once: a run that is ended by its timeout has no summary."""
+    if report.failed:
+        FAILURES.parent.mkdir(exist_ok=True)
+        with FAILURES.open("a") as failures:
+            print(f"--- {report.nodeid} ({report.when})\n{report.longreprtext}", file=failures)
 
 
 def lacking() -> str:

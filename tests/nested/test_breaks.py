@@ -12,12 +12,15 @@ from support.running import Running
 
 pytestmark = pytest.mark.slow
 
-# Rewrites what the runtime says, so that the guest has another context id than the runtime believes. (`vhostfd` goes,
-# because the id belongs to that open file.)
+# Rewrites what the runtime says, so that the guest has another context id than the runtime believes. `vhostfd` goes,
+# because the id belongs to that open file: while it is open, somebody has the id who does not answer.
 WRONG_CID = """#!/usr/bin/python3
 import os, re, sys
+def replace(found):
+    os.close(int(found[2]))
+    return f"guest-cid={int(found[1]) ^ 1}"
 def other(word):
-    return re.sub(r"guest-cid=(\\d+),vhostfd=\\d+", lambda found: f"guest-cid={int(found[1]) ^ 1}", word)
+    return re.sub(r"guest-cid=(\\d+),vhostfd=(\\d+)", replace, word)
 os.execv("/usr/bin/qemu-system-x86_64", ["qemu-system-x86_64", *map(other, sys.argv[1:])])
 """
 
