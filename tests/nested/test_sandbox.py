@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import re
+import signal
 import socket
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def test_the_guest_is_reached_by_af_vsock(sandbox: Running, tmp_path: Path) -> N
             return await loop.sock_recv(stream, 24)
 
     assert asyncio.run(talk()).startswith(b"question")
+
+
+def test_a_guest_that_needs_time_to_answer(sandbox: Running, tmp_path: Path) -> None:
+    """The kernel's own patience with a connection is two seconds, ours is not."""
+    transport = KernelTransport(sandbox.cid, tmp_path / "unused")
+
+    async def connect() -> None:
+        sandbox.kill("qemu-system-x86_64", signal.SIGSTOP)
+        connecting = asyncio.create_task(transport.connect(CLOCK_PORT))
+        done, _ = await asyncio.wait({connecting}, timeout=4)
+        sandbox.kill("qemu-system-x86_64", signal.SIGCONT)
+        assert not done
+        stream, _ = await connecting
+        stream.close()
+
+    asyncio.run(connect())
 
 
 @pytest.mark.parametrize(("port", "other", "why"), [(4000, 0, "reset"), (CLOCK_PORT, 1, "No such device")])

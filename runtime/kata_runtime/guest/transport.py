@@ -8,6 +8,7 @@ agent's gRPC, because grpcio's wheels can't dial vsock.
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ __all__ = ["AGENT_PORT", "CONNECT_TIMEOUT", "HybridTransport", "KernelTransport"
 AGENT_PORT = 1024
 # Seconds. Guests that listen answer in milliseconds; an emulated one on a busy host needs more patience.
 CONNECT_TIMEOUT = 30.0
+
+# linux/vm_sockets.h; its value is a struct timeval.
+_SO_VM_SOCKETS_CONNECT_TIMEOUT = 6
 
 # "OK 4294967295\n" has 14 bytes.
 _MAX_ANSWER = 32
@@ -151,7 +155,11 @@ class KernelTransport:
     # Two seams, so that all but AF_VSOCK itself can be tested where there is none.
 
     def _socket(self) -> socket.socket:
-        return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # The kernel's own patience is 2 s; ours ends first.
+        patience = struct.pack("@ll", int(self._timeout) + 1, 0)
+        stream.setsockopt(socket.AF_VSOCK, _SO_VM_SOCKETS_CONNECT_TIMEOUT, patience)
+        return stream
 
     def _host_port(self, stream: socket.socket) -> int:
         return int(stream.getsockname()[1])
