@@ -69,7 +69,7 @@ def test_qemu_is_killed(kata: KataContainers) -> None:
     (pid,) = vm_pids("mortal")
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: (task(kata.containerd, "mortal") or (0, ""))[1] == "STOPPED", "nobody noticed", PATIENCE)
-    assert b"exit code 137" in kata.tasks("delete", "mortal", check=False).stderr
+    assert b"exit code 255" in kata.tasks("delete", "mortal", check=False).stderr
     eventually(lambda: gone(kata.containerd), "the task's directory is left", PATIENCE)
     (directory,) = (kata.artifacts / "traces").iterdir()
     trace = load_store(Store(directory))

@@ -11,7 +11,9 @@ from kata_agent.container.spec import check_id, guest_spec, parse, process_of
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, InvalidError
 from kata_agent.server import boot
+from kata_agent.server.app import Layout
 from kata_agent.server.funnel import snake_case
+from kata_runtime.sandbox.rootfs import GUEST_SHARED
 
 
 @pytest.mark.parametrize("good", ["a", "A1", "x_y.z-1", "0" * 128])
@@ -159,3 +161,8 @@ def test_boot_stages() -> None:
         ("boot.initramfs.modules", 1305, 2005),
     ]
     assert boot.stages([], 0) == []
+
+
+def test_no_container_id_is_in_the_way_of_what_is_shared() -> None:
+    """A container named `shared` once could not be created: its bundle would have been where the mount is."""
+    assert not Path(GUEST_SHARED).is_relative_to(Layout().bundles)

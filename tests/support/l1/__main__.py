@@ -1,6 +1,7 @@
 """What `nox -s nested` runs: builds L1 where its inputs have changed, boots it, and runs tests/nested in it."""
 
 import argparse
+import fcntl
 import os
 import shlex
 import shutil
@@ -62,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     deadline = time.monotonic() + options.timeout * 60
+    SHARE.parent.mkdir(exist_ok=True)
+    lock = os.open(SHARE.parent, os.O_RDONLY | os.O_CLOEXEC)  # held to the end of this process
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KataError(f"another run of this checkout writes to {SHARE}") from None
     shutil.rmtree(SHARE, ignore_errors=True)
     SHARE.mkdir(parents=True)
     REPORT.unlink(missing_ok=True)
