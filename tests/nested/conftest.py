@@ -4,14 +4,17 @@
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kata_runtime.hypervisor import accelerator, vhost_vsock
-from support.containerd import make_image
+from support.containerd import make_image, running
 from support.kata import Kata, build_image
+from support.kata_containers import KataContainers
 from support.running import Running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +84,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OCI archive for containerd."""
     return Path("/opt/busybox.tar") if IN_L1 else make_image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def containers(busybox: Path, artifacts: Path) -> Iterator[KataContainers]:
+    """A containerd that finds the installed shim on its PATH; its sandboxes are traced on both sides."""
+    (artifacts / "configuration.toml").write_text(
+        f'[runtime]\ntrace_dir = "{artifacts}/traces"\nenable_tracing = true\ncreate_container_timeout = 120\n'
+        "[agent.kata]\nenable_tracing = true\ndial_timeout = 240\n"
+    )
+    with running(Path(sys.executable).parent, busybox) as containerd:
+        yield KataContainers(containerd, artifacts)
+        shutil.copy(containerd.log, artifacts)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def _cache() -> Path:
 def order(options: argparse.Namespace) -> dict[str, str]:
     """What L1's init is told, as shell variables."""
     columns, rows = shutil.get_terminal_size()
-    pytest = ["/opt/kata/bin/python", "-m", "pytest", "tests/nested", "-v", "--junitxml=artifacts/nested.xml"]
+    pytest = ["/opt/kata/bin/python", "-u", "-m", "pytest", "tests/nested", "-v", "--junitxml=artifacts/nested.xml"]
     pytest += [
         "--color=no",
         "-p",
@@ -103,7 +103,7 @@ def order(options: argparse.Namespace) -> dict[str, str]:
         *(["-k", options.k] if options.k else []),
         *(["-x"] if options.x else []),
     ]
-    bench = ["/opt/kata/bin/python", "-m", "bench.nested"]
+    bench = ["/opt/kata/bin/python", "-u", "-m", "bench.nested"]
     return {
         "command": options.command or shlex.join(bench if options.bench else pytest),
         "shell": "yes" if options.shell else "",

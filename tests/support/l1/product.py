@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kata_runtime.image.wheels import GUEST_PYTHON, PLATFORMS
-from support.containerd import make_image
+from support import containerd
 from support.l1.userland import CACHE, Say, Userland, make_disk
 
 __all__ = ["ROOT", "make_product"]
@@ -97,12 +97,14 @@ def _environment(userland: Userland, wheels: Path, say: Say) -> Path:
 
 def _busybox_image() -> Path:
     """An OCI archive for containerd, which L1 has no umoci to make."""
-    archive = CACHE / "busybox.tar"
+    archive = CACHE / f"busybox-{_digest([Path(containerd.__file__)])[:16]}.tar"
     if not archive.exists():
+        for stale in CACHE.glob("busybox*.tar"):
+            stale.unlink()
         scratch = CACHE / ".busybox"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        make_image(scratch).rename(archive)
+        containerd.make_image(scratch).rename(archive)
         shutil.rmtree(scratch)
     return archive
 
