@@ -35,11 +35,18 @@ def main() -> int:
         line.exit(2, "nested: building and booting L1 needs root: sudo .venv/bin/python -m nox -s nested\n")
     if options.shell and not sys.stdin.isatty():
         line.exit(2, "nested: --shell needs a terminal on stdin\n")
+    signal.signal(signal.SIGALRM, _late)
+    if not options.shell:
+        # L1's own end comes first; this is for builds, which wait for mirrors and locks.
+        signal.alarm(int(options.timeout * 60) + 30)
     try:
         return _run(options)
     except KeyboardInterrupt:
         say("interrupted; L1 is gone")
         return 130
+    except TimeoutError:
+        say(f"L1 could not be built within {options.timeout:g} minutes")
+        return 1
     except KataError as error:
         line.exit(2, f"nested: {error}\n" + (f"  hint: {error.hint}\n" if error.hint else ""))
 
@@ -153,6 +160,10 @@ def times(report: Path) -> str:
 def say(text: str) -> None:
     """Progress, on the way to somebody who waits."""
     print(f"nested: {text}", file=sys.stderr, flush=True)
+
+
+def _late(_number: int, _frame: FrameType | None) -> None:
+    raise TimeoutError
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -3,14 +3,13 @@
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from kata_runtime.image.wheels import GUEST_PYTHON, PLATFORMS
 from support import containerd
-from support.l1.userland import CACHE, Say, Userland, make_disk
+from support.l1.userland import CACHE, Say, Userland, make_disk, run_tool
 
 __all__ = ["ROOT", "make_product"]
 
@@ -119,13 +118,11 @@ def _chroot(userland: Userland, opt: Path, wheels: Path, *argv: str) -> None:
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
     }
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, env=environment)
+    run_tool(*command, env=environment)
 
 
-def _pip(*arguments: str) -> None:
-    verb, *rest = arguments
-    command = [sys.executable, "-m", "pip", verb, *_PIP, *rest]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def _pip(verb: str, *arguments: str) -> None:
+    run_tool(sys.executable, "-m", "pip", verb, *_PIP, *arguments)
 
 
 def _digest(paths: Iterable[Path]) -> str:
