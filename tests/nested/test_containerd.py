@@ -24,7 +24,7 @@ def gone(containerd: Containerd) -> bool:
 def test_in_the_foreground(containers: KataContainers) -> None:
     done = containers.run("one", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
-    eventually(lambda: gone(containers.containerd), "the task's directory is left", PATIENCE)
+    eventually(lambda: gone(containers.containerd), "the task's directory is left", seconds=PATIENCE)
     trace = containers.trace("one")
     assert trace.services == ["kata", "kata-agent"]
     (started,) = (span for span in trace.spans if span.name == "start_container")
@@ -42,9 +42,11 @@ def test_detached(containers: KataContainers) -> None:
     done = containers.exec("box", "e1", "sh", "-c", "echo inside; exit 3")
     assert (done.returncode, done.stdout) == (3, b"inside\n")
     containers.tasks("kill", "--signal", "SIGKILL", "box")
-    eventually(lambda: task(containers.containerd, "box") == (pid, "STOPPED"), "the killed container goes on", PATIENCE)
+    eventually(
+        lambda: task(containers.containerd, "box") == (pid, "STOPPED"), "the killed container goes on", seconds=PATIENCE
+    )
     assert b"exit code 137" in containers.tasks("delete", "box", check=False).stderr
-    eventually(lambda: gone(containers.containerd), "the task's directory is left", PATIENCE)
+    eventually(lambda: gone(containers.containerd), "the task's directory is left", seconds=PATIENCE)
     assert vm_pids("box") == []
 
 
@@ -53,9 +55,11 @@ def test_qemu_is_killed(containers: KataContainers) -> None:
     containers.detached("mortal", "sleep", "1000")
     (pid,) = vm_pids("mortal")
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: (task(containers.containerd, "mortal") or (0, ""))[1] == "STOPPED", "nobody noticed", PATIENCE)
+    eventually(
+        lambda: (task(containers.containerd, "mortal") or (0, ""))[1] == "STOPPED", "nobody noticed", seconds=PATIENCE
+    )
     assert b"exit code 255" in containers.tasks("delete", "mortal", check=False).stderr
-    eventually(lambda: gone(containers.containerd), "the task's directory is left", PATIENCE)
+    eventually(lambda: gone(containers.containerd), "the task's directory is left", seconds=PATIENCE)
     (directory,) = (containers.artifacts / "traces").iterdir()
     trace = load_store(Store(directory))
     assert trace is not None
