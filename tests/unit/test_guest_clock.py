@@ -49,6 +49,33 @@ def answering(change: Callable[[int, int], tuple[int, int]]) -> Handler:
     return serve
 
 
+def slow(seconds: float, rounds: int = 1000) -> Handler:
+    """A guest that needs `seconds` for an answer, and gives only so many."""
+
+    async def serve(stream: socket.socket, _: int) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(rounds):
+            question = await loop.sock_recv(stream, 8)
+            if not question:
+                return
+            await asyncio.sleep(seconds)
+            await loop.sock_sendall(stream, question + struct.pack(">qq", time.monotonic_ns(), 0))
+        await loop.sock_recv(stream, 8)
+        await asyncio.sleep(10)
+
+    return serve
+
+
+@pytest.mark.parametrize("rounds", [1000, 3], ids=["slow", "stuck"])
+async def test_a_slow_guest_is_taken_as_it_is(rounds: int) -> None:
+    """A guest in an emulated guest: better a wide bound than no sandbox."""
+    async with FakeTransport({CLOCK_PORT: slow(0.005, rounds)}) as guest:
+        begin = time.monotonic()
+        reading = await measure(guest, Local(), timeout=0.2, patience=0.05)
+    assert time.monotonic() - begin < 0.4  # a hundred rounds would take 0.5
+    assert reading.bound_ns >= 2_500_000
+
+
 async def hang_up(stream: socket.socket, _: int) -> None:
     await asyncio.get_running_loop().sock_recv(stream, 8)
 

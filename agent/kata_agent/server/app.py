@@ -38,7 +38,7 @@ MAX_MESSAGE: Final = 4 << 20
 class Layout(NamedTuple):
     """Where things are; the defaults are a guest's."""
 
-    bundles: Path = Path("/run/kata-containers")
+    bundles: Path = Path("/run/kata-containers/bundles")
     crun_state: Path = Path("/run/crun")
     socket: Path = Path("/run/kata-agent/grpc.sock")
     cgroups: Path = Path("/sys/fs/cgroup")

@@ -32,8 +32,8 @@ _trace = Site(package="runtime", subsystem="runtime")
 _boot = Site(package="virtcontainers", subsystem="boot")
 _log = logging.getLogger("kata.tracing")
 
-# How long the last spans of a guest that is about to be killed are waited for, in seconds.
-_FLUSH_TIMEOUT = 5.0
+# How long the last spans of a guest that is about to be killed are waited for, in seconds. An emulated one needs some.
+_FLUSH_TIMEOUT = 15.0
 
 
 class SandboxTrace:
