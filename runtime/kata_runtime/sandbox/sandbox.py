@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
+from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
-from kata_telemetry.span import Site, SpanContext, current
+from kata_telemetry.span import Site, SpanContext, current, use
 
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
@@ -60,12 +62,16 @@ class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
     With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
-    they share at /dev/shm, in bytes; 0 where each has its own.
+    they share at /dev/shm, in bytes; 0 where each has its own. `netns` is the path of the network namespace whose
+    interfaces the guest gets, empty for a new one; None is for no network at all. With `forward_localhost` connections
+    to that namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
     share_pid: bool = False
     shm_size: int = 0
+    netns: str | None = None
+    forward_localhost: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -96,6 +102,7 @@ class Sandbox:
         self._stack = AsyncExitStack()
         self._machine: Machine | None = None
         self._agent: AgentClient | None = None
+        self._network: Network | None = None
         self._guard: asyncio.Task[None] | None = None
         self._broken = ""
 
@@ -140,19 +147,30 @@ class Sandbox:
                         self._stack.enter_context(self._directory.opened())
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
+                if self.options.netns is not None:
+                    opened = Network.opened(self.options.netns, self._directory.network)
+                    self._network = await self._stack.enter_async_context(opened)
                 with _trace.span("startVM"):
-                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir)
+                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir, self._network)
                     with _hypervisor_trace.span("StartVM"):
                         machine = self._machine = await self._stack.enter_async_context(vm)
                         await self._booted(machine)
                         boot = current().context
                     with _agent_trace.span("StartVM"):
                         await self._start_agent(machine, boot)
+                await self._forward_localhost(machine)
         except BaseException:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
         self._guard = asyncio.create_task(self._watch_helpers(machine))
+
+    async def _forward_localhost(self, machine: Machine) -> None:
+        if self._network is None or not (self.options.forward_localhost and self.options.netns):
+            return
+        # What comes later belongs to nobody's call.
+        with use(self._trace.root):
+            await self._stack.enter_async_context(self._network.forward_localhost(machine.transport))
 
     async def _watch_helpers(self, machine: Machine) -> None:
         """Without one of its helpers a guest hangs where nobody can reach it: then the VM ends at once."""
@@ -195,6 +213,8 @@ class Sandbox:
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
+        if self._network is not None:
+            await self._network.configure(agent)
         self._trace.follow(agent)
 
     def _storages(self) -> "list[pb.Storage]":
@@ -206,6 +226,19 @@ class Sandbox:
             shm = pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=self.shm)
             found.append(shm)
         return found
+
+    async def update_network(self) -> None:
+        """Give the guest the interfaces that have come into its network namespace since it started.
+
+        Raises:
+            KataError: it can't have them.
+        """
+        self._require(SandboxState.READY)
+        if self._network is not None:
+            assert self._agent is not None
+            assert self._machine is not None
+            vhost = self._machine.accelerator is Accelerator.KVM
+            await self._network.update(self._machine.vm, self._agent, vhost=vhost)
 
     async def create_container(
         self,

@@ -15,6 +15,7 @@ from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_protos.containerd.sandbox_pb2 import CreateSandboxRequest
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
+from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
@@ -206,6 +207,8 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
         hostname=str(spec.get("hostname") or sandbox_id)[:HOSTNAME_LENGTH],
         share_pid=pod,
         shm_size=_shm_size(spec),
+        netns=network_namespace(spec),
+        forward_localhost=pod,
     )
 
 

@@ -218,6 +218,8 @@ def _options(request: pb.CreateSandboxRequest, sandbox_id: str) -> SandboxOption
         hostname=(config.hostname or sandbox_id)[:HOSTNAME_LENGTH],
         share_pid=config.HasField("linux") and namespaces.pid == POD,
         shm_size=_SHM_SIZE,
+        netns=request.netns_path,
+        forward_localhost=True,
     )
 
 

@@ -244,6 +244,9 @@ class KataTasks(TaskService):
                 return
             container = self._container(managed.container_id).container
             assert container is not None
+            if isinstance(managed, ManagedContainer) and managed.owner:
+                # Docker and `ctr run --cni` set the network up only now, by the process id that `Create` answered.
+                await self._pod.sandbox.update_network()
             await container.start()
             managed.running()
             self._publish("start", events.TaskStart(container_id=managed.container_id, pid=self._pod.pid))
