@@ -47,26 +47,22 @@ def wired() -> Iterator[tuple[Netns, Netns]]:
 
 def test_a_pod_in_its_namespace(kata: KataContainers, wired: tuple[Netns, Netns]) -> None:
     pod, host = wired
-    before = pod.json("link"), pod.json("addr"), pod.json("route"), pod.json("-6 route")
+    before = pod.state()
     kata.tracing()
     kata.detached("box", *SERVER, options=joining(pod))
     # The host reaches the guest, and the guest the host.
     for address in ("10.7.0.2", "fd07::2"):
         assert host.ask(address, 8001, GET).endswith(b"pong\n")
     for address in ("10.7.0.1", "fd07::1"):
-        with host.listen(address) as server:
-            server.settimeout(60)
-            command = f"echo from the guest | busybox nc {address} {server.getsockname()[1]}"
-            done = kata.exec("box", f"to{address.replace('.', '-').replace(':', '-')}", "sh", "-c", command)
+        with host.listening(address) as (port, heard):
+            done = kata.exec("box", f"e{port}", "sh", "-c", f"echo from the guest | busybox nc {address} {port}")
             assert done.returncode == 0, done.stderr
-            connection, _ = server.accept()
-            with connection:
-                assert connection.recv(100) == b"from the guest\n"
+            assert heard.result() == b"from the guest\n"
     numbers = json.loads(kata.tasks("metrics", "--format", "json", "box").stdout)["pids"]
     assert numbers["current"] >= 1
     kata.tasks("delete", "--force", "box")
     assert pod.traces() == []
-    assert (pod.json("link"), pod.json("addr"), pod.json("route"), pod.json("-6 route")) == before
+    assert pod.state() == before
     spans = {span.name: span for span in kata.trace("box").spans}
     assert {"createNetwork", "setupTCFiltering", "update_interface", "update_routes", "removeNetwork"} <= set(spans)
     kata.containerd.ctr("containers", "delete", "box")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,10 +54,20 @@ class Netns:
         with Namespace.at(str(self.path)) as namespace:
             return namespace.run_now(work)
 
-    def listen(self, address: str) -> socket.socket:
-        """A TCP server on any port."""
+    @contextlib.contextmanager
+    def listening(self, address: str) -> Iterator[tuple[int, Future[bytes]]]:
+        """A TCP server for one connection: its port, and what it hears until the first line's end."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return self.inside(lambda: socket.create_server((address, 0), family=family))
+
+        def serve() -> bytes:
+            connection, _ = server.accept()
+            with connection, connection.makefile("rb") as lines:
+                return lines.readline()
+
+        with self.inside(lambda: socket.create_server((address, 0), family=family)) as server:
+            server.settimeout(60)
+            with ThreadPoolExecutor(1) as pool:
+                yield server.getsockname()[1], pool.submit(serve)
 
     def ask(self, address: str, port: int, request: bytes, timeout: float = 30) -> bytes:
         """What a TCP server answers, which may only be starting."""
@@ -77,6 +88,18 @@ class Netns:
             while part := connection.recv(65536):
                 parts.append(part)
         return b"".join(parts)
+
+    def state(self) -> dict[str, list[Any]]:
+        """Links, addresses and routes, without what the kernel does to them by itself."""
+        return {
+            "links": [(link["ifname"], link["mtu"], link["address"]) for link in self.json("link")],
+            "addresses": [
+                (link["ifname"], entry["local"], entry["prefixlen"])
+                for link in self.json("addr")
+                for entry in link["addr_info"]
+            ],
+            "routes": [tuple(sorted(map(str, route.items()))) for route in self.json("route") + self.json("-6 route")],
+        }
 
     def traces(self) -> list[str]:
         """What the runtime may not leave in it: its taps, and qdiscs."""
