@@ -94,7 +94,7 @@ async def test_nobody_listens_there(tmp_path: Path) -> None:
 async def test_other_addresses_stay_the_namespaces_own(tmp_path: Path) -> None:
     with made() as (network,):
         network.ip("address add 192.0.2.1/32 dev lo")
-        with network.listen("0.0.0.0") as listener:
+        with network.inside(lambda: socket.create_server(("0.0.0.0", 0))) as listener:
             port = listener.getsockname()[1]
             async with forwarded(network, tmp_path):
                 with network.inside(lambda: socket.create_connection(("192.0.2.1", port))), listener.accept()[0]:
