@@ -201,11 +201,15 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
     await shim.stop()  # safe to repeat
     await shim.shutdown()
     await asyncio.to_thread(shim.delete)  # which waits for the shim
+    its_trace_is_whole(artifacts)
+
+
+def its_trace_is_whole(artifacts: Path) -> None:
+    """One trace, which continues the first caller's; another one's is linked."""
     (store,) = (artifacts / "traces").iterdir()
     trace = load_store(Store(store))
     assert trace is not None
     assert (trace.root.name, trace.orphans, trace.negative()) == ("rootSpan", [], [])
-    # The first caller's trace goes on; another one's is linked.
     assert (trace.trace_id, trace.root.parent_id) == (f"{CALLER:032x}", f"{0xAA:016x}")
     assert f'"links":[{{"traceId":"{OTHER:032x}"' in (store / "spans.jsonl").read_text().replace(" ", "")
     names = Counter(span.name for span in trace.spans)

@@ -3,12 +3,16 @@
 A namespace lives as long as a file is bound to it, so it needs no process of its own.
 """
 
+import os
 import socket
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL
+from typing import Final
 
 from kata_agent.container import syscalls
+from kata_agent.container.reaper import RESET_SIGNALS, Child, Reaper
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.container.threads import in_thread
 from kata_agent.errors import SetupError
@@ -18,6 +22,9 @@ __all__ = ["SharedNamespaces"]
 
 _trace = Site(package="container", subsystem="namespace")
 
+# As PID 1 it inherits orphans; a process that ignores SIGCHLD leaves no zombies (wait(2)).
+HOLDER: Final = ("sh", "-c", "trap '' CHLD; exec sleep 2147483647")
+
 
 class SharedNamespaces:
     """`paths` maps an OCI namespace type to the file that containers join by."""
@@ -26,6 +33,7 @@ class SharedNamespaces:
         self._directory = directory
         self.paths: dict[str, str] = {}
         self.pid_shared = False
+        self._holder: Child | None = None
 
     async def setup(self, hostname: str, *, share_pid: bool) -> None:
         """Make IPC and UTS namespaces. Raises SetupError."""
@@ -61,9 +69,32 @@ class SharedNamespaces:
         except OSError as error:
             raise SetupError(f"can't share the PID namespace of process {pid}: {error}") from error
 
+    async def hold_pid(self, reaper: Reaper) -> None:
+        """Make a PID namespace whose first process is nobody's, so that it ends with the sandbox. Raises SetupError."""
+        try:
+            with _trace.span("hold_pid_namespace"), reaper.expected():
+                # In a thread that ends afterwards: its children are in another namespace than the agent's.
+                pid = await in_thread("pid namespace", _spawn_holder)
+                self._holder = reaper.adopt(pid)
+        except (OSError, ProcessLookupError) as error:
+            raise SetupError(f"can't make the sandbox's PID namespace: {error}") from error
+        self.adopt_pid(pid)
+
     def close(self) -> None:
         """Let go of all; a namespace ends with its last process."""
+        if self._holder is not None:
+            self._holder.signal(SIGKILL)
         for path in self.paths.values():
             with suppress(OSError):
                 syscalls.umount(path)
         self.paths.clear()
+
+
+def _spawn_holder() -> int:
+    syscalls.unshare(syscalls.CLONE_NEWPID)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, null, target) for target in range(3)]
+        return os.posix_spawnp("sh", HOLDER, os.environ, file_actions=actions, setsigmask=(), setsigdef=RESET_SIGNALS)
+    finally:
+        os.close(null)

@@ -61,14 +61,16 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
-    they share at /dev/shm, in bytes; 0 where each has its own. `netns` is the path of the network namespace whose
+    With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
+    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
+    own. `netns` is the path of the network namespace whose
     interfaces the guest gets, empty for a new one; None is for no network at all. With `forward_localhost` connections
     to that namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    hold_pid: bool = False
     shm_size: int = 0
     netns: str | None = None
     forward_localhost: bool = False
@@ -210,6 +212,7 @@ class Sandbox:
             storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
+            pidns_holder=self.options.hold_pid,
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
