@@ -3,7 +3,6 @@
 A namespace lives as long as a file is bound to it, so it needs no process of its own.
 """
 
-import os
 import socket
 from contextlib import suppress
 from functools import partial
@@ -12,7 +11,7 @@ from signal import SIGKILL
 from typing import Final
 
 from kata_agent.container import syscalls
-from kata_agent.container.reaper import RESET_SIGNALS, Child, Reaper
+from kata_agent.container.reaper import Child, Reaper
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.container.threads import in_thread
 from kata_agent.errors import SetupError
@@ -72,13 +71,11 @@ class SharedNamespaces:
     async def hold_pid(self, reaper: Reaper) -> None:
         """Make a PID namespace whose first process is nobody's, so that it ends with the sandbox. Raises SetupError."""
         try:
-            with _trace.span("hold_pid_namespace"), reaper.expected():
-                # In a thread that ends afterwards: its children are in another namespace than the agent's.
-                pid = await in_thread("pid namespace", _spawn_holder)
-                self._holder = reaper.adopt(pid)
-        except (OSError, ProcessLookupError) as error:
+            with _trace.span("hold_pid_namespace"):
+                self._holder = await reaper.spawn_after(partial(syscalls.unshare, syscalls.CLONE_NEWPID), HOLDER)
+        except OSError as error:
             raise SetupError(f"can't make the sandbox's PID namespace: {error}") from error
-        self.adopt_pid(pid)
+        self.adopt_pid(self._holder.pid)
 
     def close(self) -> None:
         """Let go of all; a namespace ends with its last process."""
@@ -88,13 +85,3 @@ class SharedNamespaces:
             with suppress(OSError):
                 syscalls.umount(path)
         self.paths.clear()
-
-
-def _spawn_holder() -> int:
-    syscalls.unshare(syscalls.CLONE_NEWPID)
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        actions = [(os.POSIX_SPAWN_DUP2, null, target) for target in range(3)]
-        return os.posix_spawnp("sh", HOLDER, os.environ, file_actions=actions, setsigmask=(), setsigdef=RESET_SIGNALS)
-    finally:
-        os.close(null)
