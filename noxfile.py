@@ -16,9 +16,10 @@ CONTAINERD2 = "v2.4.2"
 SCRIPTS = ("dev",)
 
 
-def python(session: nox.Session, *arguments: str) -> None:
+def python(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a module of the Python that runs nox. An interrupted test has time to take its guest down."""
-    session.run(sys.executable, "-m", *arguments, external=True, interrupt_timeout=30, terminate_timeout=30)
+    command = (sys.executable, "-m", *arguments)
+    session.run(*command, env=env, external=True, interrupt_timeout=30, terminate_timeout=30)
 
 
 def pytest(session: nox.Session, name: str) -> None:
@@ -87,9 +88,21 @@ def containerd2(session: nox.Session) -> None:
 
 
 @nox.session
+def nested(session: nox.Session) -> None:
+    """Tests on real KVM and vhost-vsock, in a guest that has both (root); `-- --help` tells more."""
+    python(session, "support.l1", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root)."""
-    session.run(sys.executable, "tests/bench/start.py", *session.posargs, external=True)
+    """Start times compared with a bare QEMU boot in the same run (root); with --stdio, stdio with a raw stream."""
+    arguments = list(session.posargs)
+    program = "start"
+    for other in ("stdio",):
+        if f"--{other}" in arguments:
+            arguments.remove(f"--{other}")
+            program = other
+    session.run(sys.executable, f"tests/bench/{program}.py", *arguments, external=True)
 
 
 @nox.session

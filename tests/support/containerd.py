@@ -227,16 +227,16 @@ class Containerd:
 
 
 @contextmanager
-def running(shims: Path, image: Path, cri: CriSettings | None = None) -> Iterator[Containerd]:
-    """A containerd that has the image and is gone afterwards, with all its tasks."""
+def running(shims: Path, image: Path | None, cri: CriSettings | None = None) -> Iterator[Containerd]:
+    """A containerd that has the image (if any) and is gone afterwards, with all its tasks."""
     # Unix sockets have short names, pytest's directories long ones.
     with tempfile.TemporaryDirectory(prefix="kc-", dir="/tmp") as directory:
         containerd = Containerd(Path(directory), shims, cri)
         try:
             containerd.start()
-            containerd.ctr(
-                "images", "import", "--snapshotter", "overlayfs", "--base-name", IMAGE.partition(":")[0], image
-            )
+            if image is not None:
+                name = IMAGE.partition(":")[0]
+                containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--base-name", name, image)
             yield containerd
         finally:
             containerd.clear()

@@ -32,6 +32,7 @@ from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
+from kata_runtime.sandbox.watch import first_failure
 from kata_telemetry.span import Site, SpanContext, current, use
 
 if TYPE_CHECKING:
@@ -63,9 +64,8 @@ class SandboxOptions:
 
     With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
     with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
-    own. `netns` is the path of the network namespace whose
-    interfaces the guest gets, empty for a new one; None is for no network at all. With `forward_localhost` connections
-    to that namespace's localhost reach the guest's.
+    own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
+    no network at all. With `forward_localhost` connections to that namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
@@ -165,7 +165,8 @@ class Sandbox:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
-        self._guard = asyncio.create_task(self._watch_helpers(machine))
+        assert self._agent is not None
+        self._guard = asyncio.create_task(self._watch(machine, self._agent))
 
     async def _forward_localhost(self, machine: Machine) -> None:
         if self._network is None or not (self.options.forward_localhost and self.options.netns):
@@ -174,17 +175,13 @@ class Sandbox:
         with use(self._trace.root):
             await self._stack.enter_async_context(self._network.forward_localhost(machine.transport))
 
-    async def _watch_helpers(self, machine: Machine) -> None:
-        """Without one of its helpers a guest hangs where nobody can reach it: then the VM ends at once."""
-        waiting = {asyncio.create_task(child.wait()): child for child in machine.helpers}
-        try:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
+    async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
+        """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
+        patience = self.config.agent.health_check_request_timeout_ms / 1000
+        failure = await first_failure(machine.helpers, agent, patience=patience)
         if machine.vm.child.status is None:
-            child = waiting[done.pop()]
-            self._broken = f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status or 0)})"
+            self._broken = failure
+            _log.error("the VM is ended: %s", failure)
             machine.vm.child.send_signal(signal.SIGKILL)
 
     async def _booted(self, machine: Machine) -> None:
