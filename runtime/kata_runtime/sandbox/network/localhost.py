@@ -65,13 +65,15 @@ async def localhost_forwarded(namespace: Namespace, transport: Transport) -> Asy
 
 
 def _listen() -> socket.socket:
-    """One for both families. Its own port is a free one, and leads nowhere either: no connection to it is localhost's
-    that the guest would not get.
-    """
-    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    """A listener on any port, for both families where the kernel has both."""
     try:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(("::", 0))
+        listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError:  # ipv6.disable=1
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("", 0))
         listener.listen(64)
     except BaseException:
         listener.close()
@@ -96,7 +98,7 @@ class _Forwarder:
 
     async def _carry(self, client: socket.socket) -> None:
         host, port = client.getsockname()[:2]
-        if not (host == "::1" or host.startswith("::ffff:127.")):
+        if host != "::1" and not host.removeprefix("::ffff:").startswith("127."):
             client.close()  # to the listener's own port, at an address of the pod
             return
         # Until the guest has taken it an end is a refusal, not the end of the data.
