@@ -32,7 +32,7 @@ from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_runtime.sandbox.watch import first_failure
-from kata_telemetry.span import Site, SpanContext, current
+from kata_telemetry.span import Site, SpanContext, current, use
 
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
@@ -61,16 +61,18 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
-    they share at /dev/shm, in bytes; 0 where each has its own.
-    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for no
-    network at all.
+    With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
+    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
+    own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
+    no network at all. With `forward_localhost` connections to that namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    hold_pid: bool = False
     shm_size: int = 0
     netns: str | None = None
+    forward_localhost: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -157,12 +159,20 @@ class Sandbox:
                         boot = current().context
                     with _agent_trace.span("StartVM"):
                         await self._start_agent(machine, boot)
+                await self._forward_localhost(machine)
         except BaseException:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
         assert self._agent is not None
         self._guard = asyncio.create_task(self._watch(machine, self._agent))
+
+    async def _forward_localhost(self, machine: Machine) -> None:
+        if self._network is None or not (self.options.forward_localhost and self.options.netns):
+            return
+        # What comes later belongs to nobody's call.
+        with use(self._trace.root):
+            await self._stack.enter_async_context(self._network.forward_localhost(machine.transport))
 
     async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
         """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
@@ -198,6 +208,7 @@ class Sandbox:
             storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
+            pidns_holder=self.options.hold_pid,
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)

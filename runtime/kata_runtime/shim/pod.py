@@ -225,6 +225,7 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),
+        forward_localhost=pod,
     )
 
 
