@@ -117,7 +117,9 @@ def by_the_sdk(span: Span, sandbox_id: str) -> bytes:
 
 values = st.text(max_size=9) | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
 named = st.dictionaries(st.text(min_size=1, max_size=9), values, max_size=4)
-contexts = st.builds(SpanContext, st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), state=st.sampled_from(["", "a=1"]))
+contexts = st.builds(
+    SpanContext, st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), state=st.sampled_from(["", "a=1"])
+)
 
 
 @pytest.mark.slow
