@@ -74,7 +74,8 @@ exec /usr/bin/crun "$@"
 """
 # "Waiting 1sec" is what the kernel says when resumedelay= makes it wait.
 _SWITCH_ROOT = """#!/bin/sh
-busybox dmesg | busybox sed -n 's/^\\[ *\\([0-9.]*\\)\\] .*Waiting 1sec before.*/kata-test: hold kernel \\1 \\1/p' >/dev/console
+busybox dmesg |
+	busybox sed -n 's/^\\[ *\\([0-9.]*\\)\\] .*Waiting 1sec before.*/kata-test: hold kernel \\1 \\1/p' >/dev/console
 busybox mount -t tmpfs -o mode=755 holds /root/mnt
 busybox cp /holds/crun /holds/agent.py /root/mnt
 export PATH=/mnt:$PATH

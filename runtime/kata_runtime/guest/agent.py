@@ -66,7 +66,8 @@ class AgentClient:
             AgentError: the agent refused, is gone, or did not answer within `timeout` seconds (None: no limit).
         """
         name = type(request).__name__.removesuffix("Request")
-        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT):
+        about = {key: str(value) for key in ("container_id", "exec_id") if (value := getattr(request, key, ""))}
+        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, **about):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
             call = method(request, timeout=timeout, metadata=tuple(inject()))
