@@ -164,7 +164,10 @@ async def scenario(directory: Path, sandbox: list[Plan]) -> Trace:
                     made = Container(f"c{number}", agent, UnixTransport(client), folder, trace.root)
                     stdio = Stdio(read if number == 0 else None, null, null)
                     group.create_task(live(client, made, plan, stdio))
+            assert client.agent is not None
+            ending = asyncio.create_task(client.agent.destroyed())  # as the agent's main does
             await trace.finish_agent(agent)
+            await ending
     os.close(read)
     os.close(null)
     trace.close("exit 0")
@@ -213,7 +216,7 @@ def outside(trace: Trace) -> list[str]:
 
 
 @settings(
-    max_examples=8,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.generate],
@@ -233,6 +236,7 @@ def test_any_life_makes_one_whole_trace(
     assert trace.meta.lost == {}
     assert trace.orphans == []
     assert trace.root.name == "rootSpan"
+    assert trace.services == ["kata", "kata-agent"]
     assert trace.negative() == []
     assert [span.name for span in trace.spans if span.open] == []
     assert [(span.name, dict(span.attributes)) for span in trace.spans if about_too_little(span)] == []

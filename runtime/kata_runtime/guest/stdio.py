@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 from kata_telemetry.span import Site
 
@@ -19,10 +20,10 @@ __all__ = ["STDIO_PORT", "copy_in", "copy_out"]
 STDIO_PORT = 1027
 _CHUNK = 256 << 10
 _trace = Site(package="virtcontainers", subsystem="stdio")
-_NOTHING: Mapping[str, str] = {}
+_NOTHING: Mapping[str, Any] = {}
 
 
-async def copy_out(connection: socket.socket, fd: int, name: str, about: Mapping[str, str] = _NOTHING) -> int:
+async def copy_out(connection: socket.socket, fd: int, name: str, about: Mapping[str, Any] = _NOTHING) -> int:
     """Copy the guest's stream to `fd` until it ends; the number of bytes. Takes `connection` over.
 
     `about` are attributes of the span.
@@ -34,7 +35,7 @@ async def copy_out(connection: socket.socket, fd: int, name: str, about: Mapping
     return await _in_loop(name, about, _async_out(connection, fd), connection)
 
 
-async def copy_in(fd: int, connection: socket.socket, about: Mapping[str, str] = _NOTHING) -> int:
+async def copy_in(fd: int, connection: socket.socket, about: Mapping[str, Any] = _NOTHING) -> int:
     """Copy `fd` to the guest's stream until `fd` ends, then half-close it; the number of bytes. Takes `connection`.
 
     `about` are attributes of the span.
@@ -72,7 +73,7 @@ def _in(fd: int, connection: socket.socket) -> int:
     return total
 
 
-async def _in_thread(name: str, about: Mapping[str, str], work: Callable[[], int], connection: socket.socket) -> int:
+async def _in_thread(name: str, about: Mapping[str, Any], work: Callable[[], int], connection: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[int] = loop.create_future()
 
@@ -104,7 +105,7 @@ async def _in_thread(name: str, about: Mapping[str, str], work: Callable[[], int
         return total
 
 
-async def _in_loop(name: str, about: Mapping[str, str], moved: AsyncIterator[int], connection: socket.socket) -> int:
+async def _in_loop(name: str, about: Mapping[str, Any], moved: AsyncIterator[int], connection: socket.socket) -> int:
     connection.setblocking(False)
     total = 0
     with _trace.span(f"stdio.{name}", **about) as span, connection:

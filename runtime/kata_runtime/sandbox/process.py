@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kata_runtime.errors import SandboxError
 from kata_runtime.guest.transport import Transport
@@ -58,7 +58,7 @@ class Process:
         self._transport = transport
         self._lifetime = lifetime
         # What its spans are about.
-        self._about = {"container_id": container_id} | ({"exec_id": exec_id} if exec_id else {})
+        self._about: dict[str, Any] = {"container_id": container_id} | ({"exec_id": exec_id} if exec_id else {})
         self._span = NO_SPAN
         self._streams: Streams | None = None
         self._created_ns = time.time_ns()

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kata_runtime.guest.dial import dial
 from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
@@ -49,7 +50,7 @@ class Streams:
     async def _open(self, transport: Transport, name: str) -> None:
         self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, STDIO_PORT, name)
 
-    def serve(self, about: Mapping[str, str]) -> None:
+    def serve(self, about: Mapping[str, Any]) -> None:
         """Begin to copy; `about` are attributes of the spans."""
         for name in ("stdout", "stderr"):
             fd = getattr(self._stdio, name)
