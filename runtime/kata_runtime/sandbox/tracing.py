@@ -79,13 +79,14 @@ class SandboxTrace:
     def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None") -> None:
         """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
 
-        `reading` is the offset of the guest's clock, which begins with the kernel. What QEMU writes is read a little
-        after it was written; without it the firmware would seem to go on beside the kernel.
+        `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
+        the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
+        busy host the line is read late.
         """
         marks = dict(marks)
-        if reading is not None and BootStage.KERNEL in marks:
+        if reading is not None and BootStage.FIRMWARE in marks:
             kernel = reading.offset_ns - self.clock.to_host(0)
-            marks[BootStage.KERNEL] = max(min(marks[BootStage.KERNEL], kernel), marks.get(BootStage.FIRMWARE, 0))
+            marks[BootStage.KERNEL] = max(kernel, marks[BootStage.FIRMWARE])
         stages = [stage for stage in BootStage if stage in marks]
         names = {BootStage.QEMU: "boot.qemu", BootStage.FIRMWARE: "boot.firmware"}
         if not self._config.agent.enable_tracing:
