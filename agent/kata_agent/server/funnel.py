@@ -26,8 +26,8 @@ __all__ = ["Funnel", "snake_case"]
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
-# Long polls, whose spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+# Long polls and what is asked every few seconds: their spans would say nothing.
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version", "SetGuestDateTime"})
 MAX_DETAILS: Final = 2048
 HOST: Final = "vsock:2:"
 

@@ -28,6 +28,7 @@ from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_telemetry.span import Site, Span, current, use
@@ -194,6 +195,10 @@ class Sandbox:
         )
         await agent.call(agent.service.CreateSandbox, request)
         self._trace.follow(agent)
+        note(self._trace.root, reading)
+        if self.config.agent.enable_tracing:
+            kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, reading)
+            self._stack.callback(asyncio.create_task(kept, name="timekeeper").cancel)
 
     async def create_container(
         self,
