@@ -66,6 +66,12 @@ def vm(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Slow and broken stages of a real guest, and what the trace says of them (root)."""
+    pytest(session, "faults")
+
+
+@nox.session
 def containerd(session: nox.Session) -> None:
     """Tests that run Debian's containerd on sockets and directories of its own (root)."""
     pytest(session, "containerd")

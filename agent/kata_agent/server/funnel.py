@@ -27,8 +27,8 @@ __all__ = ["Funnel", "snake_case"]
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
-# Long polls, whose spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+# Long polls and what is asked every few seconds: their spans would say nothing.
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version", "SetGuestDateTime"})
 # What a health check or a dashboard asks again and again: only the first ones of each kind are recorded.
 REPEATING: Final = frozenset({"StatsContainer", "ListProcesses"})
 ENOUGH: Final = 32
