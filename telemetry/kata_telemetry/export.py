@@ -29,6 +29,7 @@ from kata_telemetry.collector import (
     UnavailableError,
     connect,
 )
+from kata_telemetry.parts import Part, RuntimePart, parts
 from kata_telemetry.store import Lock, Store, StoreError, write_atomically
 
 __all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "start"]
@@ -79,10 +80,10 @@ class PushResult:
         return not self.left and not self.refused
 
 
-def load_progress(store: Store) -> dict[str, Progress]:
-    """Of each collector that this store was ever sent to, by `CollectorSettings.target`."""
+def load_progress(store: Store, part: Part | None = None) -> dict[str, Progress]:
+    """Of each collector that a part of this store (the runtime's) was sent to, by `CollectorSettings.target`."""
     try:
-        content = json.loads((store.directory / "export.json").read_bytes())
+        content = json.loads((part or RuntimePart(store)).progress_path.read_bytes())
     except (OSError, ValueError):
         return {}
     targets = content.get("targets") if isinstance(content, dict) else None
@@ -92,31 +93,32 @@ def load_progress(store: Store) -> dict[str, Progress]:
 
 
 class Delivery:
-    """One store on its way to one collector. Hold the store's export lock meanwhile."""
+    """One part of a store (the runtime's) on its way to one collector. Hold the part's lock meanwhile."""
 
-    def __init__(self, store: Store, settings: CollectorSettings, sender: Sender) -> None:
+    def __init__(self, store: Store, settings: CollectorSettings, sender: Sender, part: Part | None = None) -> None:
         self.store = store
         self.settings = settings
         self._sender = sender
-        self._all = load_progress(store)
+        self._part = part or RuntimePart(store)
+        self._all = load_progress(store, self._part)
         self.progress = self._all.setdefault(settings.target, Progress())
 
     @property
     def left(self) -> int:
-        """Bytes of whole lines that are still to be sent."""
-        return max(self._end() - self.progress.offset, 0)
+        """Bytes of whole records that are still to be sent."""
+        return max(self._part.end() - self.progress.offset, 0)
 
     def advance(self, timeout: Callable[[], float]) -> bool:
-        """Send the next line; False where there is none. `timeout` says how many seconds a request may take now.
+        """Send the next record; False where there is none. `timeout` says how many seconds a request may take now.
 
         Raises UnavailableError where the collector did not take it, StoreError where the store is not accessible.
         """
-        line = self._line(self.progress.offset)
-        if not line:
-            return False
         offset = self.progress.offset
+        record = self._part.record(offset)
+        if not record:
+            return False
         try:
-            self._send(line, timeout())
+            self._send(record, timeout())
         except RefusedError as error:
             if len(self.progress.refused) < MAX_REFUSED:
                 self.progress.refused[str(offset)] = str(error)
@@ -128,7 +130,7 @@ class Delivery:
             raise
         except otlp.MalformedOtlpError:
             self.progress.broken += 1
-        self.progress.offset = offset + len(line)
+        self.progress.offset = offset + len(record)
         self._save()
         return True
 
@@ -136,16 +138,15 @@ class Delivery:
         """Try once more what was refused: the collector may have been configured anew. Raises as `advance`."""
         for offset in list(self.progress.refused):
             with contextlib.suppress(RefusedError, otlp.MalformedOtlpError):
-                self._send(self._line(int(offset)), timeout())
+                self._send(self._part.record(int(offset)), timeout())
                 del self.progress.refused[offset]
                 self._save()
 
-    def _send(self, line: bytes, timeout: float) -> None:
-        if not line.strip():
+    def _send(self, record: bytes, timeout: float) -> None:
+        data, count = self._part.request(record)
+        if not count:
             return
-        request = otlp.to_request(line)
-        count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
-        answer = self._sender.send(request.SerializeToString(), timeout)
+        answer = self._sender.send(data, timeout)
         self.progress.error = ""
         # A collector that keeps a part must not be sent the batch again (OTLP specification, "Partial Success").
         self.progress.rejected += answer.rejected
@@ -153,40 +154,12 @@ class Delivery:
         if answer.message:
             self.progress.error = f"collector: {answer.message}"
 
-    def _line(self, offset: int) -> bytes:
-        try:
-            with self.store.spans.open("rb") as file:
-                file.seek(offset)
-                line = file.readline()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StoreError(f"cannot read {self.store.spans}: {error.strerror}") from error
-        # Without its newline it is still being written, or its writer died.
-        return line if line.endswith(b"\n") else b""
-
-    def _end(self) -> int:
-        """Where the last whole line ends."""
-        try:
-            with self.store.spans.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                while end > 0:
-                    start = max(end - 65536, 0)
-                    file.seek(start)
-                    newline = file.read(end - start).rfind(b"\n")
-                    if newline >= 0:
-                        return start + newline + 1
-                    end = start
-        except OSError:
-            pass
-        return 0
-
     def _save(self) -> None:
         content = {"targets": {name: dataclasses.asdict(progress) for name, progress in self._all.items()}}
         try:
-            write_atomically(self.store.directory / "export.json", json.dumps(content, indent=1).encode())
+            write_atomically(self._part.progress_path, json.dumps(content, indent=1).encode())
         except OSError as error:
-            raise StoreError(f"cannot write {self.store.directory}/export.json: {error.strerror}") from error
+            raise StoreError(f"cannot write {self._part.progress_path}: {error.strerror}") from error
 
 
 def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> PushResult:
@@ -195,7 +168,26 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
     Raises StoreError where another process exports this store right now, or where it can't be read or written, and
     SettingsError.
     """
-    lock = Lock(store.export_lock_path)
+    deadline = time.monotonic() + timeout
+
+    def remaining() -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise UnavailableError(f"not done after {timeout:g} s")
+        return min(settings.timeout, left)
+
+    results = [_push_part(store, part, settings, remaining) for part in parts(store)]
+    return PushResult(
+        spans=sum(result.spans for result in results),
+        left=sum(result.left for result in results),
+        refused=sum(result.refused for result in results),
+        rejected=sum(result.rejected for result in results),
+        error=next((result.error for result in results if result.error), ""),
+    )
+
+
+def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining: Callable[[], float]) -> PushResult:
+    lock = Lock(part.lock_path)
     try:
         taken = lock.acquire()
     except OSError as error:
@@ -205,16 +197,8 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
     sender = None
     try:
         sender = connect(settings)
-        delivery = Delivery(store, settings, sender)
-        before, deadline = delivery.progress.spans, time.monotonic() + timeout
-
-        def remaining() -> float:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise UnavailableError(f"not done after {timeout:g} s")
-            return min(settings.timeout, left)
-
-        stopped = ""
+        delivery = Delivery(store, settings, sender, part)
+        before, stopped = delivery.progress.spans, ""
         try:
             delivery.retry_refused(remaining)
             while delivery.advance(remaining):

@@ -76,6 +76,7 @@ class AgentConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     enable_tracing: bool = False
+    trace_transport: Literal["runtime", "forwarder"] = "runtime"  # ours
     dial_timeout: Seconds = 45.0
     kernel_modules: Strings = ()
 
@@ -95,6 +96,9 @@ class RuntimeConfig:
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials
     otlp_timeout: Seconds = 10.0
+    otlp_certificate: AbsolutePath = ""
+    otlp_client_certificate: AbsolutePath = ""
+    otlp_client_key: AbsolutePath = ""
 
     def headers(self) -> str:
         """`otlp_headers` as OTEL_EXPORTER_OTLP_HEADERS has them (W3C baggage: values are percent-encoded)."""

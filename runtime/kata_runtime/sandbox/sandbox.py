@@ -176,6 +176,7 @@ class Sandbox:
         watch = asyncio.create_task(_tell_of_end(machine, agent), name="VM watch")
         self._stack.callback(watch.cancel)
         reading = await clock.measure(machine.transport, self._trace.clock)
+        self._trace.announce(self._directory.run, machine.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,

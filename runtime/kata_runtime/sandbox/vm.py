@@ -44,12 +44,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without."""
+    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without.
+
+    `cid` is its vsock context id on this host; 0 where the kernel does no vsock for it.
+    """
 
     vm: Vm
     transport: Transport
     accelerator: Accelerator
     helpers: tuple[Child, ...]
+    cid: int = 0
 
 
 def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
@@ -136,7 +140,7 @@ async def start_vm(
         launched = launch_qemu(spec, privileges=privileges, logs_dir=logs_dir, pass_fds=(*vsock_fds, fs.fileno()))
         vm = await stack.enter_async_context(launched)
         theirs.close()
-        yield Machine(vm, transport, accel, tuple(helpers))
+        yield Machine(vm, transport, accel, tuple(helpers), vsock.cid if vsock.vhost_fd >= 0 else 0)
 
 
 @contextmanager
