@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     from kata_runtime.cli import run
     from kata_runtime.image import command as image
     from kata_telemetry import command as trace
+    from kata_telemetry import command_metrics as metrics
 
     parser: argparse.ArgumentParser = _Parser(
         prog="kata-runtime",
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_arguments(build)
     build.set_defaults(run=lambda options: image.run(options, print))
     trace.add_arguments(commands)
+    metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))
     commands.add_parser("version", help="print the version")
     return parser
 
@@ -107,7 +109,7 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     if options.command is None:
         parser.print_help(sys.stderr)
         return 125
-    if options.command == "trace":
+    if options.command in ("trace", "metrics"):
         return _trace(options)
     return int(options.run(options))
 
