@@ -69,8 +69,17 @@ def containerd(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root)."""
-    session.run(sys.executable, "tests/bench/start.py", *session.posargs, external=True)
+    """Start times beside a bare QEMU boot in the same run (root); `-- --forwarder`: spans per second, no guest."""
+    script = "forwarder" if session.posargs == ["--forwarder"] else "start"
+    arguments = [] if script == "forwarder" else session.posargs
+    session.run(sys.executable, f"tests/bench/{script}.py", *arguments, external=True)
+
+
+@nox.session
+def jaeger(session: nox.Session) -> None:
+    """A traced container through Jaeger's own API (root). Builds Jaeger from Go modules: minutes, the first time."""
+    session.run(sys.executable, "tests/jaeger/build.py", external=True)
+    pytest(session, "jaeger")
 
 
 @nox.session
