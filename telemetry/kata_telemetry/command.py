@@ -55,7 +55,8 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     push.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
     push.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
     push.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
-    push.set_defaults(run=_push, headers="")
+    # What only the configuration says.
+    push.set_defaults(run=_push, headers="", request_timeout=0.0, certificate="", client_certificate="", client_key="")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -106,7 +107,14 @@ def _push(options: argparse.Namespace) -> int:
     from kata_telemetry.export import push
 
     settings = CollectorSettings.resolve(
-        os.environ, endpoint=options.endpoint, protocol=options.protocol, headers=options.headers
+        os.environ,
+        endpoint=options.endpoint,
+        protocol=options.protocol,
+        headers=options.headers,
+        timeout=options.request_timeout,
+        certificate=options.certificate,
+        client_certificate=options.client_certificate,
+        client_key=options.client_key,
     )
     if settings is None:
         raise SettingsError(

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Self
 
 from kata_telemetry import otlp
@@ -30,14 +31,17 @@ from kata_telemetry.collector import (
     connect,
 )
 from kata_telemetry.parts import Part, RuntimePart, parts
-from kata_telemetry.store import Lock, Store, StoreError, write_atomically
+from kata_telemetry.store import Lock, Store, StoreError, stores, write_atomically
 
-__all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "start"]
+__all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "push_leftovers", "start"]
 
 # How long the exporter goes on after its sandbox ended, in seconds.
 GRACE: Final = 10.0
 # Refused batches that are remembered.
 MAX_REFUSED: Final = 1000
+# How often an exporter is started for one sandbox, and the exit status that says that settings can't work.
+MOST_STARTS: Final = 5
+USELESS: Final = 64
 
 
 @dataclass(slots=True)
@@ -220,32 +224,48 @@ def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining:
 
 
 class Link:
-    """The runtime's end of its exporter. No method blocks or raises."""
+    """The runtime's end of its exporter. No method blocks or raises.
 
-    def __init__(self, pid: int, fd: int) -> None:
-        self.pid = pid
-        self._fd = fd
+    An exporter that died, of whatever, is started again with the next news: where it goes on is in the store.
+    """
+
+    def __init__(self, spawn: Callable[[], tuple[int, int]]) -> None:
+        """`spawn` gives the process id and the pipe's end; it may raise OSError, now as well."""
+        self._spawn = spawn
+        self._starts = 1
         self._reaped = False
+        self._useless = False
+        self.pid, self._fd = spawn()
 
     def notify(self) -> None:
         """There is something new in the store."""
-        if self._fd >= 0:
-            # A full pipe has already said so; a broken one means that the exporter is gone, and the store still there.
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._fd, b"\n")
-            self._reap()
+        if self._fd < 0:
+            return
+        self._reap()
+        # A full pipe has already said so.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._fd, b"\n")
 
     def close(self) -> None:
         """The store is complete. The exporter goes on by itself for its grace period."""
         if self._fd >= 0:
+            self._reap()
             fd, self._fd = self._fd, -1
             os.close(fd)
-            self._reap()
 
     def _reap(self) -> None:
-        if not self._reaped:
-            with contextlib.suppress(ChildProcessError):
-                self._reaped = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        if self._reaped:
+            return
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._reaped = pid != 0
+            self._useless = self._reaped and os.waitstatus_to_exitcode(status) == USELESS
+        if self._reaped and not self._useless and self._starts < MOST_STARTS:
+            self._starts += 1
+            with contextlib.suppress(OSError):
+                pid, fd = self._spawn()
+                os.close(self._fd)
+                self.pid, self._fd, self._reaped = pid, fd, False
 
 
 def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) -> Link:
@@ -254,25 +274,48 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
     Raises SettingsError where it can't be started.
     """
     search = [path for path in sys.path if path]
-    environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
     # -P: whatever lies in the current directory is not to be imported.
     arguments = [sys.executable, "-P", "-m", "kata_telemetry.exporter", "--store", str(store.directory)]
     arguments += ["--grace", str(grace)]
-    reader, writer = os.pipe()
+    log = str(store.directory / "export.log")
+
+    def spawn() -> tuple[int, int]:
+        environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
+        reader, writer = os.pipe()
+        try:
+            os.set_blocking(writer, False)
+            actions = [
+                (os.POSIX_SPAWN_DUP2, reader, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ]
+            # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
+            # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
+            pid = os.posix_spawnp("nice", ["nice", *arguments], environment, file_actions=actions, setsid=True)
+        except OSError:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        return pid, writer
+
     try:
-        os.set_blocking(writer, False)
-        log = str(store.directory / "export.log")
-        actions = [
-            (os.POSIX_SPAWN_DUP2, reader, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
-        # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
-        # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
-        pid = os.posix_spawnp("nice", ["nice", *arguments], environment, file_actions=actions, setsid=True)
+        return Link(spawn)
     except OSError as error:
-        os.close(writer)
         raise SettingsError(f"cannot start the exporter {sys.executable}: {error.strerror}") from error
-    finally:
-        os.close(reader)
-    return Link(pid, writer)
+
+
+def push_leftovers(trace_dir: Path, settings: CollectorSettings, deadline: float) -> None:
+    """Send what this collector did not get of finished traces while it was away, until `deadline` (monotonic, s).
+
+    Only traces that were on their way to it; the rest is for `push` to be told. Never raises for one of them.
+    """
+    for store in stores(trace_dir):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        progress = load_progress(store).get(settings.target)
+        if progress is None or store.live or RuntimePart(store).end() <= progress.offset:
+            continue
+        with contextlib.suppress(StoreError, SettingsError):
+            push(store, settings, timeout=left)

@@ -146,6 +146,20 @@ async def test_without_a_forwarder_the_runtime_gets_all_at_the_end(tmp_path: Pat
             assert await task == [(b"", 3), (b"one", 0), (b"", 3), (b"two", 0)]
 
 
+async def test_last_spans_that_are_encoded_late_still_go_to_the_forwarder(
+    tmp_path: Path, host_port: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "FLUSH", 0.5)
+    async with Peer(host_port).listening() as peer, forwarded(tmp_path) as (batches, task):
+        batches.ending.set()
+        await asyncio.sleep(0.6)  # longer than the forwarder has when all is there
+        batches.put(b"late")
+        batches.end()
+        async with asyncio.timeout(20):
+            assert await task == []
+        assert peer.taken == [b"late"]
+
+
 async def test_without_a_forwarder_nothing_piles_up(tmp_path: Path) -> None:
     async with forwarded(tmp_path) as (batches, task):
         batches.put(*(b"%d" % number for number in range(5 * WINDOW)))

@@ -1,4 +1,4 @@
-"""Builds Jaeger's all-in-one from Go modules, where the Go proxy is reachable: six minutes of CPU, and then never again.
+"""Builds Jaeger's all-in-one from Go modules, where the Go proxy is reachable: eight minutes of CPU, then never again.
 
 Its web pages are not part of the module, so the program serves a placeholder in their place; its API is whole.
 """

@@ -22,9 +22,10 @@ WINDOW: Final = 16
 # Seconds between attempts to connect: doubled from the first to the last.
 FIRST_RETRY: Final = 0.1
 LAST_RETRY: Final = 5.0
-# Seconds that one attempt may take, and that the last batches have at the end of the sandbox; the runtime waits 5.
+# Seconds that one attempt may take, and that batches have at the end of the sandbox when all are there; the runtime
+# waits 5 for everything.
 CONNECT_TIMEOUT: Final = 2.0
-FLUSH: Final = 3.0
+FLUSH: Final = 2.0
 
 
 class Forwarding:
@@ -46,6 +47,12 @@ class Forwarding:
         ending = asyncio.create_task(self._ending.wait())
         try:
             await asyncio.wait((sending, ending), return_when=asyncio.FIRST_COMPLETED)
+            # The last spans may only now be encoded, which takes long in an emulated guest.
+            while not (sending.done() or self._complete or len(self._window) >= WINDOW):
+                self._changed.clear()
+                change = asyncio.ensure_future(self._changed.wait())
+                await asyncio.wait((sending, change), return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
             if not sending.done():
                 await asyncio.wait((sending,), timeout=FLUSH)
             sending.cancel()
