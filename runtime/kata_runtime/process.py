@@ -170,10 +170,12 @@ def _spawn(
     *,
     pass_fds: Sequence[int],
     privileges: Privileges | None,
+    namespace: str,
     environment: Mapping[str, str] | None,
     log_path: Path | None,
 ) -> Child:
-    prefix = [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
+    prefix = [find_program("nsenter", package="util-linux"), f"--net={namespace}"] if namespace else []
+    prefix += [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
     if privileges is not None:
         prefix += ["--no-new-privs"]
     if privileges is not None and not privileges.by_child:
@@ -206,21 +208,29 @@ async def launch(
     *,
     pass_fds: Sequence[int] = (),
     privileges: Privileges | None = None,
+    namespace: str = "",
     environment: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     grace: float = 2.0,
 ) -> AsyncIterator[Child]:
     """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
 
-    `pass_fds` stay the caller's to close. The child's stdin and stdout are /dev/null; stderr goes to `log_path`, its
-    last lines also to `Child.output`. Leaving the block ends the child within `grace` seconds plus a SIGKILL, also when
-    the block was cancelled.
+    `pass_fds` stay the caller's to close; `namespace` is the path of a network namespace to run it in. The child's
+    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`. Leaving the block
+    ends the child within `grace` seconds plus a SIGKILL, also when the block was cancelled.
 
     Raises:
         HostError: it can't be started.
     """
     with _trace.span(f"start {Path(argv[0]).name}") as span:
-        child = _spawn(argv, pass_fds=pass_fds, privileges=privileges, environment=environment, log_path=log_path)
+        child = _spawn(
+            argv,
+            pass_fds=pass_fds,
+            privileges=privileges,
+            namespace=namespace,
+            environment=environment,
+            log_path=log_path,
+        )
         span.set(pid=child.pid)
     try:
         yield child

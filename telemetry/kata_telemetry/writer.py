@@ -4,7 +4,7 @@
         tracer = writer.tracer("kata", source="runtime")
         root = site.root(tracer, "rootSpan")
         ...                      # start QEMU
-        writer.begin()           # now there is time to import the SDK
+        writer.begin()           # now there is time to write
         ...
         root.finish()
         writer.close(timeout=2.0, outcome="exit 0")
@@ -175,7 +175,7 @@ class StoreWriter:
         return min(self._meta.start, root.tracer.clock.to_host(root.start)) if root else self._meta.start
 
     def begin(self) -> None:
-        """There is time now: import the SDK and write. Without this call writing begins after a second."""
+        """There is time now: write. Without this call writing begins after a second."""
         self._begin.set()
 
     def flush(self, timeout: float) -> bool:
