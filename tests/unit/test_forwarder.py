@@ -23,7 +23,7 @@ from support.forwarder import batch, host, names, span_names
 
 
 @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 50), max_size=60))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_frames_come_out_as_they_went_in_however_they_are_cut(payloads: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(map(frame, payloads))
     taker, found = Frames(), []
@@ -36,7 +36,7 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(payloads: list[byt
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=20))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_no_stream_makes_frames_hold_more_than_one(chunks: list[bytes]) -> None:
     taker = Frames(longest=1000)
     for chunk in chunks:
