@@ -125,7 +125,7 @@ def _push(options: argparse.Namespace) -> int:
     # grpc's core would log every failed attempt.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     complete = True
-    for store in chosen:
+    for number, store in enumerate(chosen, 1):
         try:
             result = push(store, settings, timeout=options.timeout)
         except StoreError as error:
@@ -135,7 +135,8 @@ def _push(options: argparse.Namespace) -> int:
             complete = False
             continue
         complete &= result.complete
-        note = f"{store.directory.name}: {result.spans} spans sent to {settings.target}"
+        progress = f"[{number}/{len(chosen)}] " if options.everything else ""
+        note = f"{progress}{store.directory.name}: {result.spans} spans sent to {settings.target}"
         if result.rejected:
             note += f", {result.rejected} not wanted"
         if not result.complete:

@@ -388,3 +388,20 @@ def test_options(tmp_path: Path) -> None:
     named = plan(_parser().parse_args(["--socket-path", "/a/{ID}", "--socket-path", "/b"]), environment, absent)
     assert named.templates == ("/a/{ID}", "/b")
     assert named.settings.endpoint == "http://c:4318/v1/traces"
+
+
+@pytest.mark.slow
+async def test_frames_of_nothing_are_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a guest that sends nothing but lengths would have a core of the host for itself."""
+    monkeypatch.setattr("kata_telemetry.forwarder.inbox.RATE", 100 * 1024)
+    monkeypatch.setattr("kata_telemetry.forwarder.inbox.BURST", 164 * 1024)
+    async with host(tmp_path) as found:
+        found.sandbox("s1")
+        with await found.guest("s1") as guest:
+            begin = time.monotonic()
+            # 64 KiB for the connection, 1 KiB and some bytes for each frame: after a hundred of them it waits.
+            guest.raw(NUMBER.pack(0) * 150)
+            await asyncio.to_thread(guest.confirmed, 150)
+            guest.raw(NUMBER.pack(0))
+            await asyncio.to_thread(guest.confirmed, 151)
+            assert time.monotonic() - begin >= 0.4

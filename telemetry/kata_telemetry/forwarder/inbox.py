@@ -32,8 +32,9 @@ _log = logging.getLogger("kata.forwarder")
 # Bytes per second that one sandbox may send for long, and at once: some 20,000 spans. Beyond it is read later.
 RATE: Final = 4 * 1024 * 1024
 BURST: Final = 4 * 1024 * 1024
-# What a connection costs at least, so that one that only comes and goes is slowed down as well.
+# What a connection and a frame cost besides their bytes: nothing in them is no less work.
 CONNECTION: Final = 64 * 1024
+FRAME: Final = 1024
 # Seconds between two notes of what was counted.
 NOTE_AFTER: Final = 0.5
 # Lines of log that one guest can cause.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from kata_telemetry.forwarder.inbox import CONNECTION, Dump, Inbox, Origin
+from kata_telemetry.forwarder.inbox import CONNECTION, FRAME, Dump, Inbox, Origin
 from kata_telemetry.store import StoreError
 from kata_telemetry.wire import NUMBER, FrameError, Frames
 
@@ -121,6 +121,7 @@ class _Connection:
                 wait = self._inbox.rate.wait(len(data))
                 for payload in self._frames.feed(data):
                     self._take(payload)
+                    wait = self._inbox.rate.wait(FRAME)
                     await asyncio.sleep(0)  # others have their turn
         except asyncio.CancelledError:
             self._drain()
