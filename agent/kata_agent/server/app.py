@@ -24,6 +24,7 @@ from kata_agent.server.tracing import Tracing
 from kata_agent.services.agent import AgentService
 from kata_agent.services.health import Health
 from kata_protos import agent_pb2
+from kata_telemetry.wire import PORT
 
 __all__ = ["CLOCK_PORT", "PORTS_PORT", "RPC_PORT", "STDIO_PORT", "Agent", "Layout"]
 
@@ -65,7 +66,7 @@ class Agent:
         self._boot = boot
         self._stack = AsyncExitStack()
         self._destroyed = asyncio.Event()
-        self.tracing = Tracing(boot.record if boot else None)
+        self.tracing = Tracing(boot.record if boot else None, lambda: endpoints.dial(PORT))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:

@@ -51,7 +51,7 @@ def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
         return None
     tracing = request.tracing
     clock = (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None
-    return Setting(tracing.enabled, tracing.traceparent, clock)
+    return Setting(tracing.enabled, tracing.traceparent, clock, tracing.transport == tracing.FORWARDER)
 
 
 class Funnel:

@@ -211,6 +211,7 @@ class Sandbox:
         finally:
             with use(boot):
                 self._trace.record_boot(machine.vm.marks, reading)
+        self._trace.announce(self._directory.run, machine.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
