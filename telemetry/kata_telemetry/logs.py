@@ -127,7 +127,7 @@ class Formatter(logging.Formatter):
             fields["span_id"] = f"{span.context.span_id:016x}"
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         # A record that somebody else made, as the agent, has ids of its own.
-        fields.update((name, extra[name]) for name in ("trace_id", "span_id") if name in extra)
+        fields.update((name, extra[name]) for name in ("sandbox", "trace_id", "span_id") if name in extra)
         for name, value in (*_fields.get().items(), *extra.items()):
             fields.setdefault(name, value)
         if record.exc_info and record.exc_info[0]:

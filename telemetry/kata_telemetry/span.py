@@ -32,7 +32,20 @@ from typing import NamedTuple, Self
 
 from kata_telemetry.clock import Clock, HostClock
 
-__all__ = ["Event", "Kind", "Level", "Site", "Span", "SpanContext", "Status", "Tracer", "current", "traceparent", "use"]
+__all__ = [
+    "Event",
+    "Kind",
+    "Level",
+    "Site",
+    "Span",
+    "SpanContext",
+    "Status",
+    "Tracer",
+    "current",
+    "traceparent",
+    "unrecorded",
+    "use",
+]
 
 Value = str | bool | int | float
 
@@ -498,6 +511,16 @@ def use(span: Span) -> Iterator[Span]:
     token = _current.set(span)
     try:
         yield span
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Make no spans in the block, whatever is current."""
+    token = _current.set(None)
+    try:
+        yield
     finally:
         _current.reset(token)
 

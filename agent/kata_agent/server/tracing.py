@@ -6,10 +6,11 @@ imported before the host takes spans.
 """
 
 import asyncio
+import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.threads import in_thread
@@ -38,6 +39,8 @@ class Setting(NamedTuple):
     enabled: bool
     traceparent: str = ""
     clock: tuple[int, int] | None = None
+    # Whether spans go to the trace forwarder instead of the runtime.
+    forward: bool = False
     level: Level = Level.NORMAL
     recorder: bool = False
     since: int = 0
@@ -46,13 +49,21 @@ class Setting(NamedTuple):
 
 class Tracing:
     """State of tracing. `boot` is called once, when tracing is first switched on and there is time, to record the
-    boot's spans: with the clock, and a function that records one span (name, start, end, children)."""
+    boot's spans: with the clock, and a function that records one span (name, start, end, children). `dial` connects to
+    the trace forwarder."""
 
-    def __init__(self, boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None) -> None:
+    def __init__(
+        self,
+        boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None,
+        dial: Callable[[], Awaitable[socket.socket]] | None = None,
+    ) -> None:
         self.clock = GuestClock()
         self.parent: Span | SpanContext | None = None
         self._enabled = False
         self._boot = boot
+        self._dial = dial
+        self._forward = False
+        self._ending = asyncio.Event()
         self._root: Span | None = None
         self._open: set[Span] = set()
         # Everything, until it is known what is wanted.
@@ -94,6 +105,7 @@ class Tracing:
 
             logs.on_spans(setting.log_levels)
         was_enabled, self._enabled = self._enabled, setting.enabled
+        self._forward = setting.forward
         self._tracer.level = setting.level if setting.enabled or setting.recorder else Level.OFF
         if parent:
             self._adopt(parent)
@@ -185,14 +197,25 @@ class Tracing:
             self._dropped += 1
         self._pending.append(span)
 
-    async def stream(self) -> AsyncIterator[tuple[bytes, int]]:
-        """Batches (OTLP, dropped spans) until `close`, or until tracing is switched off.
+    async def stream(self) -> AsyncGenerator[tuple[bytes, int], None]:
+        """Batches (OTLP, dropped spans) for the runtime until `close`, or until tracing is switched off: all, or what
+        the trace forwarder did not take.
 
         Raises PreconditionError for a second caller at a time.
         """
         await self._leisure.wait()
         if not (self._enabled or self._owed):
             return
+        batches = self._batches()
+        if self._forward and self._dial:
+            from kata_agent.server.forwarding import Forwarding
+
+            batches = Forwarding(self._dial, self._ending).run(batches)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def _batches(self) -> AsyncGenerator[tuple[bytes, int], None]:
         buffer = self._buffer
         if buffer is None:
             # The imports and the kernel's log take long in an emulated guest; calls must not wait for them.
@@ -248,6 +271,7 @@ class Tracing:
         if self._root:
             self._root.finish()
         self._closed = True
+        self._ending.set()
         if self._buffer is not None:
             self._buffer.close()
         self._leisure.set()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -34,6 +34,8 @@ _DETAILED = frozenset({
 })  # fmt: skip
 # Kata's own default for agent calls (kata-facts 4.2).
 DEFAULT_TIMEOUT = 60.0
+# Fields of requests that say what a call is about.
+_ABOUT = ("container_id", "exec_id")
 _MAX_MESSAGE = 16 << 20
 
 
@@ -75,7 +77,8 @@ class AgentClient:
         """
         name = type(request).__name__.removesuffix("Request")
         level = Level.ESSENTIAL if name in _ESSENTIAL else Level.DETAILED if name in _DETAILED else Level.NORMAL
-        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, level=level, lasts=timeout is None):
+        about: dict[str, Any] = {key: value for key in _ABOUT if (value := getattr(request, key, ""))}
+        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, level=level, lasts=timeout is None, **about):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
             call = method(request, timeout=timeout, metadata=tuple(inject()))

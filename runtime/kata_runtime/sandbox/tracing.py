@@ -43,8 +43,8 @@ _trace = Site(package="runtime", subsystem="runtime")
 _boot = Site(package="virtcontainers", subsystem="boot")
 _log = logging.getLogger("kata.tracing")
 
-# How long the last spans of a guest that is about to be killed are waited for, in seconds.
-_FLUSH_TIMEOUT = 5.0
+# How long the last spans of a guest that is about to be killed are waited for, in seconds. An emulated one needs some.
+_FLUSH_TIMEOUT = 15.0
 
 
 class SandboxTrace:
@@ -66,6 +66,8 @@ class SandboxTrace:
         )
         self.clock = self.tracer.clock
         self.root: Span
+        # Whether the trace forwarder knows of the sandbox; where tracing is switched on later, the runtime takes them.
+        self._announced = False
         # Which sides put their spans into the store.
         self.runtime_on = self.agent_on = False
         self._writer: StoreWriter | None = None
@@ -170,11 +172,17 @@ class SandboxTrace:
                     self.tracer.lifetime = _trace.start("sandbox", level=Level.ESSENTIAL, lasts=True)
             self.root.finish()
 
-    def record_boot(self, marks: Mapping[BootStage, int]) -> None:
+    def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None") -> None:
         """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
 
-        The stage that a failed boot did not get beyond has the error.
+        `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
+        the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
+        busy host the line is read late. The stage that a failed boot did not get beyond has the error.
         """
+        marks = dict(marks)
+        if reading is not None and BootStage.FIRMWARE in marks:
+            kernel = reading.offset_ns - self.clock.to_host(0)
+            marks[BootStage.KERNEL] = max(kernel, marks[BootStage.FIRMWARE])
         stages = [stage for stage in BootStage if stage in marks]
         names = {BootStage.QEMU: "boot.qemu", BootStage.FIRMWARE: "boot.firmware"}
         failed = stages[-1] is not BootStage.READY
@@ -212,7 +220,39 @@ class SandboxTrace:
             recorder=self._recorder is not None,
             since_ns=since,
             log_levels=self._config.runtime.trace_log_levels,
+            transport=pb.Tracing.FORWARDER if self._announced else pb.Tracing.RUNTIME,
         )
+
+    @property
+    def _forwarded(self) -> bool:
+        return self.agent_on and self._config.agent.trace_transport == "forwarder"
+
+    def announce(self, directory: Path, cid: int) -> None:
+        """Tell the trace forwarder, where it takes the agent's spans, whose they are; `cid` is 0 where the guest has a
+        socket of its own.
+
+        Raises:
+            HostError: it can't be written.
+        """
+        if self._writer is None or not self._forwarded:
+            return
+        from kata_telemetry.announce import Announcement
+
+        context = self.root.context
+        announcement = Announcement(
+            sandbox_id=self._writer.store.directory.name,
+            store=str(self._writer.store.directory),
+            since=self._writer.started,
+            clock_offset=self.clock.to_host(0),
+            cid=cid,
+            trace_id=f"{context.trace_id:032x}" if self.runtime_on else "",
+            root_id=f"{context.span_id:016x}" if self.runtime_on else "",
+        )
+        try:
+            announcement.write(directory)
+        except OSError as error:
+            raise HostError(f"{directory}: {error.strerror}", hint="is the disk full?") from error
+        self._announced = True
 
     def follow(self, agent: "AgentClient") -> None:
         """Begin to take the agent's spans into the store, where they are wanted."""
@@ -416,6 +456,9 @@ class SandboxTrace:
                 protocol=runtime.otlp_protocol,
                 headers=runtime.headers(),
                 timeout=runtime.otlp_timeout,
+                certificate=runtime.otlp_certificate,
+                client_certificate=runtime.otlp_client_certificate,
+                client_key=runtime.otlp_client_key,
             )
             if settings is not None:
                 self._link = export.start(self._writer.store, settings)
