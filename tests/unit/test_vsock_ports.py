@@ -30,7 +30,7 @@ async def test_a_guest_reaches_who_waited_for_it(tmp_path: Path, privileges: Pri
         changed.set()
 
     def talk(chardev: object) -> None:
-        guest = Frontend(chardev)  # type: ignore[arg-type]
+        guest = Frontend(chardev, timeout=30)  # type: ignore[arg-type] # the backend starts meanwhile
         guest.handshake()
         guest.boot()
         guest.packet(REQUEST, 5000, 10240)
