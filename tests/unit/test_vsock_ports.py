@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -21,16 +22,15 @@ NOBODY = Privileges(0x7000_0001, 0x7000_0001)
 @pytest.mark.parametrize("privileges", [NOBODY, None], ids=["rootless", "root"])
 async def test_a_guest_reaches_who_waited_for_it(tmp_path: Path, privileges: Privileges | None) -> None:
     """Who listens makes its socket the moment the directory is there, as the trace forwarder does."""
-    accepted: list[Origin] = []
+    accepted: list[tuple[socket.socket, Origin]] = []
     changed = asyncio.Event()
 
-    def accept(stream: object, origin: Origin) -> None:
-        accepted.append(origin)
-        stream.close()  # type: ignore[attr-defined]
+    def accept(stream: socket.socket, origin: Origin) -> None:
+        accepted.append((stream, origin))
         changed.set()
 
-    def talk(chardev: object) -> None:
-        guest = Frontend(chardev, timeout=30)  # type: ignore[arg-type] # the backend starts meanwhile
+    def talk(chardev: socket.socket) -> None:
+        guest = Frontend(chardev, timeout=30)  # the backend starts meanwhile
         guest.handshake()
         guest.boot()
         guest.packet(REQUEST, 5000, 10240)
@@ -53,7 +53,9 @@ async def test_a_guest_reaches_who_waited_for_it(tmp_path: Path, privileges: Pri
         while not accepted:
             changed.clear()
             await changed.wait()
-        assert accepted[0].sandbox_id == "s1"
+        ((stream, origin),) = accepted
+        stream.close()
+        assert origin.sandbox_id == "s1"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
