@@ -7,6 +7,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class IPFamily(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    v4: _ClassVar[IPFamily]
+    v6: _ClassVar[IPFamily]
+v4: IPFamily
+v6: IPFamily
+
 class Empty(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -118,7 +125,7 @@ class StatsContainerRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ...) -> None: ...
 
 class StatsContainerResponse(_message.Message):
-    __slots__ = ("files",)
+    __slots__ = ("files", "network_stats")
     class FilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -127,8 +134,32 @@ class StatsContainerResponse(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     FILES_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_STATS_FIELD_NUMBER: _ClassVar[int]
     files: _containers.ScalarMap[str, str]
-    def __init__(self, files: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    network_stats: _containers.RepeatedCompositeFieldContainer[NetworkStats]
+    def __init__(self, files: _Optional[_Mapping[str, str]] = ..., network_stats: _Optional[_Iterable[_Union[NetworkStats, _Mapping]]] = ...) -> None: ...
+
+class NetworkStats(_message.Message):
+    __slots__ = ("name", "rx_bytes", "rx_packets", "rx_errors", "rx_dropped", "tx_bytes", "tx_packets", "tx_errors", "tx_dropped")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RX_PACKETS_FIELD_NUMBER: _ClassVar[int]
+    RX_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    RX_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    TX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TX_PACKETS_FIELD_NUMBER: _ClassVar[int]
+    TX_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    TX_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
+    def __init__(self, name: _Optional[str] = ..., rx_bytes: _Optional[int] = ..., rx_packets: _Optional[int] = ..., rx_errors: _Optional[int] = ..., rx_dropped: _Optional[int] = ..., tx_bytes: _Optional[int] = ..., tx_packets: _Optional[int] = ..., tx_errors: _Optional[int] = ..., tx_dropped: _Optional[int] = ...) -> None: ...
 
 class PauseContainerRequest(_message.Message):
     __slots__ = ("container_id",)
@@ -223,6 +254,98 @@ class TtyWinResizeRequest(_message.Message):
     row: int
     column: int
     def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., row: _Optional[int] = ..., column: _Optional[int] = ...) -> None: ...
+
+class IPAddress(_message.Message):
+    __slots__ = ("family", "address", "mask")
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    family: IPFamily
+    address: str
+    mask: str
+    def __init__(self, family: _Optional[_Union[IPFamily, str]] = ..., address: _Optional[str] = ..., mask: _Optional[str] = ...) -> None: ...
+
+class Interface(_message.Message):
+    __slots__ = ("device", "name", "IPAddresses", "mtu", "hwAddr", "raw_flags")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    IPADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    MTU_FIELD_NUMBER: _ClassVar[int]
+    HWADDR_FIELD_NUMBER: _ClassVar[int]
+    RAW_FLAGS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    name: str
+    IPAddresses: _containers.RepeatedCompositeFieldContainer[IPAddress]
+    mtu: int
+    hwAddr: str
+    raw_flags: int
+    def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., IPAddresses: _Optional[_Iterable[_Union[IPAddress, _Mapping]]] = ..., mtu: _Optional[int] = ..., hwAddr: _Optional[str] = ..., raw_flags: _Optional[int] = ...) -> None: ...
+
+class Route(_message.Message):
+    __slots__ = ("dest", "gateway", "device", "source", "scope", "family", "flags", "protocol", "priority")
+    DEST_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    dest: str
+    gateway: str
+    device: str
+    source: str
+    scope: int
+    family: IPFamily
+    flags: int
+    protocol: int
+    priority: int
+    def __init__(self, dest: _Optional[str] = ..., gateway: _Optional[str] = ..., device: _Optional[str] = ..., source: _Optional[str] = ..., scope: _Optional[int] = ..., family: _Optional[_Union[IPFamily, str]] = ..., flags: _Optional[int] = ..., protocol: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class ARPNeighbor(_message.Message):
+    __slots__ = ("toIPAddress", "device", "lladdr", "state", "flags")
+    TOIPADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    LLADDR_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    toIPAddress: IPAddress
+    device: str
+    lladdr: str
+    state: int
+    flags: int
+    def __init__(self, toIPAddress: _Optional[_Union[IPAddress, _Mapping]] = ..., device: _Optional[str] = ..., lladdr: _Optional[str] = ..., state: _Optional[int] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class UpdateInterfaceRequest(_message.Message):
+    __slots__ = ("interface",)
+    INTERFACE_FIELD_NUMBER: _ClassVar[int]
+    interface: Interface
+    def __init__(self, interface: _Optional[_Union[Interface, _Mapping]] = ...) -> None: ...
+
+class Routes(_message.Message):
+    __slots__ = ("Routes",)
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    Routes: _containers.RepeatedCompositeFieldContainer[Route]
+    def __init__(self, Routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ...) -> None: ...
+
+class UpdateRoutesRequest(_message.Message):
+    __slots__ = ("routes",)
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    routes: Routes
+    def __init__(self, routes: _Optional[_Union[Routes, _Mapping]] = ...) -> None: ...
+
+class ARPNeighbors(_message.Message):
+    __slots__ = ("ARPNeighbors",)
+    ARPNEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    ARPNeighbors: _containers.RepeatedCompositeFieldContainer[ARPNeighbor]
+    def __init__(self, ARPNeighbors: _Optional[_Iterable[_Union[ARPNeighbor, _Mapping]]] = ...) -> None: ...
+
+class AddARPNeighborsRequest(_message.Message):
+    __slots__ = ("neighbors",)
+    NEIGHBORS_FIELD_NUMBER: _ClassVar[int]
+    neighbors: ARPNeighbors
+    def __init__(self, neighbors: _Optional[_Union[ARPNeighbors, _Mapping]] = ...) -> None: ...
 
 class GuestDetailsRequest(_message.Message):
     __slots__ = ()

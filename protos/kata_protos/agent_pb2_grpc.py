@@ -109,6 +109,21 @@ class AgentServiceStub:
                 request_serializer=kata__protos_dot_agent__pb2.TtyWinResizeRequest.SerializeToString,
                 response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
+        self.UpdateInterface = channel.unary_unary(
+                '/grpc.AgentService/UpdateInterface',
+                request_serializer=kata__protos_dot_agent__pb2.UpdateInterfaceRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Interface.FromString,
+                _registered_method=True)
+        self.UpdateRoutes = channel.unary_unary(
+                '/grpc.AgentService/UpdateRoutes',
+                request_serializer=kata__protos_dot_agent__pb2.UpdateRoutesRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Routes.FromString,
+                _registered_method=True)
+        self.AddARPNeighbors = channel.unary_unary(
+                '/grpc.AgentService/AddARPNeighbors',
+                request_serializer=kata__protos_dot_agent__pb2.AddARPNeighborsRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
         self.GetGuestDetails = channel.unary_unary(
                 '/grpc.AgentService/GetGuestDetails',
                 request_serializer=kata__protos_dot_agent__pb2.GuestDetailsRequest.SerializeToString,
@@ -240,6 +255,26 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateInterface(self, request, context):
+        """Network, once the device is there or on its way: an interface is known by its MAC address.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateRoutes(self, request, context):
+        """Adds those that are missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddARPNeighbors(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGuestDetails(self, request, context):
         """Guest.
         """
@@ -355,6 +390,21 @@ def add_AgentServiceServicer_to_server(servicer, server):
             'TtyWinResize': grpc.unary_unary_rpc_method_handler(
                     servicer.TtyWinResize,
                     request_deserializer=kata__protos_dot_agent__pb2.TtyWinResizeRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'UpdateInterface': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateInterface,
+                    request_deserializer=kata__protos_dot_agent__pb2.UpdateInterfaceRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Interface.SerializeToString,
+            ),
+            'UpdateRoutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRoutes,
+                    request_deserializer=kata__protos_dot_agent__pb2.UpdateRoutesRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Routes.SerializeToString,
+            ),
+            'AddARPNeighbors': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddARPNeighbors,
+                    request_deserializer=kata__protos_dot_agent__pb2.AddARPNeighborsRequest.FromString,
                     response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
             ),
             'GetGuestDetails': grpc.unary_unary_rpc_method_handler(
@@ -792,6 +842,87 @@ class AgentService:
             target,
             '/grpc.AgentService/TtyWinResize',
             kata__protos_dot_agent__pb2.TtyWinResizeRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateInterface(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/UpdateInterface',
+            kata__protos_dot_agent__pb2.UpdateInterfaceRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Interface.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRoutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/UpdateRoutes',
+            kata__protos_dot_agent__pb2.UpdateRoutesRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Routes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddARPNeighbors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/AddARPNeighbors',
+            kata__protos_dot_agent__pb2.AddARPNeighborsRequest.SerializeToString,
             kata__protos_dot_agent__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -181,11 +181,13 @@ def _spawn(
     *,
     pass_fds: Sequence[int],
     privileges: Privileges | None,
+    namespace: str,
     environment: Mapping[str, str] | None,
     log_path: Path | None,
     on_line: Callable[[str], None] | None,
 ) -> Child:
-    prefix = [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
+    prefix = [find_program("nsenter", package="util-linux"), f"--net={namespace}"] if namespace else []
+    prefix += [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
     if privileges is not None:
         prefix += ["--no-new-privs"]
     if privileges is not None and not privileges.by_child:
@@ -218,6 +220,7 @@ async def launch(
     *,
     pass_fds: Sequence[int] = (),
     privileges: Privileges | None = None,
+    namespace: str = "",
     environment: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -225,9 +228,9 @@ async def launch(
 ) -> AsyncIterator[Child]:
     """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
 
-    `pass_fds` stay the caller's to close. The child's stdin and stdout are /dev/null; stderr goes to `log_path`, its
-    last lines also to `Child.output`, and each line to `on_line`. Leaving the block ends the child within `grace`
-    seconds plus a SIGKILL, also when the block was cancelled.
+    `pass_fds` stay the caller's to close; `namespace` is the path of a network namespace to run it in. The child's
+    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`, and each line to
+    `on_line`. Leaving the block ends the child within `grace` seconds plus a SIGKILL, also when it was cancelled.
 
     Raises:
         HostError: it can't be started.
@@ -237,6 +240,7 @@ async def launch(
             argv,
             pass_fds=pass_fds,
             privileges=privileges,
+            namespace=namespace,
             environment=environment,
             log_path=log_path,
             on_line=on_line,

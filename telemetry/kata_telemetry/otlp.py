@@ -198,7 +198,8 @@ def _span(span: Span) -> "OtlpSpan":
 
 def _attributes(attributes: Mapping[str, Value]) -> "list[KeyValue]":
     pair = _messages().pair
-    return [pair(key=clean(key), value=_value(value)) for key, value in attributes.items()]  # type: ignore[arg-type] # protobuf takes a dict for a message
+    fields: dict[str, Any] = {clean(key): _value(value) for key, value in attributes.items()}
+    return [pair(key=key, value=value) for key, value in fields.items()]
 
 
 def _value(value: Value) -> dict[str, Value]:

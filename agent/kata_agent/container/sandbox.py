@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.container import Container, Tools
 from kata_agent.container.mounts import Mounts, Storage
@@ -22,6 +22,9 @@ from kata_agent.errors import (
     SetupError,
 )
 from kata_telemetry.span import Site
+
+if TYPE_CHECKING:
+    from kata_agent.container.network import Network
 
 __all__ = ["Module", "Sandbox"]
 
@@ -55,6 +58,7 @@ class Sandbox:
         self._containers: dict[str, Container] = {}
         self._oom: asyncio.Queue[str] = asyncio.Queue(MAX_OOM_EVENTS)
         self._destroying = asyncio.Event()
+        self._network: Network | None = None
         self.id = ""
 
     async def create(
@@ -103,6 +107,15 @@ class Sandbox:
             raise SetupError(f"can't load kernel module {module.name}: {error}") from error
         finally:
             os.close(null)
+
+    @property
+    def network(self) -> "Network":
+        """The guest's network, of which many guests know nothing."""
+        if self._network is None:
+            from kata_agent.container.network import Network
+
+            self._network = Network(lambda: self._load(Module("virtio_net", ())))
+        return self._network
 
     async def _set_dns(self, servers: Sequence[str]) -> None:
         """The lines are resolv.conf's own, as with Kata."""

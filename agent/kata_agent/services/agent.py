@@ -1,6 +1,7 @@
 """grpc.AgentService of the contract. Handlers translate between messages and the container room, nothing else."""
 
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
@@ -40,6 +41,14 @@ def _storages(messages: Iterable[pb.Storage]) -> list[Storage]:
 
 def _ports(message: pb.StdioPorts) -> Ports:
     return Ports(message.stdin_port, message.stdout_port, message.stderr_port)
+
+
+def _family(family: int) -> int:
+    return socket.AF_INET6 if family == pb.IPFamily.v6 else socket.AF_INET
+
+
+def _prefix(mask: str) -> int:
+    return int(mask) if mask.isascii() and mask.isdecimal() else -1
 
 
 class AgentService:
@@ -90,7 +99,12 @@ class AgentService:
         return pb.Empty()
 
     async def stats_container(self, request: pb.StatsContainerRequest) -> pb.StatsContainerResponse:
-        return pb.StatsContainerResponse(files=self._sandbox.container(request.container_id).cgroup.stats())
+        from kata_agent.container.network import counters
+
+        return pb.StatsContainerResponse(
+            files=self._sandbox.container(request.container_id).cgroup.stats(),
+            network_stats=[pb.NetworkStats(**entry._asdict()) for entry in counters()],
+        )
 
     async def pause_container(self, request: pb.PauseContainerRequest) -> pb.Empty:
         await self._sandbox.container(request.container_id).pause()
@@ -137,6 +151,35 @@ class AgentService:
     async def tty_win_resize(self, request: pb.TtyWinResizeRequest) -> pb.Empty:
         process = self._sandbox.container(request.container_id).process(request.exec_id)
         process.resize(request.row, request.column)
+        return pb.Empty()
+
+    async def update_interface(self, request: pb.UpdateInterfaceRequest) -> pb.Interface:
+        from kata_agent.container.network import Address, Interface
+        from kata_agent.container.rtnetlink import IFF_NOARP
+
+        message = request.interface
+        addresses = [Address(_family(a.family), a.address, _prefix(a.mask)) for a in message.IPAddresses]
+        noarp = bool(message.raw_flags & IFF_NOARP)
+        wanted = Interface(message.hwAddr, message.name, message.mtu, addresses, noarp)
+        message.device = await self._sandbox.network.update_interface(wanted)
+        return message
+
+    async def update_routes(self, request: pb.UpdateRoutesRequest) -> pb.Routes:
+        from kata_agent.container.network import Route
+
+        self._sandbox.network.update_routes(
+            Route(_family(r.family), r.dest, r.gateway, r.device, r.source, r.scope, r.flags, r.protocol, r.priority)
+            for r in request.routes.Routes
+        )
+        return request.routes
+
+    async def add_arp_neighbors(self, request: pb.AddARPNeighborsRequest) -> pb.Empty:
+        from kata_agent.container.network import Neighbour
+
+        self._sandbox.network.add_neighbours(
+            Neighbour(_family(n.toIPAddress.family), n.toIPAddress.address, n.device, n.lladdr, n.state, n.flags)
+            for n in request.neighbors.ARPNeighbors
+        )
         return pb.Empty()
 
     async def get_guest_details(self, _: pb.GuestDetailsRequest) -> pb.GuestDetailsResponse:

@@ -2,9 +2,9 @@
 
 from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.hypervisor.boot import CPUS, KERNEL_PARAMETERS, KERNEL_PARAMETERS_OF, MACHINE_OPTIONS
-from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.spec import HOTPLUG_PORTS, NetDevice, VhostUserFs, VmSpec, Vsock
 
-__all__ = ["kernel_command_line", "to_argv"]
+__all__ = ["hotplug_ports", "kernel_command_line", "to_argv"]
 
 
 def kernel_command_line(spec: VmSpec) -> str:
@@ -23,6 +23,8 @@ def to_argv(spec: VmSpec) -> list[str]:
         *_monitors(spec),
         *(_vsock(spec.vsock) if spec.vsock else ()),
         *(_shared(spec.shared) if spec.shared else ()),
+        *(_ports() if spec.hotplug else ()),
+        *(argument for device in spec.network for argument in _network(device)),
         *(("-sandbox", spec.seccomp) if spec.seccomp else ()),
     ]
 
@@ -86,6 +88,29 @@ def _shared(shared: VhostUserFs) -> list[str]:
     return [
         "-chardev", f"socket,id=shared,fd={shared.chardev_fd}",
         "-device", f"vhost-user-fs-pci,chardev=shared,tag={shared.tag},queue-size={shared.queue_size}",
+    ]  # fmt: skip
+
+
+def hotplug_ports() -> list[str]:
+    """Names of the places for devices that come later."""
+    return [f"port-{number}" for number in range(HOTPLUG_PORTS)]
+
+
+def _ports() -> list[str]:
+    # Functions of one device: the firmware and the kernel look at a slot less for each.
+    arguments = []
+    for number, port in enumerate(hotplug_ports()):
+        where = f"addr=1e.{number:x}" + (",multifunction=on" if number == 0 else "")
+        arguments += ["-device", f"pcie-root-port,id={port},chassis={number + 1},slot={number},{where}"]
+    return arguments
+
+
+def _network(device: NetDevice) -> list[str]:
+    vhost = f",vhost=on,vhostfd={device.vhost_fd}" if device.vhost_fd >= 0 else ""
+    return [
+        "-netdev", f"tap,id={device.id},fd={device.tap_fd}{vhost}",
+        # Without a ROM: nobody boots from the network, and the firmware would look into it.
+        "-device", f"virtio-net-pci,id={device.id}-device,netdev={device.id},mac={device.mac},romfile=",
     ]  # fmt: skip
 
 

@@ -12,10 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 
 from kata_runtime.errors import BootError, HypervisorError
-from kata_runtime.hypervisor.argv import to_argv
+from kata_runtime.hypervisor import hotplug
+from kata_runtime.hypervisor.accelerator import Accelerator
+from kata_runtime.hypervisor.argv import hotplug_ports, to_argv
 from kata_runtime.hypervisor.console import Console
 from kata_runtime.hypervisor.qmp import Qmp, Transcript
-from kata_runtime.hypervisor.spec import VmSpec
+from kata_runtime.hypervisor.spec import HOTPLUG_PORTS, NetDevice, VmSpec
 from kata_runtime.process import Child, Privileges, describe, launch
 from kata_telemetry.span import Site
 
@@ -58,6 +60,7 @@ class Vm:
         self.console: Console
         self.marks: dict[BootStage, int] = {BootStage.QEMU: time.monotonic_ns()}
         self._ready = asyncio.Event()
+        self._free_ports = iter(hotplug_ports())
 
     @property
     def stage(self) -> BootStage:
@@ -104,9 +107,35 @@ class Vm:
                 hint="a slow host needs a higher [agent.kata] dial_timeout",
             )
 
+    async def confirm_kvm(self) -> None:
+        """Have QEMU itself say that KVM runs the guest; its word is in the trace and in the transcript.
+
+        Raises:
+            HypervisorError: it emulates the guest.
+        """
+        if await self.qmp.execute("query-kvm") != {"enabled": True, "present": True}:
+            raise HypervisorError(
+                "QEMU was told to use KVM, and does not", hint="is [hypervisor.qemu] path a QEMU built with KVM?"
+            )
+
     def boot_error(self, message: str, *, hint: str = "") -> BootError:
         """An error with everything that is known about the boot."""
         return BootError(message, stage=self.stage, console=self.console.tail(), output=self.child.output, hint=hint)
+
+    async def add_network(self, device: NetDevice) -> None:
+        """Give the running guest one more network device; its file descriptors stay the caller's to close.
+
+        Raises:
+            HypervisorError: there is no place left, or QEMU refused; the guest is as it was.
+        """
+        port = next(self._free_ports, None)
+        if port is None:
+            raise HypervisorError(
+                f"the VM has no place for {device.id}: only {HOTPLUG_PORTS} devices can come while it runs",
+                hint="network interfaces that are there before the container is created need no such place",
+            )
+        with _trace.span("HotplugAddDevice", device=device.id, port=port):
+            await hotplug.add_network(self.qmp, device, port)
 
     async def stop(self, *, grace: float) -> None:
         """End the VM: wait `grace` seconds for it to power off by itself, then kill it."""
@@ -126,11 +155,13 @@ async def launch_qemu(
     privileges: Privileges | None,
     logs_dir: Path | None,
     pass_fds: tuple[int, ...] = (),
+    namespace: str = "",
     timeout: float = 30.0,
 ) -> AsyncIterator[Vm]:
     """Run a VM for the block; it is booting when this yields, with its monitor connected.
 
-    `logs_dir` receives `console.log`, `qemu.log` and, at the end, `qmp.log`.
+    It is in the network namespace that the path `namespace` names, if any. `logs_dir` receives `console.log`,
+    `qemu.log` and, at the end, `qmp.log`.
 
     Raises:
         HypervisorError: QEMU ended, or its monitor did not answer within `timeout` seconds; QEMU's words are in it.
@@ -139,8 +170,14 @@ async def launch_qemu(
         with _trace.span("launchQemu", accelerator=spec.accelerator, vcpus=spec.vcpus, memory_mib=spec.memory) as span:
             ours, spec, theirs = _socketpairs(spec, stack)
             argv = to_argv(spec)
-            fds = [*pass_fds, spec.qmp_fd, spec.console_fd, spec.firmware_fd]
-            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=_file(logs_dir, "qemu.log"), grace=0)
+            launched = launch(
+                argv,
+                pass_fds=[*pass_fds, spec.qmp_fd, spec.console_fd, spec.firmware_fd],
+                privileges=privileges,
+                namespace=namespace,
+                log_path=_file(logs_dir, "qemu.log"),
+                grace=0,
+            )
             with theirs:
                 child = await stack.enter_async_context(launched)
             span.set(pid=child.pid)
@@ -159,6 +196,8 @@ async def launch_qemu(
                 vm.qmp = await stack.enter_async_context(monitor)
             except HypervisorError as error:
                 raise await _launch_error(child, error) from error
+            if spec.accelerator is Accelerator.KVM:
+                await vm.confirm_kvm()
         yield vm
 
 

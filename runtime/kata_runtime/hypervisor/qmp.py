@@ -47,6 +47,7 @@ class Qmp:
         self._client = client
         self._transcript = transcript
         self._one_at_a_time = asyncio.Lock()
+        self._sending = asyncio.Lock()
 
     @classmethod
     @asynccontextmanager
@@ -85,6 +86,21 @@ class Qmp:
                     await client.disconnect()
             except (QMPError, TimeoutError, OSError, EOFError):
                 pass  # QEMU has gone, or goes: what there is to know about that, its exit status says
+
+    async def send_fd(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of a file descriptor, which later commands call `name`.
+
+        Raises:
+            HypervisorError: as `execute`.
+        """
+        from qemu.qmp import QMPError
+
+        try:
+            async with self._sending:
+                self._client.send_fd_scm(fd)
+                await self.execute("getfd", {"fdname": name})
+        except (QMPError, OSError) as error:
+            raise HypervisorError(f"QEMU's monitor broke when a file was passed: {error}") from error
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 30.0

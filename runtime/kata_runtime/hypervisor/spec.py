@@ -5,7 +5,10 @@ from pathlib import Path
 
 from kata_runtime.hypervisor.accelerator import Accelerator
 
-__all__ = ["VhostUserFs", "VmSpec", "Vsock"]
+__all__ = ["HOTPLUG_PORTS", "NetDevice", "VhostUserFs", "VmSpec", "Vsock"]
+
+# How many devices can come while a guest runs, where it has places for them at all (`VmSpec.hotplug`).
+HOTPLUG_PORTS = 4
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,16 @@ class VhostUserFs:
 
 
 @dataclass(frozen=True)
+class NetDevice:
+    """A network device of the guest: its MAC address, an open tap, and /dev/vhost-net or -1 for none."""
+
+    id: str
+    mac: str
+    tap_fd: int
+    vhost_fd: int = -1
+
+
+@dataclass(frozen=True)
 class VmSpec:
     """One QEMU process. Sizes in MiB; fds are open and inherited by QEMU; `launch_qemu` fills in the last three."""
 
@@ -45,5 +58,7 @@ class VmSpec:
     firmware_fd: int = -1
     vsock: Vsock | None = None
     shared: VhostUserFs | None = None
+    network: tuple[NetDevice, ...] = ()
+    hotplug: bool = False
     machine_type: str = "q35"
     cpu_features: str = ""

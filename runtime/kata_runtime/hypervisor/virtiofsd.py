@@ -9,7 +9,7 @@ from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, find_program, launch
 from kata_telemetry.span import Site, use
 
-__all__ = ["start_virtiofsd", "to_argv"]
+__all__ = ["PROGRAMS", "start_virtiofsd", "to_argv"]
 
 _trace = Site(package="virtcontainers", subsystem="virtiofsd")
 
@@ -18,6 +18,8 @@ _C_PROGRAM = "/usr/lib/qemu/virtiofsd"
 _RUST_PROGRAM = "/usr/libexec/virtiofsd"
 # What both say, at their level "info", when QEMU may connect.
 _SERVES = "Waiting for vhost-user socket connection"
+# Where distributions have it, off PATH.
+PROGRAMS = (_RUST_PROGRAM, _C_PROGRAM)
 
 
 def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:
@@ -48,7 +50,7 @@ async def start_virtiofsd(
     Raises:
         HostError: virtiofsd is not installed.
     """
-    path = find_program(program or "virtiofsd", package="virtiofsd", also=(_RUST_PROGRAM, _C_PROGRAM))
+    path = find_program(program or "virtiofsd", package="virtiofsd", also=PROGRAMS)
     async with AsyncExitStack() as stack:
         span = _trace.start("startVirtiofsd", program=path)
         start = HelperStart(span, _SERVES)

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
+from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
@@ -31,6 +33,7 @@ from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
+from kata_runtime.sandbox.watch import first_failure
 from kata_telemetry.span import Site, Span, current, use
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ _trace = Site(package="virtcontainers", subsystem="sandbox")
 _agent_trace = Site(package="virtcontainers", subsystem="agent")
 _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
+
+# Kata's place for it.
+_GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
 
 class SandboxState(StrEnum):
@@ -57,11 +63,16 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one.
+    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
+    they share at /dev/shm, in bytes; 0 where each has its own.
+    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for no
+    network at all.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    shm_size: int = 0
+    netns: str | None = None
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -92,6 +103,7 @@ class Sandbox:
         self._stack = AsyncExitStack()
         self._machine: Machine | None = None
         self._agent: AgentClient | None = None
+        self._network: Network | None = None
         self._guard: asyncio.Task[None] | None = None
         self._broken = ""
 
@@ -102,6 +114,11 @@ class Sandbox:
     def pid(self) -> int:
         """Process id of the VM on this host; 0 where there is none."""
         return self._machine.vm.child.pid if self._machine else 0
+
+    @property
+    def shm(self) -> str:
+        """Where the guest has the memory that its containers share; empty where they don't."""
+        return _GUEST_SHM if self.options.shm_size else ""
 
     def share_name(self, container_id: str) -> str:
         """A name for a container's directory among what the guest sees: another one for each container of this id.
@@ -131,8 +148,11 @@ class Sandbox:
                         self._stack.enter_context(self._directory.opened())
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
+                if self.options.netns is not None:
+                    opened = Network.opened(self.options.netns, self._directory.network)
+                    self._network = await self._stack.enter_async_context(opened)
                 with _trace.span("startVM"):
-                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir)
+                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir, self._network)
                     with _hypervisor_trace.span("StartVM"):
                         machine = self._machine = await self._stack.enter_async_context(vm)
                         await self._booted(machine)
@@ -143,19 +163,16 @@ class Sandbox:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
-        self._guard = asyncio.create_task(self._watch_helpers(machine))
+        assert self._agent is not None
+        self._guard = asyncio.create_task(self._watch(machine, self._agent))
 
-    async def _watch_helpers(self, machine: Machine) -> None:
-        """Without one of its helpers a guest hangs where nobody can reach it: then the VM ends at once."""
-        waiting = {asyncio.create_task(child.wait()): child for child in machine.helpers}
-        try:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
+    async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
+        """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
+        patience = self.config.agent.health_check_request_timeout_ms / 1000
+        failure = await first_failure(machine.helpers, agent, patience=patience)
         if machine.vm.child.status is None:
-            child = waiting[done.pop()]
-            self._broken = f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status or 0)})"
+            self._broken = failure
+            _log.error("the VM is ended: %s", failure)
             machine.vm.child.send_signal(signal.SIGKILL)
 
     async def _booted(self, machine: Machine) -> None:
@@ -188,17 +205,42 @@ class Sandbox:
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
-            storages=[pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)],
+            storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
             tracing=self._trace.for_agent(boot.context, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
+        if self._network is not None:
+            await self._network.configure(agent)
         self._trace.follow(agent)
         note(self._trace.root, reading)
         if self.config.agent.enable_tracing:
             kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, reading)
             self._stack.callback(asyncio.create_task(kept, name="timekeeper").cancel)
+
+    def _storages(self) -> "list[pb.Storage]":
+        from kata_protos import agent_pb2 as pb
+
+        found = [pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)]
+        if self.options.shm_size:
+            options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={self.options.shm_size}"]
+            shm = pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=self.shm)
+            found.append(shm)
+        return found
+
+    async def update_network(self) -> None:
+        """Give the guest the interfaces that have come into its network namespace since it started.
+
+        Raises:
+            KataError: it can't have them.
+        """
+        self._require(SandboxState.READY)
+        if self._network is not None:
+            assert self._agent is not None
+            assert self._machine is not None
+            vhost = self._machine.accelerator is Accelerator.KVM
+            await self._network.update(self._machine.vm, self._agent, vhost=vhost)
 
     async def create_container(
         self,
@@ -262,6 +304,11 @@ class Sandbox:
             await container.remove()
         finally:
             self.containers.pop(container.id, None)
+
+    async def vm_ended(self) -> None:
+        """Wait until the VM has ended, for whatever reason; the sandbox must have been started."""
+        assert self._machine is not None
+        await self._machine.vm.child.wait()
 
     async def oom_event(self) -> str:
         """Wait until the guest's kernel kills something for memory; the container's id.

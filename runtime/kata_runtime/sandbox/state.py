@@ -84,6 +84,11 @@ class SandboxDirectory:
         return self.run / "shared"
 
     @property
+    def network(self) -> Path:
+        """What has to be undone in the pod's network namespace, see `Network`."""
+        return self.run / "network.json"
+
+    @property
     def layers(self) -> Path:
         """Writable layers."""
         return self.roots.layers / self.sandbox_id
@@ -150,6 +155,10 @@ class SandboxDirectory:
         self.run.rmdir()
 
     def _clear(self) -> None:
+        if self.network.exists():
+            from kata_runtime.sandbox.network.network import undo_leftover
+
+            undo_leftover(self.network)
         for point in sorted(mounted_below(self.run) + mounted_below(self.layers), reverse=True):
             unmount(Path(point))
         # What is below now is on our own file system: no mount, so nothing of the user's.

@@ -21,6 +21,7 @@ from kata_runtime.hypervisor.vsock_backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
 from kata_runtime.mount import shared_mount_point
 from kata_runtime.process import Child, Privileges, find_program
+from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
 
@@ -83,9 +84,14 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
 
 @asynccontextmanager
 async def start_vm(
-    config: Config, sizes: Sizes, directory: SandboxDirectory, artifacts: Artifacts, logs_dir: Path
+    config: Config,
+    sizes: Sizes,
+    directory: SandboxDirectory,
+    artifacts: Artifacts,
+    logs_dir: Path,
+    network: Network | None = None,
 ) -> AsyncIterator[Machine]:
-    """Run a VM for the block; its guest is booting when this yields.
+    """Run a VM for the block, with the devices of `network`; its guest is booting when this yields.
 
     Raises:
         HostError: a program or device is missing.
@@ -93,7 +99,7 @@ async def start_vm(
     """
     qemu = config.qemu
     with _trace.span("chooseAccelerator") as span:
-        kvm = accelerator.kvm_usability()
+        kvm = accelerator.kvm_usability(rootless=qemu.rootless)
         accel, warning = accelerator.choose(qemu.accelerator, kvm)
         span.set(accelerator=accel)
     if warning:
@@ -121,6 +127,8 @@ async def start_vm(
         theirs.callback(fs_start.over)
         helpers.append(virtiofsd)
         starts.append(fs_start)
+        vhost = accel is Accelerator.KVM
+        devices = network.devices(theirs, vhost=vhost) if network else ()
         spec = VmSpec(
             name=directory.sandbox_id,
             program=program,
@@ -136,8 +144,17 @@ async def start_vm(
             cpu_features=qemu.cpu_features,
             vsock=vsock,
             shared=VhostUserFs(fs.fileno(), SHARED_TAG),
+            network=devices,
+            hotplug=network is not None,
         )
-        launched = launch_qemu(spec, privileges=privileges, logs_dir=logs_dir, pass_fds=(*vsock_fds, fs.fileno()))
+        fds = [fd for device in devices for fd in (device.tap_fd, device.vhost_fd) if fd >= 0]
+        launched = launch_qemu(
+            spec,
+            privileges=privileges,
+            logs_dir=logs_dir,
+            pass_fds=(*vsock_fds, fs.fileno(), *fds),
+            namespace=network.namespace if network else "",
+        )
         vm = await stack.enter_async_context(launched)
         vm.helpers_served_at(max(start.ready_ns for start in starts))
         theirs.close()

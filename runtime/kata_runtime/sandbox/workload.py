@@ -23,10 +23,12 @@ class Workload:
     rootfs: Rootfs
 
 
-def of_bundle(bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers: tuple[Mount, ...] = ()) -> Workload:
+def of_bundle(
+    bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers: tuple[Mount, ...] = (), shm: str = ""
+) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
-    `share` is the container's id or `Sandbox.share_name`'s.
+    `share` is the container's id or `Sandbox.share_name`'s, `shm` is `Sandbox.shm`.
 
     Raises:
         RootfsError: it wants what a guest can't be given.
@@ -37,6 +39,7 @@ def of_bundle(bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers
             rootfs=guest_rootfs(share),
             mounts=guest_mounts(share),
             bundle=str(bundle.directory),
+            shm=shm,
             disable_guest_seccomp=disable_guest_seccomp,
         )
         span.set(host_mounts=len(guest.mounts), dropped=len(guest.dropped))

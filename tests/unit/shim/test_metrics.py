@@ -1,6 +1,7 @@
 import pytest
 
-from kata_runtime.shim.metrics import UNLIMITED, to_metrics
+from kata_protos.containerd.cgroups2_pb2 import Metrics
+from kata_runtime.shim.metrics import UNLIMITED, add_metrics, to_metrics
 
 
 def test_every_number_has_its_place() -> None:
@@ -39,3 +40,21 @@ def test_a_guest_that_lies_counts_as_nothing(text: str) -> None:
     assert metrics.cpu.usage_usec == 0
     assert metrics.memory.usage == 0
     assert not metrics.io.usage
+
+
+def test_the_sum_of_containers() -> None:
+    total = Metrics()
+    for number in (1, 2):
+        files = {
+            "pids.current": str(number),
+            "pids.max": "max",
+            "memory.current": str(number << 20),
+            "cpu.stat": f"usage_usec {number}00\n",
+            "cpu.pressure": "some avg10=1.00 avg60=0 avg300=0 total=7\n",
+            "io.stat": f"253:0 rbytes={number}\n",
+        }
+        add_metrics(total, to_metrics(files))
+    assert (total.pids.current, total.pids.limit) == (3, UNLIMITED)
+    assert (total.memory.usage, total.cpu.usage_usec) == (3 << 20, 300)
+    assert [entry.rbytes for entry in total.io.usage] == [1, 2]
+    assert not total.cpu.HasField("psi")

@@ -1,0 +1,32 @@
+"""Devices that come while the guest runs, by QMP."""
+
+from contextlib import suppress
+
+from kata_runtime.errors import HypervisorError
+from kata_runtime.hypervisor.qmp import Qmp
+from kata_runtime.hypervisor.spec import NetDevice
+
+__all__ = ["add_network"]
+
+
+async def add_network(qmp: Qmp, device: NetDevice, port: str) -> None:
+    """Plug a network device into a free port.
+
+    Raises:
+        HypervisorError: QEMU refused; what had been done is undone.
+    """
+    backend: dict[str, object] = {"type": "tap", "id": device.id}
+    for option, fd in (("fd", device.tap_fd), ("vhostfd", device.vhost_fd)):
+        if fd >= 0:
+            backend[option] = f"{device.id}-{option}"
+            await qmp.send_fd(f"{device.id}-{option}", fd)
+    if device.vhost_fd >= 0:
+        backend["vhost"] = True
+    await qmp.execute("netdev_add", backend)
+    front = {"driver": "virtio-net-pci", "id": f"{device.id}-device", "netdev": device.id, "mac": device.mac}
+    try:
+        await qmp.execute("device_add", {**front, "bus": port, "romfile": ""})
+    except BaseException:
+        with suppress(HypervisorError):
+            await qmp.execute("netdev_del", {"id": device.id})
+        raise

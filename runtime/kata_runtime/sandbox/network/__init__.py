@@ -1,0 +1,15 @@
+"""The pod's network: what CNI or an engine puts into a network namespace, brought into the guest.
+
+    interface of the namespace  ⇄  tc ingress redirect, both ways  ⇄  tap  ⇄  QEMU  ⇄  virtio-net in the guest
+
+The interface keeps its name, addresses and routes on the host (CNI looks for them later), but hears nothing any more:
+what arrives goes to the guest, which has the same MAC address, addresses and routes.
+
+| module | knows |
+|---|---|
+| `namespace` | a network namespace held open, and work that is done inside of it |
+| `model` | interfaces, routes, neighbours; what of them goes to the guest (pure) |
+| `rtnetlink` | pyroute2's messages, on a socket of the namespace |
+| `tap` | the way between an interface and QEMU, and its undoing |
+| `network` | the owner: what the sandbox calls |
+"""
