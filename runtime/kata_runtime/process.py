@@ -22,7 +22,7 @@ from typing import IO
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run"]
+__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run", "run_foreign"]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
@@ -278,3 +278,48 @@ async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> 
                 raise ProcessError(argv, -signal.SIGKILL, f"no end within {timeout:g} s") from None
             if status != 0:
                 raise ProcessError(argv, status, child.output)
+
+
+def _spawn_foreign(path: str, argv: Sequence[str], data: bytes, environment: Mapping[str, str]) -> Child:
+    stdin = os.memfd_create("stdin")
+    try:
+        os.write(stdin, data)
+        os.lseek(stdin, 0, os.SEEK_SET)
+        popen = subprocess.Popen(
+            list(argv),
+            executable=path,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HostError(f"{path} can't be started: {error.strerror}") from error
+    finally:
+        os.close(stdin)
+    return Child(argv, popen, None)
+
+
+async def run_foreign(
+    path: str, argv: Sequence[str], *, data: bytes, environment: Mapping[str, str], timeout: float
+) -> tuple[int, str]:
+    """Run a program that is no helper of ours to its end: called `argv[0]`, with `data` on stdin and this environment.
+
+    Returns its status (as `Child.wait`) and the end of what it wrote to stderr. It is killed after `timeout` seconds
+    (TimeoutError), and where the caller is cancelled.
+
+    Raises:
+        HostError: it can't be started.
+    """
+    child = _spawn_foreign(path, argv, data, environment)
+    try:
+        async with asyncio.timeout(timeout):
+            return await child.wait(), child.output.strip()
+    finally:
+        stopping = asyncio.ensure_future(child.stop(grace=0))
+        try:
+            await asyncio.shield(stopping)
+        finally:
+            await stopping
+            child.close()

@@ -61,7 +61,7 @@ def main() -> int:
         return _collectors(options.rounds)
     if options.tracing:
         tracing = runpy.run_path(str(Path(__file__).with_name("tracing.py")))
-        return int(tracing["main"](first_output, options.rounds))
+        return int(tracing["main"](lambda more: first_output([_RUNTIME, "run", *more]), options.rounds))
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
         contestants = [
             Contestant(_STOCK, stock_boot(Path(scratch))),

@@ -16,10 +16,10 @@ _trace = Site(package="virtcontainers", subsystem="virtiofsd")
 # QEMU's own (C, Debian 12) and the Rust one (Debian 13, Ubuntu 24.04, upstream).
 _C_PROGRAM = "/usr/lib/qemu/virtiofsd"
 _RUST_PROGRAM = "/usr/libexec/virtiofsd"
-# What both say, at their level "info", when QEMU may connect.
-_SERVES = "Waiting for vhost-user socket connection"
 # Where distributions have it, off PATH.
 PROGRAMS = (_RUST_PROGRAM, _C_PROGRAM)
+# What both say, at their level "info", when QEMU may connect.
+_SERVES = "Waiting for vhost-user socket connection"
 
 
 def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Runs our vhost-user vsock backend, where the kernel has no vhost-vsock."""
 
 import dataclasses
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ _trace = Site(package="virtcontainers", subsystem="vsock")
 # Each VM has a backend of its own, so all may have the same CID; 3 is the first that is nobody's (vsock(7)).
 GUEST_CID = 3
 _AGENT_PORT = 1024
+# Where in the sandbox's directory the host's end of what the guest connects to is looked for.
+PORTS = "ports"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ async def start_vsock_backend(
         start = HelperStart(span, "vsock backend: info: serving")
         stack.callback(start.over)
         with use(span), ExitStack() as handed_over:
+            ports = _make_ports(directory, privileges)
             ours, theirs = socket.socketpair()
             stack.enter_context(ours)  # closed twice is closed
             handed_over.enter_context(theirs)
@@ -50,7 +54,7 @@ async def start_vsock_backend(
             argv = [
                 *(sys.executable, "-m", "kata_runtime.hypervisor.vhost_user_vsock"),
                 *("--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)),
-                *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(hybrid_path)),
+                *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(ports / hybrid_path.name)),
                 *("--forward", f"{_AGENT_PORT}:{agent.fileno()}"),
             ]
             if privileges is not None:
@@ -63,6 +67,21 @@ async def start_vsock_backend(
             launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path, on_line=start.on_line)
             child = await stack.enter_async_context(launched)
         yield VsockBackend(child, ours, hybrid_path, agent_path, start)
+
+
+def _make_ports(directory: Path, privileges: Privileges | None) -> Path:
+    """The directory for what listens on ports of the host: port N is the socket `vsock.sock_N` in it.
+
+    Everything above it is root's alone, so the backend makes it its working directory while it is still root. Of the
+    directory itself the backend may only reach names in it; group and setgid bit give it, and nobody else, what listens
+    there and is writable for the group.
+    """
+    ports = directory / PORTS
+    ports.mkdir(mode=0o700)
+    if privileges is not None:
+        os.chown(ports, 0, privileges.gid)
+        ports.chmod(0o2710)
+    return ports
 
 
 def _listen(path: Path) -> socket.socket:

@@ -46,12 +46,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without."""
+    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without.
+
+    `cid` is its vsock context id on this host; 0 where the kernel does no vsock for it.
+    """
 
     vm: Vm
     transport: Transport
     accelerator: Accelerator
     helpers: tuple[Child, ...]
+    vhost_net: bool = False
+    cid: int = 0
 
 
 def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
@@ -127,7 +132,7 @@ async def start_vm(
         theirs.callback(fs_start.over)
         helpers.append(virtiofsd)
         starts.append(fs_start)
-        vhost = accel is Accelerator.KVM
+        vhost = accel is Accelerator.KVM and not qemu.disable_vhost_net
         devices = network.devices(theirs, vhost=vhost) if network else ()
         spec = VmSpec(
             name=directory.sandbox_id,
@@ -158,7 +163,8 @@ async def start_vm(
         vm = await stack.enter_async_context(launched)
         vm.helpers_served_at(max(start.ready_ns for start in starts))
         theirs.close()
-        yield Machine(vm, transport, accel, tuple(helpers))
+        cid = vsock.cid if vsock.vhost_fd >= 0 else 0
+        yield Machine(vm, transport, accel, tuple(helpers), vhost, cid)
 
 
 @contextmanager
