@@ -43,14 +43,22 @@ class DestroySandboxRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Tracing(_message.Message):
-    __slots__ = ("enabled", "traceparent", "clock")
+    __slots__ = ("enabled", "traceparent", "clock", "transport")
+    class Transport(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        RUNTIME: _ClassVar[Tracing.Transport]
+        FORWARDER: _ClassVar[Tracing.Transport]
+    RUNTIME: Tracing.Transport
+    FORWARDER: Tracing.Transport
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     traceparent: str
     clock: Clock
-    def __init__(self, enabled: _Optional[bool] = ..., traceparent: _Optional[str] = ..., clock: _Optional[_Union[Clock, _Mapping]] = ...) -> None: ...
+    transport: Tracing.Transport
+    def __init__(self, enabled: _Optional[bool] = ..., traceparent: _Optional[str] = ..., clock: _Optional[_Union[Clock, _Mapping]] = ..., transport: _Optional[_Union[Tracing.Transport, str]] = ...) -> None: ...
 
 class Clock(_message.Message):
     __slots__ = ("offset_ns", "bound_ns")

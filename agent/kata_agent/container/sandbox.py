@@ -12,7 +12,7 @@ from kata_agent.container.mounts import Mounts, Storage
 from kata_agent.container.namespaces import SharedNamespaces
 from kata_agent.container.process import Ports
 from kata_agent.container.reaper import Reaper
-from kata_agent.container.spec import Spec, check_id, guest_spec
+from kata_agent.container.spec import Spec, check_id, guest_spec, network_sysctls
 from kata_agent.errors import (
     AlreadyExistsError,
     InvalidError,
@@ -164,6 +164,8 @@ class Sandbox:
         try:
             with _trace.span("guest_spec"):
                 guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
+            if sysctls := network_sysctls(spec):
+                self.network.set_sysctls(sysctls)
             for storage in storages:
                 await container.mounts.add(storage)
             await container.create(spec, ports)

@@ -10,6 +10,7 @@ import grpc
 
 from kata_agent.container.container import Tools
 from kata_agent.container.crun import Crun
+from kata_agent.container.pump import PumpThread
 from kata_agent.container.reaper import Reaper
 from kata_agent.container.sandbox import Sandbox
 from kata_agent.container.streams import StreamRoom
@@ -23,6 +24,7 @@ from kata_agent.server.tracing import Tracing
 from kata_agent.services.agent import AgentService
 from kata_agent.services.health import Health
 from kata_protos import agent_pb2
+from kata_telemetry.wire import PORT
 
 __all__ = ["CLOCK_PORT", "PORTS_PORT", "RPC_PORT", "STDIO_PORT", "Agent", "Layout"]
 
@@ -39,7 +41,7 @@ MAX_MESSAGE: Final = 4 << 20
 class Layout(NamedTuple):
     """Where things are; the defaults are a guest's."""
 
-    bundles: Path = Path("/run/kata-containers")
+    bundles: Path = Path("/run/kata-containers/bundles")
     crun_state: Path = Path("/run/crun")
     socket: Path = Path("/run/kata-agent/grpc.sock")
     cgroups: Path = Path("/sys/fs/cgroup")
@@ -64,7 +66,7 @@ class Agent:
         self._boot = boot
         self._stack = AsyncExitStack()
         self._destroyed = asyncio.Event()
-        self.tracing = Tracing(boot.record if boot else None)
+        self.tracing = Tracing(boot.record if boot else None, lambda: endpoints.dial(PORT))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -76,7 +78,9 @@ class Agent:
             stack.callback(crun.close)
             room = StreamRoom()
             stack.callback(room.close)
-            tools = Tools(reaper, crun, room, layout.bundles, layout.cgroups, layout.parent)
+            pumps = PumpThread()
+            stack.callback(pumps.close)
+            tools = Tools(reaper, crun, room, pumps, layout.bundles, layout.cgroups, layout.parent)
             self._sandbox = Sandbox(tools, resolv_conf=layout.resolv_conf, shared=layout.shared_namespaces)
             clock = ClockServer()
             stack.callback(clock.close)

@@ -27,8 +27,8 @@ __all__ = ["Funnel", "snake_case"]
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
-# Long polls, whose spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+# Long polls and what is asked every few seconds: their spans would say nothing.
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version", "SetGuestDateTime"})
 # What a health check or a dashboard asks again and again: only the first ones of each kind are recorded.
 REPEATING: Final = frozenset({"StatsContainer", "ListProcesses"})
 ENOUGH: Final = 32
@@ -51,7 +51,7 @@ def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
         return None
     tracing = request.tracing
     clock = (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None
-    return Setting(tracing.enabled, tracing.traceparent, clock)
+    return Setting(tracing.enabled, tracing.traceparent, clock, tracing.transport == tracing.FORWARDER)
 
 
 class Funnel:

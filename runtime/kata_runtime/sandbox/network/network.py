@@ -37,6 +37,7 @@ class _Endpoint:
     interface: "Interface"
     number: int
     fd: int
+    connected: bool = False
 
     @property
     def tap(self) -> str:
@@ -121,6 +122,7 @@ class Network:
             # Before anything changes: only what is in the record will be undone after a SIGKILL.
             self._write_record()
             connect(interface, endpoint.tap)
+            endpoint.connected = True
 
     def _write_record(self) -> None:
         if not self._namespace.path:
@@ -192,7 +194,7 @@ class Network:
                 endpoint.fd = -1
         if not self._endpoints or not self._namespace.path:
             return
-        interfaces = {endpoint.interface.name: endpoint.interface.index for endpoint in self._endpoints}
+        interfaces = {each.interface.name: each.interface.index for each in self._endpoints if each.connected}
         for problem in await self._namespace.run(lambda: disconnect(interfaces)):
             _log.warning("the pod's interface %s", problem)
         self._record.unlink(missing_ok=True)
