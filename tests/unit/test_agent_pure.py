@@ -7,11 +7,13 @@ import pytest
 
 from kata_agent.container.crun import exec_failure, explain, last_message
 from kata_agent.container.mounts import parse_options
-from kata_agent.container.spec import check_id, guest_spec, parse, process_of
+from kata_agent.container.spec import check_id, guest_spec, network_sysctls, parse, process_of
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, InvalidError
 from kata_agent.server import boot
+from kata_agent.server.app import Layout
 from kata_agent.server.funnel import snake_case
+from kata_runtime.sandbox.rootfs import GUEST_SHARED
 
 
 @pytest.mark.parametrize("good", ["a", "A1", "x_y.z-1", "0" * 128])
@@ -167,3 +169,25 @@ def test_boot_stages() -> None:
         ("boot.initramfs.modules", 1305, 2005),
     ]
     assert boot.stages([], 0) == []
+
+
+def test_sysctls_of_the_network_are_taken_out() -> None:
+    linux = {
+        "sysctl": {"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.5/proxy_arp": "0", "kernel.shm_rmid_forced": "1"}
+    }
+    assert network_sysctls({"linux": linux}) == {"net/ipv4/ip_forward": "1", "net/ipv4/conf/eth0.5/proxy_arp": "0"}
+    assert linux["sysctl"] == {"kernel.shm_rmid_forced": "1"}
+    assert network_sysctls({}) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["net.", "net/../kernel/core_pattern", "net/a/../../kernel/x", "net/..", "net.a b", "net/./x"]
+)
+def test_sysctls_that_lead_elsewhere(name: str) -> None:
+    with pytest.raises(InvalidError, match="malformed"):
+        network_sysctls({"linux": {"sysctl": {name: "1"}}})
+
+
+def test_no_container_id_is_in_the_way_of_what_is_shared() -> None:
+    """A container named `shared` once could not be created: its bundle would have been where the mount is."""
+    assert not Path(GUEST_SHARED).is_relative_to(Layout().bundles)

@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--env", metavar="K=V", action="append", default=[], help="set an environment variable")
     parser.add_argument("-w", "--cwd", metavar="DIR", default="", help="working directory in the container")
     parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
+    parser.add_argument(
+        "--netns", metavar="PATH", help="network namespace whose interfaces the container gets (/run/netns/NAME)"
+    )
     parser.add_argument("--cpus", metavar="N", type=_cpus, help="CPUs of the VM")
     parser.add_argument(
         "--memory", metavar="SIZE", type=_mebibytes, help="memory of the VM: 512M, 2G (MiB without a unit)"
@@ -162,7 +165,7 @@ class _Run:
         request = self._request
         options = request.options
         sizes = Sizes(vcpus=options.cpus, memory=options.memory)
-        wanted = SandboxOptions(sizes=sizes).from_environment(request.sandbox_id)
+        wanted = SandboxOptions(sizes=sizes, netns=options.netns).from_environment(request.sandbox_id)
         sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})

@@ -62,6 +62,7 @@ class QemuConfig:
     virtio_fs_extra_args: Strings = ()
     seccompsandbox: str = QEMU_SANDBOX
     rootless: bool = True
+    disable_vhost_net: bool = False
 
     def vcpus(self, host_cpus: int) -> int:
         """Number of the guest's CPUs: fractions count up, a negative default means all, more than all is all."""

@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, Privileges, launch
-from kata_telemetry.span import Site
+from kata_telemetry.span import Site, use
 
 __all__ = ["GUEST_CID", "VsockBackend", "start_vsock_backend"]
 
@@ -31,6 +32,7 @@ class VsockBackend:
     chardev: socket.socket
     hybrid_path: Path
     agent_path: Path
+    start: HelperStart
 
 
 @asynccontextmanager
@@ -40,7 +42,10 @@ async def start_vsock_backend(
     """Run the backend for the block, with its sockets in `directory`. They accept before it has started."""
     hybrid_path, agent_path = directory / "vsock.sock", directory / "agent.sock"
     async with AsyncExitStack() as stack:
-        with _trace.span("startVsockBackend"), ExitStack() as handed_over:
+        span = _trace.start("startVsockBackend")
+        start = HelperStart(span, "vsock backend: info: serving")
+        stack.callback(start.over)
+        with use(span), ExitStack() as handed_over:
             ports = _make_ports(directory, privileges)
             ours, theirs = socket.socketpair()
             stack.enter_context(ours)  # closed twice is closed
@@ -59,9 +64,9 @@ async def start_vsock_backend(
                 privileges = dataclasses.replace(privileges, by_child=True)
                 argv += ["--user", f"{privileges.uid}:{privileges.gid}"]
             fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
-            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path)
+            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path, on_line=start.on_line)
             child = await stack.enter_async_context(launched)
-        yield VsockBackend(child, ours, hybrid_path, agent_path)
+        yield VsockBackend(child, ours, hybrid_path, agent_path, start)
 
 
 def _make_ports(directory: Path, privileges: Privileges | None) -> Path:

@@ -32,8 +32,8 @@ _trace = Site(package="runtime", subsystem="runtime")
 _boot = Site(package="virtcontainers", subsystem="boot")
 _log = logging.getLogger("kata.tracing")
 
-# How long the last spans of a guest that is about to be killed are waited for, in seconds.
-_FLUSH_TIMEOUT = 5.0
+# How long the last spans of a guest that is about to be killed are waited for, in seconds. An emulated one needs some.
+_FLUSH_TIMEOUT = 15.0
 
 
 class SandboxTrace:
@@ -76,8 +76,17 @@ class SandboxTrace:
             trace.root = _trace.root(trace.tracer, "rootSpan", parent=parent, start=start, command=Path(command).name)
         return trace
 
-    def record_boot(self, marks: Mapping[BootStage, int]) -> None:
-        """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer."""
+    def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None") -> None:
+        """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
+
+        `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
+        the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
+        busy host the line is read late.
+        """
+        marks = dict(marks)
+        if reading is not None and BootStage.FIRMWARE in marks:
+            kernel = reading.offset_ns - self.clock.to_host(0)
+            marks[BootStage.KERNEL] = max(kernel, marks[BootStage.FIRMWARE])
         stages = [stage for stage in BootStage if stage in marks]
         names = {BootStage.QEMU: "boot.qemu", BootStage.FIRMWARE: "boot.firmware"}
         if not self._config.agent.enable_tracing:

@@ -5,7 +5,7 @@ import contextvars
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -17,6 +17,7 @@ from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
+from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, HookState, run_hooks
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.shim.service import Shim
@@ -45,6 +46,8 @@ class Pod:
         self._trace: SandboxTrace | None = None
         self._problem: KataError | None = None
         self._sandbox: Sandbox | None = None
+        self._spec: Spec = {}
+        self._bundle = Path()
         # Without the call that happens to begin something: what goes on later is nobody's in particular.
         self._context = contextvars.copy_context()
         self._memory_watch: asyncio.Task[None] | None = None
@@ -136,8 +139,8 @@ class Pod:
         if self._problem is not None:
             raise self._problem
 
-    async def begin(self, options: SandboxOptions) -> None:
-        """Boot the sandbox.
+    async def begin(self, options: SandboxOptions, spec: Spec | None = None, bundle: Path = Path()) -> None:
+        """Boot the sandbox, then run the host's hooks of `spec`, which is its own container's in `bundle`.
 
         Raises:
             KataError: with the reason; the sandbox has ended then.
@@ -152,6 +155,19 @@ class Pod:
             self._outcome, self._failure = "error", error
             raise
         self._outcome = "killed"
+        self._spec, self._bundle = spec or {}, bundle
+        await self.run_hooks(BEFORE_START, "creating", strict=True)
+
+    async def run_hooks(self, kinds: Sequence[str], status: str, *, strict: bool = False) -> None:
+        """Run hooks of the sandbox's own container; `status` is the container's, in OCI's words.
+
+        Raises:
+            SandboxError: with `strict`, one failed.
+        """
+        if hooks := self._spec.get("hooks"):
+            annotations = self._spec.get("annotations") or {}
+            state = HookState(self.id, status, self.pid, str(self._bundle), annotations)
+            await run_hooks(hooks, kinds, state, strict=strict)
 
     def watch_memory(self, report: Callable[[str], None]) -> None:
         """Call `report` with the id of each container that ran out of memory."""
@@ -182,6 +198,7 @@ class Pod:
         if self._sandbox is not None:
             with use(self.root), _trace.span("Stop"):
                 await self._sandbox.stop()
+                await self.run_hooks(AFTER_END, "stopped")
 
     def close_trace(self) -> None:
         """Nothing happens any more."""
@@ -208,6 +225,7 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),
+        forward_localhost=pod,
     )
 
 

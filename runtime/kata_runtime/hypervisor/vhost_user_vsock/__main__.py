@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
+        log("info", "serving")
         server.serve(wake_read)
     except FrontendError as error:
         log("error", f"QEMU: {error}")
