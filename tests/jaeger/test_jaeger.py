@@ -92,6 +92,8 @@ def test_jaeger_has_the_trace(kata: Kata, artifacts: Path, transport: str) -> No
             options = ["--socket-path", path, "--trace-dir", str(kata.trace_dir), "--otlp-endpoint", jaeger.endpoint]
             stack.enter_context(forwarder_process(artifacts / "forwarder.log", "-l", "trace", *options))
         assert kata.run("sh", "-c", "echo hello; exit 7", options=["--name", name]).returncode == 7
+        by_runtime = b'"kata-agent"' in (kata.trace_dir / name / "spans.jsonl").read_bytes()
+        assert by_runtime == (transport == "runtime")
         shown = json.loads(kata("trace", "show", "--format", "json", name).stdout)
         trace = jaeger.trace(shown["trace_id"], len(shown["spans"]))
         (artifacts / "jaeger.json").write_text(json.dumps(trace, indent=1))
