@@ -144,10 +144,9 @@ class KernelTransport:
             raise TimeoutError(f"guest port {port} (CID {self._cid}) did not answer in {self._timeout:g} s") from None
         except OSError as error:
             stream.close()
-            # ECONNRESET: the guest has no listener; ENODEV: no guest has this id.
-            raise ConnectionRefusedError(
-                f"guest port {port} can't be reached (CID {self._cid}): {error.strerror or error}"
-            ) from error
+            # ECONNRESET: the guest has no listener; ENODEV: no guest has this id. asyncio has other words for them.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ConnectionRefusedError(f"guest port {port} can't be reached (CID {self._cid}): {reason}") from error
         except BaseException:
             stream.close()
             raise

@@ -76,12 +76,13 @@ def _make_ports(directory: Path, privileges: Privileges | None) -> Path:
     directory itself the backend may only reach names in it; group and setgid bit give it, and nobody else, what listens
     there and is writable for the group.
     """
-    ports = directory / PORTS
-    ports.mkdir(mode=0o700)
+    # Under another name at first: whoever waits for it makes its socket at once, and that must get the right group.
+    unfinished, ports = directory / f".{PORTS}", directory / PORTS
+    unfinished.mkdir(mode=0o700)
     if privileges is not None:
-        os.chown(ports, 0, privileges.gid)
-        ports.chmod(0o2710)
-    return ports
+        os.chown(unfinished, 0, privileges.gid)
+        unfinished.chmod(0o2710)
+    return unfinished.rename(ports)
 
 
 def _listen(path: Path) -> socket.socket:
