@@ -97,6 +97,10 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "wait_process": Rule(Stage.WORKLOAD, Role.WAITS),
     "process": Rule(Stage.WORKLOAD, Role.LASTS),
     "sandbox": Rule(Stage.WORKLOAD, Role.LASTS),
+    # Input that does not come holds the workload up; output just follows it.
+    "stdio.stdin": Rule(Stage.WORKLOAD),
+    "stdio.stdout": Rule(Stage.WORKLOAD, Role.WAITS),
+    "stdio.stderr": Rule(Stage.WORKLOAD, Role.WAITS),
     "Stop": Rule(Stage.STOP),
     "stop": Rule(Stage.STOP),
     "stopSandbox": Rule(Stage.STOP),

@@ -21,6 +21,7 @@ _CONSOLE = re.compile(r"kata-test: hold (\w+) ([\d.]+) ([\d.]+)")
 # --- on the host ----------------------------------------------------------------------------------------------------
 
 _WAIT = """#!/bin/sh
+sleep {after}
 begin=$(date +%s%N); sleep {seconds}; echo "{stage} $begin $(date +%s%N)" >>{log}
 exec {program} "$@"
 """
@@ -105,7 +106,8 @@ class Bundle(launcher["Bundle"]):
         if module.__name__ == "kata_agent.container.mounts":
             mount = module._mount
             def slow(storage, point):
-                hold("mount", seconds["mount"])
+                if storage.driver == "virtio-fs":
+                    hold("mount", seconds["mount"])
                 return mount(storage, point)
             module._mount = slow
 
@@ -143,9 +145,9 @@ class Holds:
         self._log.touch()
         self._log.chmod(0o666)
 
-    def wrap(self, stage: str, program: str, seconds: float) -> str:
-        """A program that waits and becomes `program`."""
-        return self._script(stage, _WAIT, program, seconds)
+    def wrap(self, stage: str, program: str, seconds: float, *, after: float = 0) -> str:
+        """A program that waits and becomes `program`. It is asked about its wait only from `after` seconds on."""
+        return self._script(stage, _WAIT.replace("{after}", str(after)), program, seconds)
 
     def linger(self, stage: str, program: str, seconds: float) -> str:
         """A program that does as `program` and waits when it gets SIGTERM."""

@@ -343,3 +343,17 @@ def test_qemus_start_is_blamed_whenever_its_monitor_answers(connected: int) -> N
         "boot.qemu",
         "boot.firmware",
     ]
+
+
+def test_input_that_comes_late_is_blamed_and_not_the_output_that_follows() -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 300)
+    make.add("stdio.stdin", 10, 200, root)
+    make.add("process", 10, 250, root)
+    make.add("stdio.stdout", 10, 280, root)
+    path = critical_path(trace_of(make).root)
+    assert [(segment.span.name, segment.end - segment.start) for segment in path][1:-1] == [
+        ("stdio.stdin", 190 * MS),
+        ("process", 50 * MS),
+        ("stdio.stdout", 30 * MS),
+    ]
