@@ -1,5 +1,6 @@
 """Sessions for developers and CI; each does what its name says, `nox -l` lists them."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,13 +10,16 @@ nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from 
 nox.options.sessions = ["lint", "types", "unit", "contract"]
 
 PACKAGES = ("runtime", "agent", "telemetry", "tests", "noxfile.py")
+# What `nox -s containerd2` builds.
+CONTAINERD2 = "v2.4.2"
 # Not found as Python because it has no suffix.
 SCRIPTS = ("dev",)
 
 
-def python(session: nox.Session, *arguments: str) -> None:
+def python(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a module of the Python that runs nox. An interrupted test has time to take its guest down."""
-    session.run(sys.executable, "-m", *arguments, external=True, interrupt_timeout=30, terminate_timeout=30)
+    command = (sys.executable, "-m", *arguments)
+    session.run(*command, env=env, external=True, interrupt_timeout=30, terminate_timeout=30)
 
 
 def pytest(session: nox.Session, name: str) -> None:
@@ -68,14 +72,42 @@ def containerd(session: nox.Session) -> None:
 
 
 @nox.session
+def containerd2(session: nox.Session) -> None:
+    """The same with containerd 2: that of KATA_CONTAINERD2 (a directory), else one built with Go (root, minutes)."""
+    given = os.environ.get("KATA_CONTAINERD2")
+    directory = Path(given) if given else Path(".cache/containerd2").resolve()
+    if not given:
+        directory.mkdir(parents=True, exist_ok=True)
+        module = f"github.com/containerd/containerd/v2/cmd/{{}}@{CONTAINERD2}"
+        env = {"GOBIN": str(directory), "CGO_ENABLED": "0"}
+        for name in ("containerd", "ctr"):
+            if not (directory / name).exists():
+                session.run("go", "install", "-tags=no_btrfs", module.format(name), external=True, env=env)
+    session.env["PATH"] = f"{directory}:{os.environ['PATH']}"
+    python(session, "pytest", "tests/containerd", "--junitxml=artifacts/containerd2.xml", *session.posargs)
+
+
+@nox.session
+def nested(session: nox.Session) -> None:
+    """Tests on real KVM and vhost-vsock, in a guest that has both (root); `-- --help` tells more."""
+    python(session, "support.l1", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root)."""
-    session.run(sys.executable, "tests/bench/start.py", *session.posargs, external=True)
+    """Start times compared with a bare QEMU boot in the same run (root); with --stdio, stdio with a raw stream."""
+    arguments = list(session.posargs)
+    program = "start"
+    for other in ("stdio",):
+        if f"--{other}" in arguments:
+            arguments.remove(f"--{other}")
+            program = other
+    session.run(sys.executable, f"tests/bench/{program}.py", *arguments, external=True)
 
 
 @nox.session
 def protos(session: nox.Session) -> None:
-    """Regenerate the stubs in protos/kata_protos from protos/*.proto."""
+    """Regenerate the stubs in protos/kata_protos from protos/*.proto, and those of the tests."""
     # The virtual path makes the stubs import each other as kata_protos.*.
     protoc = ("grpc_tools.protoc", "--proto_path=kata_protos=protos", "--python_out=protos", "--pyi_out=protos")
     python(session, *protoc, "--grpc_python_out=protos", "kata_protos/agent.proto")
@@ -83,3 +115,6 @@ def protos(session: nox.Session) -> None:
     python(
         session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir())
     )
+    # What the tests say to containerd's CRI plugin.
+    cri = ("--proto_path=support/cri=tests/support/cri", "--python_out=tests", "--pyi_out=tests")
+    python(session, "grpc_tools.protoc", *cri, "support/cri/cri.proto")

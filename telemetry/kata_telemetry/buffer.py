@@ -4,7 +4,7 @@ spans = SpanBuffer()
 tracer = Tracer("kata-agent", spans.sink, clock=GuestClock(), common={"source": "agent"})
 ...                                   # boot: spans are kept, nobody knows yet whether they are wanted
 spans.enable()                        # CreateSandbox said so
-spans.begin()                         # the first process runs: now there is time to import the SDK
+spans.begin()                         # the first process runs: now there is time to encode
 async for batch in spans.drain():     # StreamSpans
     yield SpanBatch(otlp=batch.otlp, dropped=batch.dropped)
 ...
@@ -97,7 +97,7 @@ class SpanBuffer:
             self._dropped = 0
 
     def begin(self) -> None:
-        """There is time now to import the SDK. Without this call that happens after 10 s, or when half full."""
+        """There is time now to encode. Without this call that happens after 10 s, or when half full."""
         self._begun = True
         self._notify()
 

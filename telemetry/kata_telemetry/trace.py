@@ -1,6 +1,6 @@
 """A trace as a tree, from lines of OTLP/JSON, whoever wrote them: the model that views and checks read.
 
-Nothing here imports protobuf or the SDK. Lines may be cut off, spans may lack their parent, have not ended or form
+Nothing here imports protobuf. Lines may be cut off, spans may lack their parent, have not ended or form
 circles: what can be read is shown, and what is odd about it can be asked for.
 """
 

@@ -4,7 +4,7 @@
         tracer = writer.tracer("kata", source="runtime")
         root = site.root(tracer, "rootSpan")
         ...                      # start QEMU
-        writer.begin()           # now there is time to import the SDK
+        writer.begin()           # now there is time to write
         ...
         root.finish()
         writer.close(timeout=2.0, outcome="exit 0")
@@ -169,7 +169,7 @@ class StoreWriter:
             self._wake.set()
 
     def begin(self) -> None:
-        """There is time now: import the SDK and write. Without this call writing begins after a second."""
+        """There is time now: write. Without this call writing begins after a second."""
         self._begin.set()
 
     def flush(self, timeout: float) -> bool:

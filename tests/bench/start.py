@@ -30,11 +30,12 @@ from kata_runtime.hypervisor.spec import VmSpec
 from kata_runtime.image import DEFAULT_CACHE, DEFAULT_OUTPUT, Artifacts, cpio
 from kata_runtime.process import find_program
 
-__all__ = ["main"]
+__all__ = ["Contestant", "first_output", "main", "stock_boot", "take_turns", "tuned_boot"]
 
 _MARK = b"first output"
 _TIMEOUT = 120
 _STOCK, _TUNED = "bare boot, stock", "bare boot, tuned"
+_RUNTIME = str(Path(sys.executable).with_name("kata-runtime"))
 _COLD, _TRACED = "kata-runtime run", "kata-runtime run --trace"
 
 
@@ -58,12 +59,12 @@ def main() -> int:
         return _collectors(options.rounds)
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
         contestants = [
-            Contestant(_STOCK, _stock_boot(Path(scratch))),
-            Contestant(_TUNED, _tuned_boot(Path(scratch))),
-            Contestant(_COLD, lambda: _first_output([])),
-            Contestant(_TRACED, lambda: _first_output(["--trace"])),
+            Contestant(_STOCK, stock_boot(Path(scratch))),
+            Contestant(_TUNED, tuned_boot(Path(scratch))),
+            Contestant(_COLD, lambda: first_output([_RUNTIME, "run"])),
+            Contestant(_TRACED, lambda: first_output([_RUNTIME, "run", "--trace"])),
         ]
-        samples = _take_turns(contestants, options.rounds)
+        samples = take_turns(contestants, options.rounds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  to stock  to tuned")
     for name, values in samples.items():
@@ -78,7 +79,7 @@ def main() -> int:
     return 0 if cold <= options.limit else 1
 
 
-def _take_turns(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
+def take_turns(contestants: Sequence[Contestant], rounds: int) -> dict[str, list[float]]:
     for contestant in contestants:
         contestant.measure()  # warms the page cache
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
@@ -98,7 +99,7 @@ def _collectors(rounds: int) -> int:
             Contestant("collector away", lambda: _whole_run("http://127.0.0.1:1")),
             Contestant("collector hangs", lambda: _whole_run(hanging)),
         ]
-        samples = _take_turns(contestants, rounds)
+        samples = take_turns(contestants, rounds)
     base = statistics.median(samples["no collector"])
     for name, values in samples.items():
         median = statistics.median(values)
@@ -107,7 +108,7 @@ def _collectors(rounds: int) -> int:
 
 
 def _whole_run(endpoint: str) -> float:
-    argv = [str(Path(sys.executable).with_name("kata-runtime")), "run", "--trace", "--", "true"]
+    argv = [_RUNTIME, "run", "--trace", "--", "true"]
     environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     begin = time.monotonic()
     subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
@@ -133,11 +134,15 @@ def _qemu() -> str:
     return find_program("qemu-system-x86_64", package="qemu-system-x86")
 
 
-def _stock_boot(scratch: Path) -> Callable[[], float]:
+def stock_boot(scratch: Path) -> Callable[[], float]:
     """Debian's kernel as its package has it, on a machine that nobody tuned."""
-    (package,) = (DEFAULT_CACHE / "packages").glob("linux-image-*-cloud-amd64_*.deb")
-    subprocess.run(["dpkg-deb", "-x", str(package), str(scratch / "kernel")], check=True)
-    (kernel,) = (scratch / "kernel/boot").glob("vmlinuz-*")
+    unpacked = scratch / "kernel"
+    if os.environ.get("KATA_L1"):
+        unpacked = Path("/")  # whose kernel is the very same
+    else:
+        (package,) = (DEFAULT_CACHE / "packages").glob("linux-image-*-cloud-amd64_*.deb")
+        subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True)
+    (kernel,) = (unpacked / "boot").glob("vmlinuz-*")
     accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
     argv = [_qemu(), "-machine", "q35", "-accel", accel, "-cpu", "max" if accel == "tcg" else "host", "-m", "2048"]
     argv += ["-kernel", str(kernel), "-initrd", str(_static_init(scratch)), "-append", "console=ttyS0 panic=-1"]
@@ -145,7 +150,7 @@ def _stock_boot(scratch: Path) -> Callable[[], float]:
     return lambda: _time_to_mark(argv)
 
 
-def _tuned_boot(scratch: Path) -> Callable[[], float]:
+def tuned_boot(scratch: Path) -> Callable[[], float]:
     """QEMU with the same kernel, machine and parameters as a sandbox's, without its devices."""
     artifacts = Artifacts.at(DEFAULT_OUTPUT)
     accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
@@ -178,9 +183,9 @@ def _without_devices(argv: list[str]) -> list[str]:
     return kept
 
 
-def _first_output(options: list[str]) -> float:
-    runtime = Path(sys.executable).with_name("kata-runtime")
-    return _time_to_mark([str(runtime), "run", *options, "--", "echo", _MARK.decode()])
+def first_output(command: list[str]) -> float:
+    """Seconds that `kata-runtime run OPTIONS` takes to a workload's first output."""
+    return _time_to_mark([*command, "--", "echo", _MARK.decode()])
 
 
 def _time_to_mark(argv: list[str]) -> float:

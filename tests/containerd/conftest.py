@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from support.containerd import Containerd, make_image, missing, running, write_shim
+from support.containerd import Containerd, CriSettings, major_version, make_image, missing, running, write_shim
+from support.cri.client import Cri, bridge, open_cri
+from support.cri.netns import new_namespace
 from support.kata import build_image
 from support.kata_containers import KataContainers
 
 ROOT = Path(__file__).parent.parent.parent
+# What only containerd 2 can do (`nox -s containerd2`).
+collect_ignore = ["test_containerd2.py"] if major_version() < 2 else []
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +55,17 @@ def kata(guest_image: None, artifacts: Path, containerd: Containerd) -> Iterator
     yield KataContainers(containerd, artifacts)
     if containerd.log.exists():
         shutil.copy(containerd.log, artifacts)
+
+
+@pytest.fixture
+def cri(guest_image: None, artifacts: Path, shims: Path, image: Path, tmp_path: Path) -> Iterator[Cri]:
+    """containerd's CRI plugin, with a bridge for its pods, all in a network namespace of this test's own."""
+    bridge(tmp_path / "cni")
+    logs = artifacts / "containers"
+    logs.mkdir()
+    with new_namespace() as network, running(shims, image, CriSettings(tmp_path / "cni", network.prefix)) as containerd:
+        try:
+            with open_cri(containerd, network, logs) as client:
+                yield client
+        finally:
+            shutil.copy(containerd.log, artifacts)

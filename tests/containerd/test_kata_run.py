@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from kata_protos.containerd import task_pb2
 from kata_protos.containerd.cgroups2_pb2 import Metrics
+from kata_runtime.shim.launch import socket_address
 from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import (
     AlreadyExists,
@@ -24,6 +25,7 @@ from kata_runtime.shim.ttrpc.errors import (
     RpcError,
     Unimplemented,
 )
+from support import leaks
 from support.containerd import IMAGE, eventually, shim_pid, task, watched
 from support.kata_containers import RUNTIME, KataContainers, ancestors, vm_pids
 
@@ -160,14 +162,6 @@ def test_containers_of_a_pod(kata: KataContainers) -> None:
         exits = {content["id"]: content["exit_status"] for topic, content in events() if topic == "/tasks/exit"}
         assert exits == {"pod": 137, "a": 137}
     kata.tasks("delete", "a", check=False)
-    kata.nothing_remains()
-
-
-def test_several_at_once(kata: KataContainers) -> None:
-    running = [kata.containerd.popen("run", "--rm", *RUNTIME, IMAGE, f"par{number}", "true") for number in range(10)]
-    for process in running:
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
     kata.nothing_remains()
 
 
@@ -327,8 +321,23 @@ def test_a_reader_that_stops_does_not_stop_the_shim(kata: KataContainers) -> Non
     kata.nothing_remains()
 
 
-def test_one_after_the_other(kata: KataContainers) -> None:
-    for number in range(5):
-        assert kata.run(f"seq{number}", "true").returncode == 0
+@pytest.mark.timeout(900)
+def test_fifty_one_after_the_other_and_ten_at_once(kata: KataContainers) -> None:
+    mark = f"many{os.getpid()}-"
+    before, counted = leaks.look(), leaks.census(mark)
+    for number in range(50):
+        done = kata.run(f"{mark}{number}", "true")
+        assert done.returncode == 0, (number, done.stderr)
+    at_once = [f"{mark}p{number}" for number in range(10)]
+    running = [kata.containerd.popen("run", "--rm", *RUNTIME, IMAGE, name, "true") for name in at_once]
+    seen = leaks.census(mark)
+    for process in running:
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
     kata.nothing_remains()
-    assert not list(Path("/run/kata").glob("seq*"))
+    # The count would notice: it has seen them.
+    assert seen["shim"] > counted["shim"]
+    assert leaks.look(before).left_since(before) == []
+    assert leaks.census(mark) == counted
+    addresses = [socket_address(launch) for launch in (kata.launch(f"{mark}{number}") for number in range(50))]
+    assert not [address for address in addresses if Path(address.removeprefix("unix://")).exists()]

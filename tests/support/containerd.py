@@ -14,14 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.shim.ttrpc.frames import Decoder, Frame
 
 __all__ = [
     "IMAGE",
+    "PAUSE",
     "Containerd",
+    "CriSettings",
     "eventually",
+    "major_version",
     "make_image",
     "missing",
     "read_chunks",
@@ -33,7 +37,11 @@ __all__ = [
 ]
 
 IMAGE = "localhost/busybox:test"
-_APPLETS = ("sh", "true", "false", "echo", "cat", "sleep", "kill", "dd", "ls", "head", "wc", "env")
+PAUSE = "localhost/busybox:pause"
+_APPLETS = ("sh", "true", "false", "echo", "cat", "sleep", "kill", "dd", "ls", "head", "wc", "env", "nc", "ps", "stty",
+            "hostname", "httpd", "ip", "touch", "rm", "seq", "nslookup", "mount", "id")  # fmt: skip
+# What a pod's own container runs: nothing, for ever.
+_PAUSE = ("--config.entrypoint", "/bin/sleep", "--config.cmd", "2147483647")
 
 
 def missing() -> str:
@@ -42,6 +50,16 @@ def missing() -> str:
         return "needs root"
     lacking = [name for name in ("containerd", "ctr", "runc", "umoci", "busybox") if shutil.which(name) is None]
     return f"not installed: {', '.join(lacking)}" if lacking else ""
+
+
+def major_version() -> int:
+    """The first number of the version of the containerd on PATH; 0 where there is none."""
+    if shutil.which("containerd") is None:
+        return 0
+    said = subprocess.run(["containerd", "--version"], capture_output=True, check=True, text=True).stdout
+    found = re.search(r" v?(\d+)\.\d+", said)
+    assert found is not None, said
+    return int(found[1])
 
 
 def make_image(directory: Path) -> Path:
@@ -57,9 +75,43 @@ def make_image(directory: Path) -> Path:
     for applet in _APPLETS:
         (binaries / applet).symlink_to("busybox")
     subprocess.run(["umoci", "repack", "--image", f"{layout}:test", bundle], check=True, capture_output=True)
+    subprocess.run(["umoci", "tag", "--image", f"{layout}:test", "pause"], check=True)
+    subprocess.run(["umoci", "config", "--image", f"{layout}:pause", *_PAUSE], check=True)
     archive = directory / "image.tar"
     subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True)
     return archive
+
+
+@dataclass(frozen=True)
+class CriSettings:
+    """How the CRI plugin is set up: the directory of its CNI configuration, and what runs containerd (a namespace)."""
+
+    networks: Path
+    prefix: tuple[str, ...]
+
+    def config(self, version: int) -> str:
+        """Its part of the configuration of containerd 1 or 2."""
+        if version < 2:
+            plugin = '[plugins."io.containerd.grpc.v1.cri"'
+            images = f'{plugin}]\n  sandbox_image = "{PAUSE}"\n  stream_server_address = "127.0.0.1"\n'
+            stream, bin_dirs = "", 'bin_dir = "/usr/lib/cni"'
+        else:
+            plugin = '[plugins."io.containerd.cri.v1.runtime"'
+            images = f'[plugins."io.containerd.cri.v1.images".pinned_images]\n  sandbox = "{PAUSE}"\n{plugin}]\n'
+            # Its socket would be the host's.
+            stream = '[plugins."io.containerd.nri.v1.nri"]\n  disable = true\n'
+            bin_dirs = 'bin_dirs = ["/usr/lib/cni"]'
+        kata = (
+            '  runtime_type = "io.containerd.kata.v2"\n  privileged_without_host_devices = true\n'
+            '  pod_annotations = ["io.katacontainers.*"]\n'
+        )
+        shim = f'{plugin}.containerd.runtimes.kata-sandbox]\n{kata}  sandboxer = "shim"\n' if version >= 2 else ""
+        return (
+            f"{images}  netns_mounts_under_state_dir = true\n  disable_apparmor = true\n"
+            f'{plugin}.containerd]\n  default_runtime_name = "kata"\n'
+            f"{plugin}.containerd.runtimes.kata]\n{kata}{shim}"
+            f'{plugin}.cni]\n  {bin_dirs}\n  conf_dir = "{self.networks}"\n{stream}'
+        )
 
 
 def write_shim(path: Path, python: str, program: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -73,28 +125,30 @@ def write_shim(path: Path, python: str, program: Path, environment: Mapping[str,
 class Containerd:
     """A running containerd; `state` has the bundles, `log` its output and the shims'."""
 
-    def __init__(self, directory: Path, shims: Path) -> None:
+    def __init__(self, directory: Path, shims: Path, cri: CriSettings | None = None) -> None:
         self.directory = directory
+        self.namespace = "k8s.io" if cri else "default"
         self.address = directory / "c.sock"
         self.state = directory / "state"
         self.log = directory / "containerd.log"
         self._shims = shims
         self._process: subprocess.Popen[bytes] | None = None
         self._config = directory / "config.toml"
+        self._cri = cri
+        disabled = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+                    "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]  # fmt: skip
+        if cri is None:
+            disabled += [
+                *("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images"),
+                "io.containerd.nri.v1.nri",
+            ]
+        version = self.version
         self._config.write_text(
-            f'version = 2\nroot = "{directory}/root"\nstate = "{self.state}"\n'
+            f'version = {2 if version < 2 else 3}\nroot = "{directory}/root"\nstate = "{self.state}"\n'
+            f"disabled_plugins = {disabled}\n"
             f'[grpc]\n  address = "{self.address}"\n[ttrpc]\n  address = "{self.address}.ttrpc"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.aufs",'
-            ' "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",'
-            ' "io.containerd.snapshotter.v1.zfs"]\n'
-            "[debug]\n"
-            f'  level = "debug"\n'
+            f'[debug]\n  level = "debug"\n{cri.config(version) if cri else ""}'
         )
-        # TOML wants the top-level keys first.
-        lines = self._config.read_text().splitlines()
-        disabled = next(index for index, line in enumerate(lines) if line.startswith("disabled_plugins"))
-        lines.insert(1, lines.pop(disabled))
-        self._config.write_text("\n".join(lines) + "\n")
 
     @property
     def pid(self) -> int:
@@ -105,17 +159,17 @@ class Containerd:
     @property
     def version(self) -> int:
         """The first number of its version."""
-        said = subprocess.run(["containerd", "--version"], capture_output=True, check=True, text=True).stdout
-        found = re.search(r" v?(\d+)\.\d+", said)
-        assert found is not None, said
-        return int(found[1])
+        return major_version()
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         environment = {**os.environ, "PATH": f"{self._shims}:{os.environ['PATH']}"}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["containerd", "--config", self._config], stdout=log, stderr=log, env=environment
+                [*(self._cri.prefix if self._cri else ()), "containerd", "--config", self._config],
+                stdout=log,
+                stderr=log,
+                env=environment,
             )
         for _ in range(200):
             if self.ctr("version", check=False).returncode == 0:
@@ -144,7 +198,7 @@ class Containerd:
         )
 
     def _command(self, arguments: Sequence[str | Path]) -> list[str | Path]:
-        command: list[str | Path] = ["ctr", "--address", self.address, *arguments]
+        command: list[str | Path] = ["ctr", "--address", self.address, "--namespace", self.namespace, *arguments]
         for verb in ("run", "exec"):  # of a container, else ctr leaves its fifos in /run
             if verb in arguments[:2]:
                 command.insert(command.index(verb) + 1, f"--fifo-dir={self.directory}/fifo")
@@ -173,14 +227,16 @@ class Containerd:
 
 
 @contextmanager
-def running(shims: Path, image: Path) -> Iterator[Containerd]:
-    """A containerd that has the image and is gone afterwards, with all its tasks."""
+def running(shims: Path, image: Path | None, cri: CriSettings | None = None) -> Iterator[Containerd]:
+    """A containerd that has the image (if any) and is gone afterwards, with all its tasks."""
     # Unix sockets have short names, pytest's directories long ones.
     with tempfile.TemporaryDirectory(prefix="kc-", dir="/tmp") as directory:
-        containerd = Containerd(Path(directory), shims)
+        containerd = Containerd(Path(directory), shims, cri)
         try:
             containerd.start()
-            containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--index-name", IMAGE, image)
+            if image is not None:
+                name = IMAGE.partition(":")[0]
+                containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--base-name", name, image)
             yield containerd
         finally:
             containerd.clear()
@@ -194,9 +250,9 @@ def task(containerd: Containerd, name: str) -> tuple[int, str] | None:
     return None
 
 
-def eventually(condition: Callable[[], object], what: str) -> None:
+def eventually(condition: Callable[[], object], what: str, *, seconds: float = 10) -> None:
     """containerd does some things after its answer, and tells nobody when."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)

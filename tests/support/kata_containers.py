@@ -4,6 +4,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_runtime.shim.grouping import SINGLE, Group
+from kata_runtime.shim.launch import Launch
 from kata_telemetry.store import Store
 from kata_telemetry.trace import Trace, TraceSpan, load_store
 from support.containerd import IMAGE, Containerd, eventually
@@ -58,6 +60,12 @@ class KataContainers:
         assert trace.negative() == []
         assert [span.name for span in trace.spans if span.open] == []
         return trace
+
+    def launch(self, name: str) -> Launch:
+        """What the shim of a container knows of itself, as far as its socket's name needs it."""
+        launch = Launch(namespace="default", container_id=name, bundle="", group=Group(SINGLE, name))
+        launch.containerd = str(self.containerd.address)
+        return launch
 
     def remains(self) -> list[str]:
         """What containers may not leave behind."""

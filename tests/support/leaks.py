@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ROOTS", "Snapshot", "adopt_orphans", "look"]
+__all__ = ["ROOTS", "Snapshot", "adopt_orphans", "census", "look"]
 
 # A sandbox has a directory of its name below each of these.
 ROOTS = (Path("/run/kata"), Path("/var/lib/kata-containers/sandboxes"))
@@ -68,6 +68,26 @@ def look(before: Snapshot | None = None, roots: Iterable[Path] = ROOTS, settle: 
         sockets={path: path for path in sockets if of_ours(path)},
         directories={name: f"{name} with {_names(path)}" for name, path in dead.items() if path.is_dir()},
     )
+
+
+def census(mark: str) -> dict[str, int]:
+    """How many things there are whose name or command line holds `mark`, by kind.
+
+    Network namespaces have no such name: those are counted that a process below this one is in.
+    """
+    commands = [command for command in _descendants().values() if mark in command]
+    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
+    sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if mark in line]
+    cgroups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if mark in name]
+    directories = [path for root in ROOTS if root.is_dir() for path in root.iterdir() if mark in path.name]
+    namespaces = set()
+    for pid in _descendants():
+        with contextlib.suppress(OSError):
+            namespaces.add(os.readlink(f"/proc/{pid}/ns/net"))  # noqa: PTH115 - a name of the kernel's
+    helpers = ("qemu-system", "virtiofsd", "vhost_user_vsock", "shim")
+    found = {helper: sum(helper in command for command in commands) for helper in helpers}
+    found |= {"mounts": len(mounts), "sockets": len(sockets), "cgroups": len(cgroups)}
+    return found | {"directories": len(directories), "network namespaces": len(namespaces)}
 
 
 def _names(directory: Path) -> str:

@@ -47,9 +47,7 @@ def build(directory: Path) -> Guest:
         shutil.copy(next((directory / "kernel/boot").glob("vmlinuz-*")), guest.kernel)
     root = directory / "root"
     if not root.exists():
-        _run("mmdebstrap", "--variant=extract", f"--include={PACKAGES}", "bookworm", str(root), cwd=directory)
-        for unneeded in ("usr/share", "var", "usr/lib/python3.11/test", "usr/lib/python3.11/pydoc_data"):
-            shutil.rmtree(root / unneeded, ignore_errors=True)
+        python_root(directory)
         for name in ("proc", "sys", "dev", "modules"):
             (root / name).mkdir(exist_ok=True)
         modules = next((directory / "kernel/lib/modules").iterdir()) / "kernel"
@@ -64,6 +62,15 @@ def build(directory: Path) -> Guest:
             ["cpio", "--null", "--create", "--format=newc", "--quiet"], cwd=root, input=names, stdout=output, check=True
         )
     return guest
+
+
+def python_root(directory: Path) -> Path:
+    """A root file system with Python and busybox, in `directory`."""
+    root = directory / "root"
+    _run("mmdebstrap", "--variant=extract", f"--include={PACKAGES}", "bookworm", str(root), cwd=directory)
+    for unneeded in ("usr/share", "var", "usr/lib/python3.11/test", "usr/lib/python3.11/pydoc_data"):
+        shutil.rmtree(root / unneeded, ignore_errors=True)
+    return root
 
 
 def _run(*command: str, cwd: Path) -> str:

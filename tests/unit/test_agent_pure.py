@@ -134,10 +134,18 @@ def test_span_names(method: str, name: str) -> None:
     assert snake_case(method) == name
 
 
-def test_records_of_the_kernel_log() -> None:
-    assert boot.parse_record(b"6,339,5140900,-;a;b\n SUBSYSTEM=x\n") == boot.Line(5_140_900_000, "a;b")
-    for bad in (b"", b"6,339", b"6,339;x", b"6,339,x,-;y", b"\xff\xfe"):
-        assert boot.parse_record(bad) is None
+def test_the_kernels_log() -> None:
+    log = (
+        b"<5>[    0.000000] Linux version 6.1\n<6>[    5.140900] Run /init as init process\n"
+        b"<6>[   12.000001] kata: agent start\n<6>[   13.000000][    T1] kata: clock 7\n"
+        b"<6>[   14.x] kata: no time\n[   15.000000] kata: no priority\n<6>[   16.000000] not kata: other\n\xff\xfe"
+    )
+    assert boot.parse_log(log) == [
+        boot.Line(5_140_900_000, "Run /init as init process"),
+        boot.Line(12_000_001_000, "kata: agent start"),
+        boot.Line(13_000_000_000, "kata: clock 7"),
+    ]
+    assert boot.parse_log(b"") == []
 
 
 def test_boot_stages() -> None:

@@ -272,6 +272,16 @@ def test_shared_memory_of_the_host_becomes_the_guests_own() -> None:
     result = in_guest(spec)
     assert result.mounts == ()
     assert result.spec["mounts"][0]["type"] == "tmpfs"
+    shared = for_guest(spec, rootfs="/r", mounts="/m", shm="/guest/shm")
+    assert shared.mounts == ()
+    options = ["rbind", "nosuid", "noexec", "nodev"]
+    assert shared.spec["mounts"] == [mount("/dev/shm", "/guest/shm", "bind", *options)]
+
+
+def test_shared_memory_of_its_own_stays_its_own() -> None:
+    """A tmpfs that only this container has, as with Docker's `--ipc=private`."""
+    spec = {**made_for_a_host(), "mounts": [mount("/dev/shm", "shm", "tmpfs", "size=1m")]}
+    assert for_guest(spec, rootfs="/r", mounts="/m", shm="/guest/shm").spec["mounts"] == spec["mounts"]
 
 
 @pytest.mark.parametrize("source", ["/dev/sda", "/proc", "/sys/fs/bpf", "/srv/../dev"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kata_telemetry import __version__, otlp
-from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer, Value
+from kata_telemetry.span import Event, Kind, Site, Span, SpanContext, Tracer, Value
 
 site = Site(package="test", subsystem="unit")
 
@@ -83,6 +83,74 @@ def test_one_odd_span_does_not_take_the_others_with_it() -> None:
     odd.context = SpanContext(2**200, 1)
     encoded = otlp.encode([make("a"), odd, make("b")])
     assert (encoded.spans, encoded.failed) == (2, 1)
+
+
+def by_the_sdk(span: Span, sandbox_id: str) -> bytes:
+    """What OpenTelemetry's SDK and its encoder make of the same span."""
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import Event, ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import Link, SpanKind, TraceFlags, TraceState
+    from opentelemetry.trace import SpanContext as SdkContext
+    from opentelemetry.trace.status import Status, StatusCode
+
+    to_host = span.tracer.clock.to_host
+    trace_id, span_id, flags, state = span.context
+    parent = SdkContext(trace_id, span.parent_id, span.kind is Kind.SERVER, TraceFlags(flags))
+    readable = ReadableSpan(
+        name=span.name,
+        context=SdkContext(trace_id, span_id, False, TraceFlags(flags), TraceState.from_header([state] * bool(state))),
+        parent=parent if span.parent_id else None,
+        resource=Resource(otlp.resource(span.tracer.service, sandbox_id)),
+        attributes=span.attributes,
+        events=[Event(event.name, event.attributes, to_host(event.time)) for event in span.events],
+        links=[Link(SdkContext(link.trace_id, link.span_id, True, TraceFlags(link.flags))) for link in span.links],
+        kind=SpanKind[span.kind.name],
+        status=Status(StatusCode[span.status.name], span.message or None),
+        start_time=to_host(span.start),
+        end_time=to_host(span.end),
+        instrumentation_scope=InstrumentationScope(otlp.SCOPE, __version__),
+    )
+    return encode_spans([readable]).SerializeToString()
+
+
+values = st.text(max_size=9) | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+named = st.dictionaries(st.text(min_size=1, max_size=9), values, max_size=4)
+contexts = st.builds(
+    SpanContext, st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), state=st.sampled_from(["", "a=1"])
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.text(max_size=20),
+    attributes=named,
+    kind=st.sampled_from(Kind),
+    parent=st.none() | contexts,
+    events=st.lists(st.tuples(st.text(max_size=9), named), max_size=3),
+    link=st.none() | contexts,
+    error=st.none() | st.text(min_size=1, max_size=20),
+)
+def test_the_bytes_are_those_of_opentelemetrys_sdk(
+    name: str,
+    attributes: dict[str, Value],
+    kind: Kind,
+    parent: SpanContext | None,
+    events: list[tuple[str, dict[str, Value]]],
+    link: SpanContext | None,
+    error: str | None,
+) -> None:
+    span = Tracer("kata-agent", lambda _: None).start(name, parent=parent, kind=kind, attributes=attributes)
+    for what, details in events:
+        span.events.append(Event(what, span.tracer.clock.now(), details))
+    if link:
+        span.link(link)
+    if error:
+        span.fail(error)
+    span.finish()
+    assert otlp.encode([span], "s1").data == by_the_sdk(span, "s1")
 
 
 @pytest.mark.parametrize(

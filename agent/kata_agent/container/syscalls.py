@@ -6,7 +6,16 @@ Numbers are those of linux/mount.h, linux/sched.h, linux/reboot.h and linux/prct
 import ctypes
 import os
 
-__all__ = ["MountFlag", "become_subreaper", "ctrl_alt_del_as_signal", "mount", "power_off", "umount", "unshare"]
+__all__ = [
+    "MountFlag",
+    "become_subreaper",
+    "ctrl_alt_del_as_signal",
+    "kernel_log",
+    "mount",
+    "power_off",
+    "umount",
+    "unshare",
+]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -16,6 +25,7 @@ MNT_DETACH = 2
 _RB_POWER_OFF = 0x4321FEDC
 _RB_DISABLE_CAD = 0
 _PR_SET_CHILD_SUBREAPER = 36
+_SYSLOG_READ_ALL = 3  # syslog(2)
 
 
 class MountFlag:
@@ -80,3 +90,12 @@ def power_off() -> None:
     """Switch the machine off. Data must have been synced. Returns only where the kernel refuses (OSError)."""
     _check(_libc.reboot(_RB_POWER_OFF))
     raise OSError("the kernel did not power off")
+
+
+def kernel_log(limit: int) -> bytes:
+    """The last `limit` bytes of the kernel's log as text, `<priority>[seconds] line` each; by one call of syslog(2)."""
+    buffer = ctypes.create_string_buffer(limit)
+    size = _libc.klogctl(_SYSLOG_READ_ALL, buffer, limit)
+    if size < 0:
+        _check(-1)
+    return buffer.raw[:size]

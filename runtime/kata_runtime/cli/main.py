@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kata_runtime.cli import run
+    from kata_runtime.cli import check, run
     from kata_runtime.image import command as image
     from kata_telemetry import command as trace
     from kata_telemetry import command_metrics as metrics
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print the version, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     run.add_arguments(commands.add_parser("run", help="run a command in a container in a new VM"))
+    check.add_arguments(commands.add_parser("check", help="say whether this host can run containers in VMs"))
     images = commands.add_parser("image", help="build the guest's image").add_subparsers(
         required=True, metavar="COMMAND"
     )

@@ -56,7 +56,7 @@ KATA_KEYS: dict[str, frozenset[str]] = {
     "agent.kata": _names(
         """
         cdh_api_timeout cdh_api_timeout_ms container_pipe_size create_container_timeout debug_console_enabled
-        dial_timeout_ms enable_debug health_check_request_timeout_ms launch_process_timeout log_level log_port
+        dial_timeout_ms enable_debug launch_process_timeout log_level log_port
         passfd_listener_port policy
         reconnect_timeout_ms server_port visible_cdi_devices
         """

@@ -78,6 +78,7 @@ class AgentConfig:
 
     enable_tracing: bool = False
     dial_timeout: Seconds = 45.0
+    health_check_request_timeout_ms: Annotated[int, _Schema(ge=1000, le=3_600_000)] = 30_000
     kernel_modules: Strings = ()
 
 

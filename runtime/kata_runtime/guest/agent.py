@@ -82,6 +82,17 @@ class AgentClient:
             finally:
                 self._running.discard(call)
 
+    async def check(self, *, timeout: float) -> None:
+        """Ask whether the agent serves. It is asked all the time, so this leaves no span.
+
+        Raises:
+            AgentError: it does not answer within `timeout` seconds, or refuses.
+        """
+        try:
+            await self.health.Check(pb.CheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _translated("Check", error) from error
+
     def lost(self, reason: str) -> None:
         """The guest is gone, which its connection may not tell: running and later calls fail as UNAVAILABLE."""
         self._lost = reason

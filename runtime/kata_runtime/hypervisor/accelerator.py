@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 from enum import StrEnum
 from fcntl import ioctl
@@ -31,8 +32,10 @@ class Usability:
     reason: str = ""
 
 
-def kvm_usability(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> Usability:
-    """Whether KVM can run ordinary guests here.
+def kvm_usability(
+    device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo"), *, rootless: bool = False
+) -> Usability:
+    """Whether KVM can run ordinary guests here; with `rootless` for a QEMU that is not root, but of the device's group.
 
     A device that opens is no proof: some hosts offer a paravirtual KVM on which a stock kernel hangs early, and they
     show neither vmx nor svm among the CPU's flags.
@@ -43,6 +46,7 @@ def kvm_usability(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/c
         why = {errno.ENOENT: "there is no such device", errno.EACCES: "permission denied"}
         return Usability(False, f"{device}: {why.get(error.errno or 0, error.strerror)}")
     try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
         version = ioctl(fd, _KVM_GET_API_VERSION, 0)
     except OSError as error:
         return Usability(False, f"{device}: {error.strerror}")
@@ -53,6 +57,10 @@ def kvm_usability(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/c
     flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
     if "vmx" not in flags and "svm" not in flags:
         return Usability(False, f"{device} opens, but the CPU shows neither vmx nor svm")
+    if rootless and mode & 0o060 != 0o060 and mode & 0o006 != 0o006:
+        # Where no udev has run, as in containers, it is root's alone.
+        trouble = f"{device} has mode {mode:04o}, and QEMU runs as an unprivileged user of the device's group"
+        return Usability(False, f"{trouble}: chgrp kvm {device}; chmod 660 {device}")
     return Usability(True)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kata_runtime.errors import BootError, HypervisorError
 from kata_runtime.hypervisor import hotplug
+from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.hypervisor.argv import hotplug_ports, to_argv
 from kata_runtime.hypervisor.console import Console
 from kata_runtime.hypervisor.qmp import Qmp, Transcript
@@ -101,6 +102,17 @@ class Vm:
                 hint="a slow host needs a higher [agent.kata] dial_timeout",
             )
 
+    async def confirm_kvm(self) -> None:
+        """Have QEMU itself say that KVM runs the guest; its word is in the trace and in the transcript.
+
+        Raises:
+            HypervisorError: it emulates the guest.
+        """
+        if await self.qmp.execute("query-kvm") != {"enabled": True, "present": True}:
+            raise HypervisorError(
+                "QEMU was told to use KVM, and does not", hint="is [hypervisor.qemu] path a QEMU built with KVM?"
+            )
+
     def boot_error(self, message: str, *, hint: str = "") -> BootError:
         """An error with everything that is known about the boot."""
         return BootError(message, stage=self.stage, console=self.console.tail(), output=self.child.output, hint=hint)
@@ -179,6 +191,8 @@ async def launch_qemu(
                 vm.qmp = await stack.enter_async_context(monitor)
             except HypervisorError as error:
                 raise await _launch_error(child, error) from error
+            if spec.accelerator is Accelerator.KVM:
+                await vm.confirm_kvm()
         yield vm
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kata_runtime.errors import HostError
 
-__all__ = ["available", "reserve_cid"]
+__all__ = ["available", "reserve_cid", "set_guest_cid"]
 
 _DEVICE = Path("/dev/vhost-vsock")
 # _IOW(0xAF, 0x60, __u64)
@@ -39,7 +39,7 @@ def reserve_cid(device: Path = _DEVICE, *, set_cid: Callable[[int, int], None] |
     Raises:
         HostError: the device can't be used, or has no free id.
     """
-    set_cid = set_cid or _set_cid
+    set_cid = set_cid or set_guest_cid
     try:
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -61,5 +61,6 @@ def reserve_cid(device: Path = _DEVICE, *, set_cid: Callable[[int, int], None] |
         raise
 
 
-def _set_cid(fd: int, cid: int) -> None:
+def set_guest_cid(fd: int, cid: int) -> None:
+    """Give an open file of /dev/vhost-vsock a context id; OSError where another one has it (EADDRINUSE)."""
     fcntl.ioctl(fd, _SET_GUEST_CID, struct.pack("=Q", cid))

@@ -8,13 +8,15 @@ from pathlib import Path
 from kata_runtime.process import Child, find_program, launch
 from kata_telemetry.span import Site
 
-__all__ = ["start_virtiofsd", "to_argv"]
+__all__ = ["PROGRAMS", "start_virtiofsd", "to_argv"]
 
 _trace = Site(package="virtcontainers", subsystem="virtiofsd")
 
 # QEMU's own (C, Debian 12) and the Rust one (Debian 13, Ubuntu 24.04, upstream).
 _C_PROGRAM = "/usr/lib/qemu/virtiofsd"
 _RUST_PROGRAM = "/usr/libexec/virtiofsd"
+# Where distributions have it, off PATH.
+PROGRAMS = (_RUST_PROGRAM, _C_PROGRAM)
 
 
 def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:
@@ -44,7 +46,7 @@ async def start_virtiofsd(
     Raises:
         HostError: virtiofsd is not installed.
     """
-    path = find_program(program or "virtiofsd", package="virtiofsd", also=(_RUST_PROGRAM, _C_PROGRAM))
+    path = find_program(program or "virtiofsd", package="virtiofsd", also=PROGRAMS)
     async with AsyncExitStack() as stack:
         with _trace.span("startVirtiofsd", program=path), socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(socket_path))

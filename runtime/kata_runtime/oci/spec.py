@@ -15,6 +15,7 @@ from typing import Any
 from kata_runtime.errors import RootfsError
 
 __all__ = [
+    "SHM",
     "ContainerConfig",
     "GuestSpec",
     "HostMount",
@@ -161,13 +162,18 @@ def capabilities(uid: int) -> dict[str, list[str]]:
     return {"bounding": list(CAPABILITIES), "effective": held, "permitted": list(held)}
 
 
+# Shared memory, in a container.
+SHM = "/dev/shm"  # noqa: S108 -- a mount point
+_HIDDEN = ("nosuid", "noexec", "nodev")
+
+
 def _default_mounts() -> list[Spec]:
-    hidden = ["nosuid", "noexec", "nodev"]
+    hidden = [*_HIDDEN]
     table: tuple[tuple[str, str, list[str]], ...] = (
         ("/proc", "proc", hidden),
         ("/dev", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
         ("/dev/pts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        ("/dev/shm", "tmpfs", [*hidden, "mode=1777", "size=65536k"]),  # noqa: S108 -- a mount point in the container
+        (SHM, "tmpfs", [*hidden, "mode=1777", "size=65536k"]),
         ("/dev/mqueue", "mqueue", hidden),
         ("/sys", "sysfs", [*hidden, "ro"]),
         ("/sys/fs/cgroup", "cgroup", [*hidden, "relatime", "ro"]),
@@ -220,12 +226,14 @@ def for_guest(
     rootfs: str,
     mounts: str,
     bundle: str = "/",
+    shm: str = "",
     disable_guest_seccomp: bool = True,
 ) -> GuestSpec:
     """A valid specification that was made for a host, changed to run in a guest; `spec` itself stays as it is.
 
     `rootfs` and `mounts` are directories in the guest: the container's root, and where the caller shows the host's
-    files (each `HostMount` under its name). Relative sources of mounts are relative to `bundle` (host).
+    files (each `HostMount` under its name). Relative sources of mounts are relative to `bundle` (host). `shm` is the
+    guest's directory that stands for shared memory of the host's at /dev/shm; without it the container has its own.
 
     Namespaces are always private ones (never the agent's), but for the network's, which is the guest's. Limits of CPU
     time, memory and pids are kept; what names devices, CPUs or cgroups of the host is not. Unlike in Kata, limits of
@@ -237,7 +245,7 @@ def for_guest(
     dropped: list[str] = []
     linux = spec.get("linux") or {}
     shared: list[HostMount] = []
-    listed = [_guest_mount(mount, mounts, bundle, shared, dropped) for mount in spec.get("mounts") or ()]
+    listed = [_guest_mount(mount, mounts, bundle, shm, shared, dropped) for mount in spec.get("mounts") or ()]
     result: Spec = {
         "ociVersion": OCI_VERSION,
         "process": guest_process(spec["process"]),
@@ -344,7 +352,7 @@ _KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
 
 
 def _guest_mount(
-    mount: Mapping[str, Any], directory: str, bundle: str, shared: list[HostMount], dropped: list[str]
+    mount: Mapping[str, Any], directory: str, bundle: str, shm: str, shared: list[HostMount], dropped: list[str]
 ) -> Spec | None:
     destination, kind = mount["destination"], mount.get("type") or ""
     options = list(mount.get("options") or ())
@@ -355,7 +363,9 @@ def _guest_mount(
                 hint="mount it on the host and use a bind mount",
             )
         return {**mount, "options": options}
-    if destination == "/dev/shm":  # noqa: S108 -- memory can't be shared with the host: the guest has its own
+    if destination == SHM:  # memory can't be shared with the host: the guest has its own
+        if shm:
+            return {"destination": destination, "type": "bind", "source": shm, "options": ["rbind", *_HIDDEN]}
         return next(dict(entry) for entry in _default_mounts() if entry["destination"] == destination)
     source = posixpath.normpath(posixpath.join(bundle, mount.get("source") or ""))
     if any(source == kernel or source.startswith(f"{kernel}/") for kernel in _KERNEL_DIRECTORIES):

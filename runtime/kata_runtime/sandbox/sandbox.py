@@ -31,6 +31,7 @@ from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
+from kata_runtime.sandbox.watch import first_failure
 from kata_telemetry.span import Site, SpanContext, current
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ _trace = Site(package="virtcontainers", subsystem="sandbox")
 _agent_trace = Site(package="virtcontainers", subsystem="agent")
 _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
+
+# Kata's place for it.
+_GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
 
 class SandboxState(StrEnum):
@@ -57,12 +61,15 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one. `netns` is the path of the network
-    namespace whose interfaces the guest gets, empty for a new one; None is for no network at all.
+    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
+    they share at /dev/shm, in bytes; 0 where each has its own.
+    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for no
+    network at all.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    shm_size: int = 0
     netns: str | None = None
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
@@ -105,6 +112,11 @@ class Sandbox:
     def pid(self) -> int:
         """Process id of the VM on this host; 0 where there is none."""
         return self._machine.vm.child.pid if self._machine else 0
+
+    @property
+    def shm(self) -> str:
+        """Where the guest has the memory that its containers share; empty where they don't."""
+        return _GUEST_SHM if self.options.shm_size else ""
 
     def share_name(self, container_id: str) -> str:
         """A name for a container's directory among what the guest sees: another one for each container of this id.
@@ -149,19 +161,16 @@ class Sandbox:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
-        self._guard = asyncio.create_task(self._watch_helpers(machine))
+        assert self._agent is not None
+        self._guard = asyncio.create_task(self._watch(machine, self._agent))
 
-    async def _watch_helpers(self, machine: Machine) -> None:
-        """Without one of its helpers a guest hangs where nobody can reach it: then the VM ends at once."""
-        waiting = {asyncio.create_task(child.wait()): child for child in machine.helpers}
-        try:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
+    async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
+        """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
+        patience = self.config.agent.health_check_request_timeout_ms / 1000
+        failure = await first_failure(machine.helpers, agent, patience=patience)
         if machine.vm.child.status is None:
-            child = waiting[done.pop()]
-            self._broken = f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status or 0)})"
+            self._broken = failure
+            _log.error("the VM is ended: %s", failure)
             machine.vm.child.send_signal(signal.SIGKILL)
 
     async def _booted(self, machine: Machine) -> None:
@@ -186,7 +195,7 @@ class Sandbox:
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
-            storages=[pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)],
+            storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
             tracing=self._trace.for_agent(boot, reading),
@@ -195,6 +204,16 @@ class Sandbox:
         if self._network is not None:
             await self._network.configure(agent)
         self._trace.follow(agent)
+
+    def _storages(self) -> "list[pb.Storage]":
+        from kata_protos import agent_pb2 as pb
+
+        found = [pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)]
+        if self.options.shm_size:
+            options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={self.options.shm_size}"]
+            shm = pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=self.shm)
+            found.append(shm)
+        return found
 
     async def update_network(self) -> None:
         """Give the guest the interfaces that have come into its network namespace since it started.
@@ -270,6 +289,11 @@ class Sandbox:
             await container.remove()
         finally:
             self.containers.pop(container.id, None)
+
+    async def vm_ended(self) -> None:
+        """Wait until the VM has ended, for whatever reason; the sandbox must have been started."""
+        assert self._machine is not None
+        await self._machine.vm.child.wait()
 
     async def oom_event(self) -> str:
         """Wait until the guest's kernel kills something for memory; the container's id.

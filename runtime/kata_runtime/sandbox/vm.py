@@ -99,7 +99,7 @@ async def start_vm(
     """
     qemu = config.qemu
     with _trace.span("chooseAccelerator") as span:
-        kvm = accelerator.kvm_usability()
+        kvm = accelerator.kvm_usability(rootless=qemu.rootless)
         accel, warning = accelerator.choose(qemu.accelerator, kvm)
         span.set(accelerator=accel)
     if warning:

@@ -30,11 +30,13 @@ def of_bundle(
     *,
     disable_guest_seccomp: bool,
     layers: tuple[Mount, ...] = (),
+    shm: str = "",
     runs_hooks: bool = False,
 ) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
-    `runs_hooks` says that the caller runs those for the host. `share` is the container's id or `Sandbox.share_name`'s.
+    `share` is the container's id or `Sandbox.share_name`'s, `shm` is `Sandbox.shm`. `runs_hooks` says that the caller
+    runs those for the host.
 
     Raises:
         RootfsError: it wants what a guest can't be given.
@@ -45,6 +47,7 @@ def of_bundle(
             rootfs=guest_rootfs(share),
             mounts=guest_mounts(share),
             bundle=str(bundle.directory),
+            shm=shm,
             disable_guest_seccomp=disable_guest_seccomp,
         )
         span.set(host_mounts=len(guest.mounts), dropped=len(guest.dropped))

@@ -27,6 +27,8 @@ _log = logging.getLogger("kata.shim")
 
 # Seconds for calls that are running when the shim ends. Most will be Waits for what will not happen any more.
 _GRACE = 0.5
+# Seconds for containerd to close its connection, once it has the answer to the call that ends the shim.
+_FAREWELL = 0.5
 
 _TASK_SERVICES = (task_pb2.DESCRIPTOR.services_by_name["Task"], task_v3_pb2.DESCRIPTOR.services_by_name["Task"])
 _SANDBOX_SERVICE = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
@@ -68,7 +70,8 @@ async def serve(launch: Launch, listener: socket.socket, open_service: OpenServi
         services = [bind(descriptor, service) for descriptor in _TASK_SERVICES]
         if service.sandbox is not None:
             services.append(bind(_SANDBOX_SERVICE, service.sandbox))
-        server = await stack.enter_async_context(Server(services, funnel=CallFunnel(service.root_span), grace=_GRACE))
+        funnel = CallFunnel(service.root_span)
+        server = await stack.enter_async_context(Server(services, funnel=funnel, grace=_GRACE, farewell=_FAREWELL))
         await server.listen(listener)
         _log.info("the shim serves %s", launch.address)
         await stop.wait()

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+from google.protobuf.message import Message
+
 from kata_protos.agent_pb2 import NetworkStats
 from kata_protos.containerd.cgroups2_pb2 import Metrics, PSIStats
 
-__all__ = ["to_metrics"]
+__all__ = ["add_metrics", "to_metrics"]
 
 # What containerd's cgroups library makes of "max".
 UNLIMITED = (1 << 64) - 1
@@ -61,6 +63,21 @@ def to_metrics(files: Mapping[str, str], network: Iterable[NetworkStats] = ()) -
         page.current = _number(files["hugetlb.2MB.current"])
         page.max = _number(files.get("hugetlb.2MB.max", "max"))
     return metrics
+
+
+def add_metrics(total: Message, part: Message) -> None:
+    """Add the counters of `part` to `total`: message by message, numbers saturating. Lists are put one after the other,
+    averages over time (pressure) can't be added and stay out.
+    """
+    for field, value in part.ListFields():
+        if field.name == "psi":
+            continue
+        if field.is_repeated:
+            getattr(total, field.name).extend(value)
+        elif isinstance(value, Message):
+            add_metrics(getattr(total, field.name), value)
+        else:
+            setattr(total, field.name, min(getattr(total, field.name) + value, UNLIMITED))
 
 
 def _number(text: str) -> int:

@@ -3,39 +3,42 @@
 import asyncio
 import contextvars
 import logging
+import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
-from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
 from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.runtimeoptions_pb2 import Options
+from kata_protos.containerd.sandbox_pb2 import CreateSandboxRequest
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
+from kata_runtime.oci.bundle import Bundle
 from kata_runtime.oci.network import network_namespace
-from kata_runtime.oci.spec import Spec
+from kata_runtime.oci.spec import SHM, Spec
 from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, HookState, run_hooks
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
-from kata_runtime.shim import grouping
 from kata_runtime.shim.service import Shim
 from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
 from kata_runtime.shim.ttrpc.service import Call
 from kata_telemetry.span import NO_SPAN, Site, Span, use
 
-__all__ = ["Pod"]
+__all__ = ["HOSTNAME_LENGTH", "Pod", "options_of"]
 
 _trace = Site(package="containerdshim", subsystem="task")
 _log = logging.getLogger("kata.shim")
 
 # sethostname(2).
-_HOSTNAME_LENGTH = 64
+HOSTNAME_LENGTH = 64
 
 
 class Pod:
-    """Begins with the first container's `Create`, ends with that container, and never begins again."""
+    """Begins with the first container's `Create` and ends with that container, or begins and ends as the sandbox
+    service is told. It never begins again.
+    """
 
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
@@ -44,8 +47,7 @@ class Pod:
         self._trace: SandboxTrace | None = None
         self._problem: KataError | None = None
         self._sandbox: Sandbox | None = None
-        self._spec: Spec = {}
-        self._bundle = Path()
+        self._own: Bundle | None = None
         # Without the call that happens to begin something: what goes on later is nobody's in particular.
         self._context = contextvars.copy_context()
         self._memory_watch: asyncio.Task[None] | None = None
@@ -99,14 +101,21 @@ class Pod:
     def open_trace(self, call: Call) -> None:
         """Before the first `Create`: read the configuration that it names, and begin the trace as that says.
 
-        What goes wrong is raised by `begin`, where it can be answered.
+        What goes wrong is raised by `check`, where it can be answered.
         """
-        if self._config is not None or not isinstance(call.request, task.CreateTaskRequest):
-            return
         launch = self._shim.launch
+        if isinstance(call.request, task.CreateTaskRequest):
+            kind, options = call.request.options.type_url, call.request.options.value
+        elif isinstance(call.request, CreateSandboxRequest):
+            # Its own options are the pod's; those of the runtime came with `start`.
+            kind, options = launch.options[0] if launch.options else ("", b"")
+        else:
+            return
+        if self._config is not None:
+            return
         reading = time.monotonic_ns()
         try:
-            self._config = load(_config_path(call.request.options))
+            self._config = load(_config_path(kind, options))
             read = time.monotonic_ns()
             self._trace = SandboxTrace.open(
                 self._config, self.id, command=launch.group.kind, start=launch.started, parent=call.parent
@@ -120,29 +129,40 @@ class Pod:
             _trace.record("awaitCreate", self._made, reading)
             _trace.record("loadConfig", reading, read, files=self._config.describe_files())
 
-    async def begin(self, spec: Spec, bundle: Path) -> None:
-        """Boot the sandbox for its first container, and run what the container wants run on the host before it starts.
+    @property
+    def begun(self) -> bool:
+        """Whether there is a sandbox, or has been one."""
+        return self._sandbox is not None
+
+    def check(self) -> None:
+        """Raise what was wrong with the configuration or the trace."""
+        if self._problem is not None:
+            raise self._problem
+
+    async def begin(self, options: SandboxOptions) -> None:
+        """Boot the sandbox.
 
         Raises:
             KataError: with the reason; the sandbox has ended then.
         """
-        if self._problem is not None:
-            raise self._problem
+        self.check()
         if self._sandbox is not None or self._trace is None:
             raise FailedPrecondition(f"sandbox {self.id} is not running")
-        options = SandboxOptions(
-            hostname=str(spec.get("hostname") or self.id)[:_HOSTNAME_LENGTH],
-            share_pid=self._shim.launch.group.kind == grouping.SANDBOX,
-            netns=network_namespace(spec),
-        ).from_environment(self.id)
-        sandbox = self._sandbox = Sandbox(self.id, self.config, self._trace, options)
+        sandbox = self._sandbox = Sandbox(self.id, self.config, self._trace, options.from_environment(self.id))
         try:
             await sandbox.start()
         except BaseException as error:
             self._outcome, self._failure = "error", error
             raise
         self._outcome = "killed"
-        self._spec, self._bundle = spec, bundle
+
+    async def adopt(self, bundle: Bundle) -> None:
+        """Take this one's container for the sandbox's own, and run what it wants run on the host before it starts.
+
+        Raises:
+            KataError: a hook failed; the sandbox has to end.
+        """
+        self._own = bundle
         await self.run_hooks(BEFORE_START, "creating", strict=True)
 
     async def run_hooks(self, kinds: Sequence[str], status: str, *, strict: bool = False) -> None:
@@ -151,9 +171,9 @@ class Pod:
         Raises:
             SandboxError: with `strict`, one failed.
         """
-        if hooks := self._spec.get("hooks"):
-            annotations = self._spec.get("annotations") or {}
-            state = HookState(self.id, status, self.pid, str(self._bundle), annotations)
+        if self._own is not None and (hooks := self._own.spec.get("hooks")):
+            annotations = self._own.spec.get("annotations") or {}
+            state = HookState(self.id, status, self.pid, str(self._own.directory), annotations)
             await run_hooks(hooks, kinds, state, strict=strict)
 
     def watch_memory(self, report: Callable[[str], None]) -> None:
@@ -205,12 +225,34 @@ class Pod:
         return asyncio.create_task(quietly(), name=name, context=self._context.copy())
 
 
-def _config_path(options: Any) -> Path | None:
+def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
+    """What the sandbox's own container says of the sandbox; `pod` is whether others will come."""
+    return SandboxOptions(
+        hostname=str(spec.get("hostname") or sandbox_id)[:HOSTNAME_LENGTH],
+        share_pid=pod,
+        shm_size=_shm_size(spec),
+        netns=network_namespace(spec),
+    )
+
+
+def _shm_size(spec: Spec) -> int:
+    """Bytes of the shared memory that whoever made the container has made for it on the host; 0 where there is none."""
+    for mount in spec.get("mounts") or ():
+        if mount["destination"] == SHM and "tmpfs" not in (mount.get("type") or ""):
+            try:
+                found = os.statvfs(mount.get("source") or "")
+            except OSError:
+                return 0
+            return found.f_blocks * found.f_frsize
+    return 0
+
+
+def _config_path(kind: str, options: bytes) -> Path | None:
     """ConfigPath of the runtime's options in containerd's configuration, or of `ctr run --runtime-config-path`."""
-    if options.type_url.rpartition("/")[2] != Options.DESCRIPTOR.full_name:
+    if kind.rpartition("/")[2] != Options.DESCRIPTOR.full_name:
         return None
     try:
-        path = Options.FromString(options.value).config_path
+        path = Options.FromString(options).config_path
     except DecodeError as error:
         raise InvalidArgument(f"the runtime's options can't be read: {error}") from error
     return Path(path) if path else None

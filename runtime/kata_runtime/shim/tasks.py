@@ -15,11 +15,12 @@ from google.protobuf.message import Message
 
 from kata_protos.containerd import events_pb2 as events
 from kata_protos.containerd import task_pb2 as task
+from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.types_task_pb2 import CREATED, PAUSED, RUNNING, STOPPED
 from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
-from kata_runtime.oci.spec import Spec, guest_process, guest_resources
+from kata_runtime.oci.spec import SHM, Spec, guest_process, guest_resources
 from kata_runtime.sandbox.hooks import AFTER_START
 from kata_runtime.sandbox.process import Exit
 from kata_runtime.sandbox.workload import of_bundle
@@ -28,7 +29,8 @@ from kata_runtime.shim.cleanup import VM_PID_FILE
 from kata_runtime.shim.launch import write_file
 from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
 from kata_runtime.shim.metrics import to_metrics
-from kata_runtime.shim.pod import Pod
+from kata_runtime.shim.pod import Pod, options_of
+from kata_runtime.shim.sandboxes import KataSandboxes, Tasks
 from kata_runtime.shim.service import Shim, TaskService
 from kata_runtime.shim.stdio import Names, open_stdio
 from kata_runtime.shim.ttrpc.errors import (
@@ -71,6 +73,8 @@ class KataTasks(TaskService):
         self._pod = Pod(shim)
         self._containers: dict[str, ManagedContainer] = {}
         self._watchers: set[asyncio.Task[None]] = set()
+        tasks = Tasks(self._all_metrics, self._out_of_memory, self._all_ended, shim.stop)
+        self._sandboxes = self.sandbox = KataSandboxes(self._pod, tasks)
 
     def root_span(self, call: Call) -> Span:
         """See TaskService."""
@@ -86,6 +90,10 @@ class KataTasks(TaskService):
         await self._pod.end("shim stopped")
         for container in self._containers.values():
             await self._let_go(container)
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        """Wait until the end of every process has been told; it must be on its way."""
         if self._watchers:
             await asyncio.wait(self._watchers)
 
@@ -115,7 +123,8 @@ class KataTasks(TaskService):
         if request.id in self._containers:
             raise AlreadyExists(f"there is a container {request.id} already")
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
-        managed = ManagedContainer(request.id, request.bundle, names, owner=request.id == self._shim.launch.id)
+        owner = request.id == self._shim.launch.id and not self._sandboxes.lives
+        managed = ManagedContainer(request.id, request.bundle, names, owner=owner)
         self._containers[request.id] = managed
         try:
             async with managed.lock:
@@ -134,8 +143,12 @@ class KataTasks(TaskService):
         with _trace.span("readBundle"):
             bundle = read_bundle(Path(request.bundle))
         bundle.spec["process"]["terminal"] = request.terminal
+        if self._sandboxes.lives:
+            _share_memory(bundle.spec)
         if managed.owner:
-            await self._pod.begin(bundle.spec, bundle.directory)
+            pod = self._shim.launch.group.kind == grouping.SANDBOX
+            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod))
+            await self._pod.adopt(bundle)
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
@@ -144,6 +157,7 @@ class KataTasks(TaskService):
             disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
             layers=layers,
             runs_hooks=managed.owner,
+            shm=sandbox.shm,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
@@ -442,9 +456,9 @@ class KataTasks(TaskService):
         return Empty()
 
     async def stats(self, request: task.StatsRequest) -> task.StatsResponse:
-        """See TaskService."""
+        """See TaskService. Also after its end: containerd 2 looks there whether memory ran out."""
         managed = self._container(request.id)
-        if managed.container is None or managed.status == STOPPED:
+        if managed.container is None or self._pod.over:
             raise FailedPrecondition(f"container {request.id} is not running")
         stats = await managed.container.stats()
         metrics = to_metrics(stats.files, stats.network_stats)
@@ -453,6 +467,13 @@ class KataTasks(TaskService):
         response.stats.value = metrics.SerializeToString()
         return response
 
+    async def _all_metrics(self) -> list[Metrics]:
+        """Of the containers that run."""
+        live = [managed.container for managed in self._containers.values() if managed.status in (RUNNING, PAUSED)]
+        found = [await container.stats() for container in live if container is not None]
+        # They share the guest's interfaces, which must not be counted twice.
+        return [to_metrics(stats.files, () if index else stats.network_stats) for index, stats in enumerate(found)]
+
     async def connect(self, request: task.ConnectRequest) -> task.ConnectResponse:
         """See TaskService."""
         known = request.id in self._containers
@@ -460,9 +481,16 @@ class KataTasks(TaskService):
 
     async def shutdown(self, request: task.ShutdownRequest) -> Empty:
         """See TaskService."""
-        if request.now or not self._containers:
+        if request.now or not (self._containers or self._sandboxes.lives):
             self._shim.stop()
         return Empty()
+
+
+def _share_memory(spec: Spec) -> None:
+    """Whose sandbox is made by the sandbox service gets no shared memory of the host's to say that it shares."""
+    for mount in spec.get("mounts") or ():
+        if mount["destination"] == SHM:
+            mount.update(type="bind", options=["rbind"])
 
 
 async def _to_its_end(work: Coroutine[object, object, _R]) -> _R:

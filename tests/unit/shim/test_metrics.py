@@ -1,7 +1,8 @@
 import pytest
 
 from kata_protos.agent_pb2 import NetworkStats
-from kata_runtime.shim.metrics import UNLIMITED, to_metrics
+from kata_protos.containerd.cgroups2_pb2 import Metrics
+from kata_runtime.shim.metrics import UNLIMITED, add_metrics, to_metrics
 
 
 def test_every_number_has_its_place() -> None:
@@ -63,3 +64,21 @@ def test_a_guest_with_odd_interfaces() -> None:
     many = [NetworkStats(name=f"eth{number}") for number in range(1000)]
     assert len(to_metrics({}, many).network) == 64
     assert not to_metrics({}, [NetworkStats(name="x" * 16), NetworkStats(name="a\nb")]).network
+
+
+def test_the_sum_of_containers() -> None:
+    total = Metrics()
+    for number in (1, 2):
+        files = {
+            "pids.current": str(number),
+            "pids.max": "max",
+            "memory.current": str(number << 20),
+            "cpu.stat": f"usage_usec {number}00\n",
+            "cpu.pressure": "some avg10=1.00 avg60=0 avg300=0 total=7\n",
+            "io.stat": f"253:0 rbytes={number}\n",
+        }
+        add_metrics(total, to_metrics(files))
+    assert (total.pids.current, total.pids.limit) == (3, UNLIMITED)
+    assert (total.memory.usage, total.cpu.usage_usec) == (3 << 20, 300)
+    assert [entry.rbytes for entry in total.io.usage] == [1, 2]
+    assert not total.cpu.HasField("psi")

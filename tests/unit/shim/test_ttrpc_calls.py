@@ -13,6 +13,7 @@ from kata_runtime.shim.ttrpc import errors
 from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import Code, RpcError
 from kata_runtime.shim.ttrpc.frames import MAX_DATA
+from kata_runtime.shim.ttrpc.server import Server
 from kata_runtime.shim.ttrpc.service import Call, bind, current_call, snake_case
 from kata_telemetry.span import Span, Tracer, use
 from support.ttrpc_echo import DESCRIPTOR, Echo
@@ -342,3 +343,21 @@ async def test_the_same_service_twice() -> None:
     with pytest.raises(ValueError, match=r"kata.test.Echo is there twice"):
         async with serving(None, bind(DESCRIPTOR, Echo())):
             pass
+
+
+async def test_clients_may_leave_by_themselves() -> None:
+    """An answer that the end of the connection follows at once may be lost on containerd's client."""
+    async with Server([bind(DESCRIPTOR, Echo())], farewell=30) as server, client_to(server) as client:
+        assert await ask(client, "last") == "last"
+        (connection,) = server.connections
+        closing = asyncio.create_task(server.close())
+        assert (await failure_of(ask(client, "too late"))).code == Code.UNAVAILABLE
+        assert not connection.lost.is_set()
+        await client.close()
+        await closing
+
+
+async def test_clients_that_do_not_leave_are_left() -> None:
+    async with Server([bind(DESCRIPTOR, Echo())], farewell=0.01) as server, client_to(server):
+        await server.close()
+        assert server.connections == set()

@@ -9,7 +9,7 @@ import contextvars
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
@@ -53,10 +53,19 @@ def span_per_call(call: Call) -> AbstractContextManager[object]:
 class Server:
     """Serves `services` on any number of listening sockets; an async context manager that ends with `close(grace)`.
 
-    Handlers see the context variables (the current span) of the place where the server was made.
+    Handlers see the context variables (the current span) of the place where the server was made. At the end clients
+    have `farewell` seconds to leave by themselves: Go's client forgets an answer that is followed at once by the end of
+    the connection (containerd/ttrpc client.go: it selects either).
     """
 
-    def __init__(self, services: Iterable[Service], *, funnel: Funnel = span_per_call, grace: float = 5.0) -> None:
+    def __init__(
+        self,
+        services: Iterable[Service],
+        *,
+        funnel: Funnel = span_per_call,
+        grace: float = 5.0,
+        farewell: float = 0.0,
+    ) -> None:
         self.services: dict[str, Service] = {}
         for service in services:
             if service.name in self.services:
@@ -64,6 +73,7 @@ class Server:
             self.services[service.name] = service
         self.funnel = funnel
         self.grace = grace
+        self.farewell = farewell
         self.context = contextvars.copy_context()
         self.closing = False
         self.connections: set[_ServerConnection] = set()
@@ -89,7 +99,7 @@ class Server:
         return connection
 
     async def close(self, grace: float = 5.0) -> None:
-        """Accept nothing new, give running calls `grace` seconds, cancel the rest, and close the connections.
+        """Accept nothing new, give running calls `grace` seconds, cancel the rest, and let the connections end.
 
         New calls on open connections are refused with UNAVAILABLE meanwhile.
         """
@@ -103,6 +113,10 @@ class Server:
                 task.cancel("the server is shutting down")
             if late:
                 await asyncio.wait(late)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.farewell):
+                for connection in list(self.connections):
+                    await connection.lost.wait()
         async with asyncio.TaskGroup() as group:
             for connection in list(self.connections):
                 group.create_task(connection.close())

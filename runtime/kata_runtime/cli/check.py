@@ -1,0 +1,194 @@
+"""`kata-runtime check`: whether this host can run containers in VMs, and what it lacks.
+
+What is looked at, and the two closing sentences, are those of Kata's command of that name, for scripts that know them.
+KVM and the kernel's vhost devices are missed only by the fast way: without them everything runs, slower.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from fcntl import ioctl
+from pathlib import Path
+
+from kata_runtime.config import Config, load
+from kata_runtime.errors import KataError
+from kata_runtime.hypervisor import accelerator, vhost_vsock, virtiofsd
+from kata_runtime.hypervisor.accelerator import Usability
+from kata_runtime.process import find_program
+
+__all__ = ["Finding", "Verdict", "add_arguments", "examine", "verdict"]
+
+# KVM_CREATE_VM (linux/kvm.h).
+_KVM_CREATE_VM = 0xAE01
+_CAPABLE = "System is capable of running Kata Containers"
+_CREATES = "System can currently create Kata Containers"
+
+
+class Verdict(StrEnum):
+    """Of one thing, or of the host; the worst counts."""
+
+    OK = "ok"
+    SLOWER = "slower"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `hint` says what to do about it."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    hint: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `check`."""
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    # Kata's command asks GitHub for a newer release; ours asks nobody.
+    parser.add_argument("-n", "--no-network-checks", action="store_true", help="accepted, because there are none")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Handler of the command; 1 where no sandbox could start here."""
+    config = load(Path(options.config) if options.config else None)
+    findings = examine(config)
+    found = verdict(findings)
+    if options.json:
+        listed = [{"name": f.name, "verdict": f.verdict, "detail": f.detail, "hint": f.hint} for f in findings]
+        print(json.dumps({"verdict": found, "findings": listed}, indent=1))
+        return int(found is Verdict.MISSING)
+    for finding in findings:
+        print(f"{finding.verdict:8} {finding.name:18} {finding.detail}")
+        if finding.hint and finding.verdict is not Verdict.OK:
+            print(f"{'':8} {'':18} hint: {finding.hint}")
+    if found is Verdict.MISSING:
+        lacking = ", ".join(finding.name for finding in findings if finding.verdict is Verdict.MISSING)
+        print(f"kata-runtime: System is not capable of running Kata Containers: {lacking}", file=sys.stderr)
+        return 1
+    print(_CAPABLE + (" (slower than it could be, see above)" if found is Verdict.SLOWER else ""))
+    if os.geteuid() == 0:
+        print(_CREATES)
+    return 0
+
+
+def verdict(findings: Sequence[Finding]) -> Verdict:
+    """The worst of them."""
+    return max((finding.verdict for finding in findings), key=list(Verdict).index)
+
+
+def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
+    """Look at everything that a sandbox needs; `root` has the host's proc, sys and dev."""
+    return [
+        *_cpu(root / "proc/cpuinfo"),
+        *_modules(root / "sys/module", root / "proc/cpuinfo"),
+        _kvm(config, root),
+        *_devices(root / "dev"),
+        *_programs(config),
+        _image(config),
+        _root(),
+    ]
+
+
+def _cpu(cpuinfo: Path) -> Iterator[Finding]:
+    flags = _cpu_fields(cpuinfo).get("flags", "").split()
+    virtual = [flag for flag in ("vmx", "svm") if flag in flags]
+    if virtual:
+        yield Finding("CPU", Verdict.OK, f"{_cpu_fields(cpuinfo).get('vendor_id', 'unknown')}, {virtual[0]}")
+    else:
+        hint = "turn virtualization on in the firmware or, in a VM, nested virtualization on its host"
+        yield Finding("CPU", Verdict.SLOWER, "neither vmx nor svm, so no KVM", hint)
+    for flag in ("lm", "sse4_1"):
+        if flag not in flags:
+            yield Finding(f"CPU flag {flag}", Verdict.MISSING, "not there; a guest needs it")
+
+
+def _cpu_fields(cpuinfo: Path) -> dict[str, str]:
+    """Of the first CPU."""
+    first = cpuinfo.read_text().partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _modules(modules: Path, cpuinfo: Path) -> Iterator[Finding]:
+    flags = _cpu_fields(cpuinfo).get("flags", "").split()
+    # Without either flag no module helps.
+    wanted = [name for flag, name in (("vmx", "kvm_intel"), ("svm", "kvm_amd")) if flag in flags]
+    for name in (*wanted, "vhost_vsock", "vhost_net"):
+        if (modules / name).exists():
+            yield Finding(f"module {name}", Verdict.OK, "loaded")
+        else:
+            yield Finding(f"module {name}", Verdict.SLOWER, "not loaded", f"modprobe {name}")
+
+
+def _kvm(config: Config, root: Path) -> Finding:
+    device = root / "dev/kvm"
+    usability = accelerator.kvm_usability(device, root / "proc/cpuinfo", rootless=config.qemu.rootless)
+    if usability.usable and os.geteuid() == 0:
+        usability = _creates_vm(device)
+    if usability.usable:
+        return Finding("KVM", Verdict.OK, f"{device} creates VMs" if os.geteuid() == 0 else f"{device} is usable")
+    if config.qemu.accelerator == "kvm":
+        hint = 'set [hypervisor.qemu] accelerator = "auto" to fall back to emulation'
+        return Finding("KVM", Verdict.MISSING, usability.reason, hint)
+    return Finding("KVM", Verdict.SLOWER, f"{usability.reason}; QEMU emulates the CPU, about ten times slower")
+
+
+def _creates_vm(device: Path) -> Usability:
+    try:
+        with device.open("r+b", buffering=0) as kvm:
+            os.close(ioctl(kvm, _KVM_CREATE_VM, 0))
+    except OSError as error:
+        return Usability(False, f"{device} creates no VM: {error.strerror}")
+    return Usability(True)
+
+
+def _devices(dev: Path) -> Iterator[Finding]:
+    if vhost_vsock.available(dev / "vhost-vsock"):
+        yield Finding("vsock", Verdict.OK, f"{dev / 'vhost-vsock'}, by the kernel")
+    else:
+        yield Finding("vsock", Verdict.SLOWER, "by a process of ours per VM", "modprobe vhost_vsock")
+    if (dev / "net/tun").exists():
+        yield Finding("tap devices", Verdict.OK, str(dev / "net/tun"))
+    else:
+        yield Finding("tap devices", Verdict.SLOWER, f"no {dev / 'net/tun'}: no network for pods", "modprobe tun")
+
+
+def _programs(config: Config) -> Iterator[Finding]:
+    qemu = config.qemu
+    wanted = (
+        ("QEMU", qemu.path or "qemu-system-x86_64", "qemu-system-x86", ()),
+        ("virtiofsd", qemu.virtio_fs_daemon or "virtiofsd", "virtiofsd", virtiofsd.PROGRAMS),
+        ("setpriv", "setpriv", "util-linux", ()),
+    )
+    for name, program, package, also in wanted:
+        try:
+            yield Finding(name, Verdict.OK, find_program(program, package=package, also=also))
+        except KataError as error:
+            yield Finding(name, Verdict.MISSING, str(error), error.hint)
+
+
+def _image(config: Config) -> Finding:
+    from kata_runtime.image import DEFAULT_OUTPUT
+    from kata_runtime.sandbox.sandbox import SandboxOptions
+    from kata_runtime.sandbox.vm import find_artifacts
+
+    directory = SandboxOptions(image_dir=DEFAULT_OUTPUT).from_environment("check").image_dir
+    try:
+        artifacts = find_artifacts(config, directory)
+        ours = artifacts.image.parent == directory
+        detail = f"kernel {artifacts.check().kernel_version}: {directory}" if ours else str(artifacts.image)
+    except KataError as error:
+        return Finding("guest image", Verdict.MISSING, str(error), error.hint)
+    return Finding("guest image", Verdict.OK, detail)
+
+
+def _root() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("user", Verdict.OK, "root")
+    return Finding("user", Verdict.OK, "not root: kata-runtime run and containerd's shim need it")

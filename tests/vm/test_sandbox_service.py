@@ -1,0 +1,252 @@
+"""`containerd.runtime.sandbox.v1.Sandbox` over ttrpc: a shim without containerd, with a real guest."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from kata_protos.containerd import sandbox_pb2 as pb
+from kata_protos.containerd import task_pb2 as task
+from kata_protos.containerd.bootstrap_pb2 import BootstrapParams
+from kata_protos.containerd.cgroups2_pb2 import Metrics
+from kata_protos.containerd.types_task_pb2 import RUNNING, STOPPED
+from kata_runtime.shim.ttrpc.client import Client
+from kata_runtime.shim.ttrpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RpcError
+from kata_telemetry.store import Store
+from kata_telemetry.trace import load_store
+from support.containerd import eventually
+from support.cri import cri_pb2 as cri
+from support.kata_containers import vm_pids
+
+pytestmark = pytest.mark.slow
+
+SHIM = Path(__file__).parents[1] / "support/kata_shim.py"
+_M = TypeVar("_M", bound=Message)
+
+
+class Shim:
+    """A shim's process for the sandbox `pod-of-its-own`, and a client of its two services."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.bundle = directory / "pod-of-its-own"
+        self.bundle.mkdir()  # containerd puts no config.json there
+
+    def _run(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        code = f"import sys, runpy; sys.path[:] = {sys.path!r}; runpy.run_path({str(SHIM)!r}, run_name='__main__')"
+        flags = ("-namespace", "ns", "-id", "pod-of-its-own", "-address", str(self.directory / "containerd.sock"))
+        command = [sys.executable, "-I", "-S", "-c", code, *flags, *arguments]
+        return subprocess.run(
+            command, cwd=self.bundle, input=stdin, stdout=subprocess.PIPE, check=True, timeout=30
+        ).stdout
+
+    async def start(self) -> "Shim":
+        """As containerd 2.3 starts it."""
+        given = BootstrapParams(instance_id="pod-of-its-own", namespace="ns", socket_dir=str(self.directory / "s"))
+        said = json.loads(await asyncio.to_thread(self._run, "start", stdin=given.SerializeToString()))
+        assert said["version"] == 3
+        self.client = await Client.connect(said["address"])
+        return self
+
+    def delete(self) -> None:
+        """As containerd does after the end of every shim."""
+        self._run("-bundle", str(self.bundle), "delete")
+
+    async def box(self, method: str, request: Message, answer: type[_M]) -> _M:
+        """A call of the sandbox service."""
+        return await self.client.call("containerd.runtime.sandbox.v1.Sandbox", method, request, answer, timeout=120)
+
+    async def task(self, method: str, request: Message, answer: type[_M]) -> _M:
+        """A call of the task service."""
+        return await self.client.call("containerd.task.v3.Task", method, request, answer, timeout=120)
+
+    async def create(self, **settings: Any) -> None:
+        await self.box(
+            "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="pod-of-its-own", **settings), pb.CreateSandboxResponse
+        )
+
+    async def boot(self) -> pb.StartSandboxResponse:
+        return await self.box(
+            "StartSandbox", pb.StartSandboxRequest(sandbox_id="pod-of-its-own"), pb.StartSandboxResponse
+        )
+
+    async def status(self) -> pb.SandboxStatusResponse:
+        request = pb.SandboxStatusRequest(sandbox_id="pod-of-its-own", verbose=True)
+        return await self.box("SandboxStatus", request, pb.SandboxStatusResponse)
+
+    async def wait(self) -> pb.WaitSandboxResponse:
+        return await self.box("WaitSandbox", pb.WaitSandboxRequest(sandbox_id="pod-of-its-own"), pb.WaitSandboxResponse)
+
+    async def stop(self) -> None:
+        request = pb.StopSandboxRequest(sandbox_id="pod-of-its-own", timeout_secs=10)
+        await self.box("StopSandbox", request, pb.StopSandboxResponse)
+
+    async def shutdown(self) -> None:
+        await self.box(
+            "ShutdownSandbox", pb.ShutdownSandboxRequest(sandbox_id="pod-of-its-own"), pb.ShutdownSandboxResponse
+        )
+
+    async def run(self, name: str, *command: str) -> Path:
+        """Create and start a container; the file that its output goes to."""
+        bundle = self.directory / name
+        output = bundle / "output"
+        (bundle / "rootfs/bin").mkdir(parents=True)
+        shutil.copy2(shutil.which("busybox") or "busybox", bundle / "rootfs/bin/sh")
+        spec = {
+            "ociVersion": "1.0.2",
+            "process": {"args": ["sh", "-c", *command], "cwd": "/", "env": ["PATH=/bin"]},
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind"]},
+            ],
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},
+        }
+        (bundle / "config.json").write_text(json.dumps(spec))
+        request = task.CreateTaskRequest(id=name, bundle=str(bundle), stdout=f"file://{output}")
+        await self.task("Create", request, task.CreateTaskResponse)
+        await self.task("Start", task.StartRequest(id=name), task.StartResponse)
+        return output
+
+
+@pytest.fixture
+async def shim(guest_image: None, artifacts: Path) -> AsyncIterator[Shim]:
+    with tempfile.TemporaryDirectory(prefix="ks-", dir="/tmp") as directory:
+        shim = Shim(Path(directory))
+        try:
+            yield await shim.start()
+            await shim.client.close()
+        finally:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                handle = os.pidfd_open(int((shim.bundle / "shim.pid").read_text()))
+                signal.pidfd_send_signal(handle, signal.SIGTERM)
+                os.close(handle)
+            await asyncio.to_thread(shim.delete)
+
+
+@pytest.fixture
+def traced(artifacts: Path) -> None:
+    (artifacts / "configuration.toml").write_text(
+        f'[runtime]\ntrace_dir = "{artifacts}/traces"\nenable_tracing = true\n[agent.kata]\nenable_tracing = true\n'
+    )
+
+
+def pod_config(hostname: str) -> cri.PodSandboxConfig:
+    return cri.PodSandboxConfig(hostname=hostname, metadata=cri.PodSandboxMetadata(name="p"))
+
+
+async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> None:
+    platform = await shim.box("Platform", pb.PlatformRequest(sandbox_id="pod-of-its-own"), pb.PlatformResponse)
+    assert (platform.platform.os, platform.platform.architecture) == ("linux", "amd64")
+    request = pb.CreateSandboxRequest(sandbox_id="pod-of-its-own", bundle_path=str(shim.bundle))
+    request.options.type_url = "runtime.v1.PodSandboxConfig"
+    request.options.value = pod_config("from-cri").SerializeToString()
+    await shim.box("CreateSandbox", request, pb.CreateSandboxResponse)
+    assert (await shim.status()).state == "SANDBOX_CREATED"
+    started = await shim.boot()
+    assert [started.pid] == vm_pids("pod-of-its-own")
+    status = await shim.status()
+    assert (status.sandbox_id, status.pid, status.state) == ("pod-of-its-own", started.pid, "SANDBOX_READY")
+    assert status.created_at == started.created_at
+    assert not status.HasField("exited_at")
+    assert status.info["configuration"] == f"{artifacts}/configuration.toml"
+    await shim.box("PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"), pb.PingResponse)
+    waiting = asyncio.create_task(shim.wait())
+
+    # No container's end is the sandbox's, and containers share its name and memory.
+    first = await shim.run("first", "echo here > /dev/shm/mark; hostname; exit 3")
+    ended = await shim.task("Wait", task.WaitRequest(id="first"), task.WaitResponse)
+    assert ended.exit_status == 3
+    assert first.read_text() == "from-cri\n"
+    await shim.task("Delete", task.DeleteRequest(id="first"), task.DeleteResponse)
+    await shim.task("Shutdown", task.ShutdownRequest(id="first"), Empty)
+    second = await shim.run("second", "cat /dev/shm/mark; while :; do sleep 1; done")
+    eventually(lambda: second.read_text() == "here\n", "no shared memory")
+    metrics = await shim.box(
+        "SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="pod-of-its-own"), pb.SandboxMetricsResponse
+    )
+    numbers = Metrics.FromString(metrics.metrics.data.value)
+    assert metrics.metrics.id == "pod-of-its-own"
+    assert 1 <= numbers.pids.current <= 2
+    assert numbers.memory.usage > 0
+    assert not waiting.done()
+
+    await shim.stop()
+    assert (await waiting).exit_status == 0
+    stopped = await shim.task("State", task.StateRequest(id="second"), task.StateResponse)
+    assert (stopped.status, stopped.exit_status) == (STOPPED, 137)
+    assert vm_pids("pod-of-its-own") == []
+    status = await shim.status()
+    assert (status.state, status.exited_at) == ("SANDBOX_NOTREADY", waiting.result().exited_at)
+    await shim.stop()  # safe to repeat
+    await shim.shutdown()
+    await asyncio.to_thread(shim.delete)  # which waits for the shim
+    (store,) = (artifacts / "traces").iterdir()
+    trace = load_store(Store(store))
+    assert trace is not None
+    assert (trace.root.name, trace.orphans, trace.negative()) == ("rootSpan", [], [])
+    names = Counter(span.name for span in trace.spans)
+    assert names["create"] == 2
+    assert names["StartSandbox"] == names["createSandboxFromConfig"] == names["setup_shared_namespaces"] == 1
+
+
+async def test_errors(shim: Shim) -> None:
+    async def refused(expected: type[RpcError], method: str, request: Message) -> None:
+        with pytest.raises(expected):
+            await shim.box(method, request, Empty)
+
+    for method in ("StartSandbox", "StopSandbox", "WaitSandbox", "SandboxStatus", "SandboxMetrics"):
+        await refused(NotFound, method, getattr(pb, f"{method}Request")(sandbox_id="pod-of-its-own"))
+    await refused(NotFound, "PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"))
+    await refused(InvalidArgument, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="other"))
+    broken = pb.CreateSandboxRequest(sandbox_id="pod-of-its-own")
+    broken.options.type_url, broken.options.value = "runtime.v1.PodSandboxConfig", b"\xff"
+    await refused(InvalidArgument, "CreateSandbox", broken)
+    await shim.create()
+    await refused(AlreadyExists, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="pod-of-its-own"))
+    await refused(FailedPrecondition, "PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"))
+    await refused(FailedPrecondition, "SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="pod-of-its-own"))
+    await refused(NotFound, "StartSandbox", pb.StartSandboxRequest(sandbox_id="other"))
+    with pytest.raises(FailedPrecondition):  # a container of a sandbox that has not been started
+        await shim.run("early", "true")
+    await shim.boot()
+    await refused(FailedPrecondition, "StartSandbox", pb.StartSandboxRequest(sandbox_id="pod-of-its-own"))
+    await shim.shutdown()
+
+
+async def test_a_sandbox_that_can_not_boot(shim: Shim, artifacts: Path) -> None:
+    (artifacts / "configuration.toml").write_text('[hypervisor.qemu]\nkernel = "/nowhere/vmlinux"\n')
+    await shim.create()
+    with pytest.raises(RpcError, match="/nowhere/vmlinux"):
+        await shim.boot()
+    assert (await shim.status()).state == "SANDBOX_NOTREADY"
+    assert (await shim.wait()).exit_status == 255
+    await shim.shutdown()
+
+
+async def test_a_vm_that_dies(shim: Shim) -> None:
+    await shim.create()
+    started = await shim.boot()
+    await shim.run("one", "while :; do sleep 1; done")
+    state = await shim.task("State", task.StateRequest(id="one"), task.StateResponse)
+    assert state.status == RUNNING
+    waiting = asyncio.create_task(shim.wait())
+    os.kill(started.pid, signal.SIGKILL)
+    assert (await waiting).exit_status == 255
+    ended = await shim.task("Wait", task.WaitRequest(id="one"), task.WaitResponse)
+    assert ended.exit_status == 255
+    assert (await shim.status()).state == "SANDBOX_NOTREADY"
+    await shim.shutdown()
