@@ -1,8 +1,9 @@
 """Slows stages of a sandbox's start by known times, without a back door in the product.
 
 On the host a program is replaced by a wrapper that waits and then becomes it. In the guest an archive behind the
-initramfs' own replaces one of its programs (the kernel unpacks both, the later file wins): `switch_root` waits, puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import
-and at mount(2). Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
+initramfs' own replaces one of its programs (the kernel unpacks both, the later file wins): `switch_root` waits,
+puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import and at
+mount(2). Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
 however slow the machine is meanwhile.
 """
 
@@ -171,7 +172,7 @@ class Holds:
     def initrd(self, image: Path, **seconds: float) -> str:
         """The initramfs of `image` with waits in `initramfs`, `agent`, `mount`, `create` and `delete`."""
         scripts = {
-            "bin/switch_root": _SWITCH_ROOT.replace("{initramfs}", str(seconds["initramfs"])),
+            "bin/switch_root": _SWITCH_ROOT.format(initramfs=seconds["initramfs"]),
             "holds/crun": _SHELL + _CRUN.format(**seconds),
             "holds/agent.py": _AGENT.replace("@SECONDS@", repr(seconds)),
         }
