@@ -98,7 +98,7 @@ SLOWED = {
     "start": ("startRuntime", 0.5),
     "qemu": ("boot.qemu", 0.6),
     "kernel": ("boot.kernel", 1.0),
-    "initramfs": ("boot.initramfs.start", 0.7),
+    "initramfs": ("boot.initramfs.switch_root", 0.7),
     "agent": ("boot.agent.imports", 0.8),
     "mount": ("mount", 0.55),
     "create": ("crun create", 0.65),

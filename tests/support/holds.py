@@ -1,9 +1,9 @@
 """Slows stages of a sandbox's start by known times, without a back door in the product.
 
 On the host a program is replaced by a wrapper that waits and then becomes it. In the guest an archive behind the
-initramfs' own replaces two of its programs (the kernel unpacks both, the later file wins): `modprobe` waits, and
-`switch_root` puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import
-and at mount(2). Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
+initramfs' own replaces one of its programs (the kernel unpacks both, the later file wins): `switch_root` waits,
+puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import and at
+mount(2). Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
 however slow the machine is meanwhile.
 """
 
@@ -64,9 +64,6 @@ hold() {
 	echo "kata-test: hold $1 $begin $end" >/dev/console
 }
 """
-_MODPROBE = """hold initramfs {initramfs}
-exec busybox modprobe "$@"
-"""
 _CRUN = """case " $* " in
 *" create "*) hold create {create} ;;
 *" delete "*) hold delete {delete} ;;
@@ -77,6 +74,10 @@ exec /usr/bin/crun "$@"
 _SWITCH_ROOT = """#!/bin/sh
 busybox dmesg |
 	busybox sed -n 's/^\\[ *\\([0-9.]*\\)\\] .*Waiting 1sec before.*/kata-test: hold kernel \\1 \\1/p' >/dev/console
+read -r begin rest </root/proc/uptime
+busybox sleep {initramfs}
+read -r end rest </root/proc/uptime
+echo "kata-test: hold initramfs $begin $end" >/dev/console
 busybox mount -t tmpfs -o mode=755 holds /root/mnt
 busybox cp /holds/crun /holds/agent.py /root/mnt
 export PATH=/mnt:$PATH
@@ -171,8 +172,7 @@ class Holds:
     def initrd(self, image: Path, **seconds: float) -> str:
         """The initramfs of `image` with waits in `initramfs`, `agent`, `mount`, `create` and `delete`."""
         scripts = {
-            "bin/modprobe": _SHELL + _MODPROBE.format(**seconds),
-            "bin/switch_root": _SWITCH_ROOT,
+            "bin/switch_root": _SWITCH_ROOT.format(initramfs=seconds["initramfs"]),
             "holds/crun": _SHELL + _CRUN.format(**seconds),
             "holds/agent.py": _AGENT.replace("@SECONDS@", repr(seconds)),
         }
