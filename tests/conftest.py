@@ -1,6 +1,6 @@
 """What all tests share: a directory for what a failed test leaves to read, and a proof that nothing else is left.
 
-Tests below tests/vm are marked `vm`. For each of them:
+Tests below tests/vm and tests/faults are marked `vm`. For each of them:
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
@@ -18,10 +18,11 @@ from types import FrameType
 import pytest
 
 from support import leaks
+from support.kata import Kata, build_image
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
-_VM_TESTS = ROOT / "tests/vm"
+_VM_TESTS = (ROOT / "tests/vm", ROOT / "tests/faults")
 _failed = pytest.StashKey[bool]()
 _directory = pytest.StashKey[Path]()
 
@@ -37,7 +38,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(_VM_TESTS):
+        if any(item.path.is_relative_to(directory) for directory in _VM_TESTS):
             item.add_marker(pytest.mark.vm)
     if os.geteuid() != 0 and any(item.get_closest_marker("vm") for item in items):
         raise pytest.UsageError("tests that boot a guest need root: sudo .venv/bin/python -m nox -s vm")
@@ -92,3 +93,15 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     if left:
         (directory / "left-behind.txt").write_text("\n".join(left) + "\n")
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> None:
+    """The guest's image, up to date with this checkout's agent."""
+    build_image()
+
+
+@pytest.fixture
+def kata(artifacts: Path, guest_image: None) -> Kata:
+    """A `kata-runtime` with traces and logs among the test's artifacts; tracing is off until the test turns it on."""
+    return Kata(artifacts)

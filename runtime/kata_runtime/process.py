@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +76,15 @@ def own_start() -> int:
 class Child:
     """A running child process. Its end is known by pidfd; stderr's last lines are kept."""
 
-    def __init__(self, argv: Sequence[str], popen: "subprocess.Popen[bytes]", log_file: IO[bytes] | None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        popen: "subprocess.Popen[bytes]",
+        log_file: IO[bytes] | None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
         self.argv = tuple(argv)
+        self._on_line = on_line
         self.pid = popen.pid
         self._popen = popen
         self._log_file = log_file
@@ -151,7 +158,11 @@ class Child:
             self._log_file.flush()
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         self._partial = self._partial[-_LINE_LIMIT:]
-        self._tail.extend(line[:_LINE_LIMIT].decode(errors="replace") for line in lines)
+        for line in lines:
+            text = line[:_LINE_LIMIT].decode(errors="replace")
+            self._tail.append(text)
+            if self._on_line is not None:
+                self._on_line(text)
 
     def close(self) -> None:
         """Give back what belongs to an ended child."""
@@ -173,6 +184,7 @@ def _spawn(
     namespace: str,
     environment: Mapping[str, str] | None,
     log_path: Path | None,
+    on_line: Callable[[str], None] | None,
 ) -> Child:
     prefix = [find_program("nsenter", package="util-linux"), f"--net={namespace}"] if namespace else []
     prefix += [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
@@ -199,7 +211,7 @@ def _spawn(
         if log_file:
             log_file.close()
         raise HostError(f"{argv[0]} can't be started: {error.strerror}") from error
-    return Child(argv, popen, log_file)
+    return Child(argv, popen, log_file, on_line)
 
 
 @asynccontextmanager
@@ -211,13 +223,14 @@ async def launch(
     namespace: str = "",
     environment: Mapping[str, str] | None = None,
     log_path: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
     grace: float = 2.0,
 ) -> AsyncIterator[Child]:
     """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
 
     `pass_fds` stay the caller's to close; `namespace` is the path of a network namespace to run it in. The child's
-    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`. Leaving the block
-    ends the child within `grace` seconds plus a SIGKILL, also when the block was cancelled.
+    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`, and each line to
+    `on_line`. Leaving the block ends the child within `grace` seconds plus a SIGKILL, also when it was cancelled.
 
     Raises:
         HostError: it can't be started.
@@ -230,6 +243,7 @@ async def launch(
             namespace=namespace,
             environment=environment,
             log_path=log_path,
+            on_line=on_line,
         )
         span.set(pid=child.pid)
     try:

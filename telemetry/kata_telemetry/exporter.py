@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from kata_telemetry.collector import CollectorSettings, SettingsError, UnavailableError, connect
-from kata_telemetry.export import GRACE, Delivery
+from kata_telemetry.export import GRACE, USELESS, Delivery, push_leftovers
 from kata_telemetry.store import Lock, Store, StoreError
 
 __all__ = ["main"]
@@ -52,6 +52,11 @@ class Exporter:
             self._deadline = time.monotonic() + self._grace
             self._news = True
             self._changed.notify_all()
+
+    @property
+    def deadline(self) -> float | None:
+        """When the grace period ends (monotonic, s), once the end has come."""
+        return self._deadline
 
     @property
     def done(self) -> bool:
@@ -133,8 +138,10 @@ def main(arguments: list[str] | None = None) -> int:
         exporter = Exporter(Delivery(store, settings, connect(settings)), options.grace)
     except (OSError, SettingsError, StoreError) as error:
         print(f"exporter: {error}", file=sys.stderr)
-        return 64
-    thread = threading.Thread(target=_run, args=(exporter,), daemon=True)
+        return USELESS
+    # The store by its own name is one of these as well, and complete by then.
+    kept = options.store.absolute().parent
+    thread = threading.Thread(target=_run, args=(exporter, kept, settings), daemon=True)
     thread.start()
     while os.read(0, 4096):
         exporter.tell()
@@ -144,9 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if exporter.done else 75
 
 
-def _run(exporter: Exporter) -> None:
+def _run(exporter: Exporter, kept: Path, settings: CollectorSettings) -> None:
     try:
         exporter.run()
+        if exporter.deadline is not None and exporter.done:
+            # The collector is there: whatever it missed of earlier sandboxes goes along.
+            push_leftovers(kept, settings, exporter.deadline)
     except StoreError as error:
         # The store was removed, or its disk is full: nothing that waiting would mend.
         print(f"exporter: {error}", file=sys.stderr)

@@ -23,9 +23,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from kata_telemetry import otlp
-from kata_telemetry.guest import MAX_BATCH, Quarantine
+from kata_telemetry.guest import MAX_BATCH, Quarantine, host_time
 from kata_telemetry.span import Event, Span, SpanContext, Tracer, Value
-from kata_telemetry.store import Lock, Meta, Retention, Store, StoreError, prune, write_meta
+from kata_telemetry.store import Lock, Meta, Retention, Store, StoreError, move_aside, prune, write_meta
 
 __all__ = ["StoreWriter"]
 
@@ -110,13 +110,13 @@ class StoreWriter:
         wanted = f"{trace_id:032x}" if trace_id is not None else ""
         try:
             trace_dir.mkdir(parents=True, exist_ok=True)
-            if store.directory.exists() and not store.live and (not wanted or store.meta().trace_id != wanted):
-                _move_aside(store)
+            if store.directory.exists() and not store.live and (not wanted or store.own_meta().trace_id != wanted):
+                move_aside(store)
             store.directory.mkdir(mode=0o700, exist_ok=True)
             lock = Lock(store.lock_path)
             if not lock.acquire():
                 raise StoreError(f"the trace of {sandbox_id} in {store.directory} is being written by another process")
-            meta = store.meta()
+            meta = store.own_meta()
             if not meta.start:
                 meta = Meta(sandbox_id, name=name, command=Path(command).name, start=time.time_ns(), trace_id=wanted)
             meta.pid, meta.outcome, meta.end = os.getpid(), "", 0
@@ -167,6 +167,12 @@ class StoreWriter:
         self._queue.append(data)
         if not self._wake.is_set():
             self._wake.set()
+
+    @property
+    def started(self) -> int:
+        """When the sandbox began: host time, ns."""
+        root = self._root
+        return min(self._meta.start, root.tracer.clock.to_host(root.start)) if root else self._meta.start
 
     def begin(self) -> None:
         """There is time now: write. Without this call writing begins after a second."""
@@ -253,6 +259,7 @@ class StoreWriter:
             self._meta.root_name = root.name
             self._meta.root_parent_id = f"{root.parent_id:016x}" if root.parent_id else ""
             self._meta.start = min(self._meta.start, root.tracer.clock.to_host(root.start))
+            quarantine.now = host_time(root.tracer.clock)
             quarantine.since = min(quarantine.since, self._meta.start)
         trace_id, root_id = (quarantine.trace_id or b"").hex(), (quarantine.root_id or b"").hex()
         if (trace_id, root_id) != (self._meta.trace_id, self._meta.root_id):
@@ -361,12 +368,8 @@ class StoreWriter:
         tally = self._quarantine.tally
         with self._lost_lock:
             lost = dict(self._lost)
-        if tally.rejected:
-            lost["from the guest, refused"] = tally.rejected
-        if tally.batches:
-            lost["batches from the guest, refused"] = tally.batches
-        if tally.trimmed:
-            lost["from the guest, cut"] = tally.trimmed
+        for reason, count in tally.lost().items():
+            lost[reason] = lost.get(reason, 0) + count
         self._meta.lost = lost
 
     def _loss_span(self) -> Span:
@@ -393,14 +396,3 @@ class StoreWriter:
         span.fail(f"spans are missing: {details}")
         span.end = span.start
         return span
-
-
-def _move_aside(store: Store) -> None:
-    for number in range(1, 10_000):
-        aside = store.directory.with_name(f"{store.directory.name}~{number}")
-        if not aside.exists():
-            store.directory.rename(aside)
-            return
-    raise StoreError(
-        f"too many traces of sandboxes named like {store.directory.name}: remove some of its ~N directories"
-    )

@@ -4,20 +4,24 @@
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kata_runtime.hypervisor import accelerator, vhost_vsock
-from support.containerd import make_image
+from support.containerd import make_image, running
 from support.kata import Kata, build_image
+from support.kata_containers import KataContainers
 from support.running import Running
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 # The proof of what L2 ran on; `nox -s nested` prints it.
 PROOF = ROOT / "artifacts/proof.txt"
+FAILURES = ROOT / "artifacts/failures.txt"
 # Set by L1's init: everything is installed, there is no network, and what takes long was done outside.
 IN_L1 = bool(os.environ.get("KATA_L1"))
 
@@ -27,8 +31,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in mine:
         item.add_marker(pytest.mark.nested)
         item.add_marker(pytest.mark.vm)
+    # What says most comes first.
+    items.sort(key=lambda item: item.path.name != "test_sandbox.py")
     if mine and (why := lacking()):
         raise pytest.UsageError(f"tests/nested needs {why}; `nox -s nested` runs it in a guest that has both")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Why a test failed is written down at once: a run that is ended by its timeout has no summary."""
+    if report.failed:
+        FAILURES.parent.mkdir(exist_ok=True)
+        with FAILURES.open("a") as failures:
+            print(f"--- {report.nodeid} ({report.when})\n{report.longreprtext}", file=failures)
 
 
 def lacking() -> str:
@@ -72,6 +86,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An OCI archive for containerd."""
     return Path("/opt/busybox.tar") if IN_L1 else make_image(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def containers(busybox: Path, artifacts: Path) -> Iterator[KataContainers]:
+    """A containerd that finds the installed shim on its PATH; its sandboxes are traced on both sides."""
+    (artifacts / "configuration.toml").write_text(
+        f'[runtime]\ntrace_dir = "{artifacts}/traces"\nenable_tracing = true\ncreate_container_timeout = 120\n'
+        "[agent.kata]\nenable_tracing = true\ndial_timeout = 240\n"
+    )
+    with running(Path(sys.executable).parent, busybox) as containerd:
+        yield KataContainers(containerd, artifacts)
+        shutil.copy(containerd.log, artifacts)
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,15 @@ from support.running import Running
 
 pytestmark = pytest.mark.slow
 
-# Rewrites what the runtime says, so that the guest has another context id than the runtime believes. (`vhostfd` goes,
-# because the id belongs to that open file.)
+# Rewrites what the runtime says, so that the guest has another context id than the runtime believes. `vhostfd` goes,
+# because the id belongs to that open file: while it is open, somebody has the id who does not answer.
 WRONG_CID = """#!/usr/bin/python3
 import os, re, sys
+def replace(found):
+    os.close(int(found[2]))
+    return f"guest-cid={int(found[1]) ^ 1}"
 def other(word):
-    return re.sub(r"guest-cid=(\\d+),vhostfd=\\d+", lambda found: f"guest-cid={int(found[1]) ^ 1}", word)
+    return re.sub(r"guest-cid=(\\d+),vhostfd=(\\d+)", replace, word)
 os.execv("/usr/bin/qemu-system-x86_64", ["qemu-system-x86_64", *map(other, sys.argv[1:])])
 """
 
@@ -90,10 +93,10 @@ def test_qemu_is_killed(kata: Kata, proof: Path) -> None:
 
 def test_the_agent_hangs(kata: Kata, proof: Path) -> None:
     """The guest's CPU stands still, and with it all in it; the host finds out by itself."""
-    kata.configure("agent.kata", health_check_request_timeout_ms=5000)
+    kata.configure("agent.kata", health_check_request_timeout_ms=15_000)
     with Running.shell(kata, "hung") as running:
         running.kill("qemu-system-x86_64", signal.SIGSTOP)
-        _, errors = running.process.communicate(timeout=90)
+        _, errors = running.process.communicate(timeout=120)
         assert running.process.returncode == 125
     words = told(proof, "agent hung", errors.decode())
-    assert "the VM ended while a container was running (the agent has not answered for 5 s)" in words
+    assert "the VM ended while a container was running (the agent has not answered for 15 s)" in words

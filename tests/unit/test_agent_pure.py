@@ -11,7 +11,9 @@ from kata_agent.container.spec import check_id, guest_spec, network_sysctls, par
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, InvalidError
 from kata_agent.server import boot
+from kata_agent.server.app import Layout
 from kata_agent.server.funnel import snake_case
+from kata_runtime.sandbox.rootfs import GUEST_SHARED
 
 
 @pytest.mark.parametrize("good", ["a", "A1", "x_y.z-1", "0" * 128])
@@ -184,3 +186,8 @@ def test_sysctls_of_the_network_are_taken_out() -> None:
 def test_sysctls_that_lead_elsewhere(name: str) -> None:
     with pytest.raises(InvalidError, match="malformed"):
         network_sysctls({"linux": {"sysctl": {name: "1"}}})
+
+
+def test_no_container_id_is_in_the_way_of_what_is_shared() -> None:
+    """A container named `shared` once could not be created: its bundle would have been where the mount is."""
+    assert not Path(GUEST_SHARED).is_relative_to(Layout().bundles)

@@ -2,12 +2,12 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable
 
 import pytest
 
 from kata_runtime.errors import AgentError
 from kata_runtime.guest.clock import CLOCK_PORT, best, measure
+from support.clocks import answering
 from support.fake_transport import FakeTransport, Handler
 
 
@@ -37,16 +37,31 @@ class Local:
         return local_ns
 
 
-def answering(change: Callable[[int, int], tuple[int, int]]) -> Handler:
-    """A guest's clock port; `change` makes (echo, monotonic) of the question and the true time."""
+def slow(seconds: float, rounds: int = 1000) -> Handler:
+    """A guest that needs `seconds` for an answer, and gives only so many."""
 
     async def serve(stream: socket.socket, _: int) -> None:
         loop = asyncio.get_running_loop()
-        while question := await loop.sock_recv(stream, 8):
-            echo, monotonic = change(struct.unpack(">q", question)[0], time.monotonic_ns())
-            await loop.sock_sendall(stream, struct.pack(">qqq", echo, monotonic, 0))
+        for _ in range(rounds):
+            question = await loop.sock_recv(stream, 8)
+            if not question:
+                return
+            await asyncio.sleep(seconds)
+            await loop.sock_sendall(stream, question + struct.pack(">qq", time.monotonic_ns(), 0))
+        await loop.sock_recv(stream, 8)
+        await asyncio.sleep(10)
 
     return serve
+
+
+@pytest.mark.parametrize("rounds", [1000, 3], ids=["slow", "stuck"])
+async def test_a_slow_guest_is_taken_as_it_is(rounds: int) -> None:
+    """A guest in an emulated guest: better a wide bound than no sandbox."""
+    async with FakeTransport({CLOCK_PORT: slow(0.005, rounds)}) as guest:
+        begin = time.monotonic()
+        reading = await measure(guest, Local(), timeout=0.2, patience=0.05)
+    assert time.monotonic() - begin < 0.4  # a hundred rounds would take 0.5
+    assert reading.bound_ns >= 2_500_000
 
 
 async def hang_up(stream: socket.socket, _: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kata_runtime.errors import HostError
 from kata_runtime.guest.relay import relay
-from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
+from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport, be_patient
 from kata_runtime.hypervisor import vhost_vsock
 from support.fake_transport import FakeTransport
 
@@ -158,17 +158,37 @@ async def test_relay_ends_connections_with_its_block_and_leaves_errors_alone(tmp
     writers[0].close()
 
 
-async def test_kernel_connect_needs_a_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENODEV, os.strerror(errno.ENODEV)), "No such device"),
+        (
+            ConnectionResetError(errno.ECONNRESET, "Connect call failed (5, 1027)"),
+            "Connection reset by peer",
+        ),  # asyncio's
+    ],
+)
+async def test_kernel_connect_needs_a_guest(
+    error: OSError, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     transport = KernelTransport(5, tmp_path / "a")
     monkeypatch.setattr(transport, "_socket", lambda: socket.socket(socket.AF_UNIX, type=socket.SOCK_STREAM))
 
     async def refuse(_stream: socket.socket, address: tuple[int, int]) -> None:
         assert address == (5, 1027)
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        raise error
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refuse)
-    with pytest.raises(ConnectionRefusedError, match=r"guest port 1027 can't be reached \(CID 5\): No such device"):
+    with pytest.raises(ConnectionRefusedError, match=rf"guest port 1027 can't be reached \(CID 5\): {words}"):
         await transport.connect(1027)
+
+
+def test_a_socket_of_python_takes_the_kernels_option() -> None:
+    """Its AF_VSOCK sockets would raise TypeError. This one is none but for Python, so the kernel does not know it."""
+    ours, theirs = socket.socketpair()
+    stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM, 0, fileno=ours.detach())
+    with theirs, stream, pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+        be_patient(stream, 30.0)
 
 
 async def test_fake_transport() -> None:

@@ -39,6 +39,14 @@ def test_a_vm_that_dies_is_an_error(kata: Kata) -> None:
     assert b"Traceback" not in errors
 
 
+def test_a_guest_that_hangs_is_an_error(kata: Kata) -> None:
+    child = running(kata.configure("agent.kata", health_check_request_timeout_ms=3000), "hung")
+    os.kill(children(child.pid)["qemu-system-x86_64"], signal.SIGSTOP)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 125
+    assert b"the VM ended while a container was running (the agent has not answered for 3 s)" in errors
+
+
 def test_a_killed_runtime_takes_everything_with_it(kata: Kata) -> None:
     child = running(kata, "killed")
     fds = [os.pidfd_open(pid) for pid in children(child.pid).values()]

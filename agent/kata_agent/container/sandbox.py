@@ -70,6 +70,7 @@ class Sandbox:
         storages: Sequence[Storage],
         modules: Sequence[Module],
         share_pid: bool,
+        hold_pid: bool = False,
     ) -> None:
         """Prepare what containers will share. Raises AlreadyExistsError on a second call, InvalidError, SetupError."""
         check_id(sandbox_id, "sandbox id")
@@ -83,6 +84,8 @@ class Sandbox:
                 await self._load(module)
             if self._shared:
                 await self._namespaces.setup(hostname, share_pid=share_pid)
+            if share_pid and hold_pid:
+                await self._namespaces.hold_pid(self._tools.reaper)
             for storage in storages:
                 await self._mounts.add(storage)
             if dns:

@@ -9,6 +9,7 @@ below undoes its work when cancelled.
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -26,8 +27,11 @@ __all__ = ["Funnel", "snake_case"]
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
-# Long polls, whose spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+# Long polls and what is asked every few seconds: their spans would say nothing.
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version", "SetGuestDateTime"})
+# What a health check or a dashboard asks again and again: only the first ones of each kind are recorded.
+REPEATING: Final = frozenset({"StatsContainer", "ListProcesses"})
+ENOUGH: Final = 32
 MAX_DETAILS: Final = 2048
 HOST: Final = "vsock:2:"
 
@@ -47,7 +51,7 @@ def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
         return None
     tracing = request.tracing
     clock = (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None
-    return Setting(tracing.enabled, tracing.traceparent, clock)
+    return Setting(tracing.enabled, tracing.traceparent, clock, tracing.transport == tracing.FORWARDER)
 
 
 class Funnel:
@@ -55,6 +59,7 @@ class Funnel:
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
+        self._seen: Counter[str] = Counter()
 
     def service(self, messages: ModuleType, name: str, handlers: object) -> grpc.GenericRpcHandler:
         """The service `name` of a protobuf module, served by the methods of `handlers` (names in snake case).
@@ -80,12 +85,11 @@ class Funnel:
         return grpc.method_handlers_generic_handler(descriptor.full_name, table)
 
     def _unary(self, method: str, handler: Callable[[Any], Awaitable[Any]]) -> Handler:
-        name = snake_case(method)
         traced = method not in UNTRACED
 
         async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
             try:
-                with self._span(name, request, context) if traced else nullcontext():
+                with self._span(method, request, context) if traced else nullcontext():
                     return await handler(request)
             except Exception as error:
                 await self._abort(method, context, error)
@@ -102,7 +106,7 @@ class Funnel:
 
         return call
 
-    def _span(self, name: str, request: Any, context: Any) -> "Span | nullcontext[None]":  # noqa: ANN401 - any message
+    def _span(self, method: str, request: Any, context: Any) -> "Span | nullcontext[None]":  # noqa: ANN401 - any message
         peer = context.peer()
         if peer.startswith("vsock:") and not peer.startswith(HOST):
             raise PreconditionError("only the host may call the agent")
@@ -112,7 +116,7 @@ class Funnel:
         if setting:
             # Before the span, so that CreateSandbox itself is in the trace.
             tracing.configure(setting, getattr(request, "sandbox_id", ""))
-        if not tracing.enabled:
+        if not tracing.enabled or not self._worth_a_span(method):
             return nullcontext()
         attributes = {
             key: value[:128]
@@ -120,7 +124,13 @@ class Funnel:
             if isinstance(value := getattr(request, key, None), str) and value
         }
         parent = extract(context.invocation_metadata())
-        return tracing.begin(name, parent, since, _trace, Kind.SERVER, **attributes)
+        return tracing.begin(snake_case(method), parent, since, _trace, Kind.SERVER, **attributes)
+
+    def _worth_a_span(self, method: str) -> bool:
+        if method not in REPEATING:
+            return True
+        self._seen[method] += 1
+        return self._seen[method] <= ENOUGH
 
     async def _abort(self, method: str, context: Any, error: Exception) -> None:  # noqa: ANN401
         if isinstance(error, AgentError):

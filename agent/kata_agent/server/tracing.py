@@ -5,9 +5,11 @@ they are not wanted they are dropped and nothing of OpenTelemetry is ever import
 """
 
 import asyncio
+import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.threads import in_thread
@@ -34,18 +36,28 @@ class Setting(NamedTuple):
     enabled: bool
     traceparent: str = ""
     clock: tuple[int, int] | None = None
+    # Whether spans go to the trace forwarder instead of the runtime.
+    forward: bool = False
 
 
 class Tracing:
     """State of tracing. `boot` is called once, when tracing is first switched on and there is time, to record the
-    boot's spans: with the clock, and a function that records one span (name, start, end, children)."""
+    boot's spans: with the clock, and a function that records one span (name, start, end, children). `dial` connects to
+    the trace forwarder."""
 
-    def __init__(self, boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None) -> None:
+    def __init__(
+        self,
+        boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None,
+        dial: Callable[[], Awaitable[socket.socket]] | None = None,
+    ) -> None:
         self.clock = GuestClock()
         self.parent: Span | SpanContext | None = None
         self._decided = False
         self._enabled = False
         self._boot = boot
+        self._dial = dial
+        self._forward = False
+        self._ending = asyncio.Event()
         self._root: Span | None = None
         self._tracer = Tracer(SERVICE, self._sink, clock=self.clock, common={"source": "agent"})
         self._pending: deque[Span] = deque(maxlen=MAX_PENDING)
@@ -80,6 +92,7 @@ class Tracing:
                 self._buffer.disable()
             return
         self._enabled = True
+        self._forward = setting.forward
         if self._buffer is not None:
             self._buffer.enable()
         if parent:
@@ -132,11 +145,24 @@ class Tracing:
             self._dropped += 1
         self._pending.append(span)
 
-    async def stream(self) -> AsyncIterator[tuple[bytes, int]]:
-        """Batches (OTLP, dropped spans) until `close`. Raises PreconditionError for a second caller at a time."""
+    async def stream(self) -> AsyncGenerator[tuple[bytes, int], None]:
+        """Batches (OTLP, dropped spans) for the runtime until `close`: all, or what the trace forwarder did not take.
+
+        Raises PreconditionError for a second caller at a time.
+        """
         await self._leisure.wait()
         if not self._enabled:
             return
+        batches = self._batches()
+        if self._forward and self._dial:
+            from kata_agent.server.forwarding import Forwarding
+
+            batches = Forwarding(self._dial, self._ending).run(batches)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def _batches(self) -> AsyncGenerator[tuple[bytes, int], None]:
         if self._buffer is None:
             # The imports and the kernel's log take long in an emulated guest; calls must not wait for them.
             await in_thread("tracing", self._prepare)
@@ -183,6 +209,7 @@ class Tracing:
         if self._root:
             self._root.finish()
         self._closed = True
+        self._ending.set()
         if self._buffer is not None:
             self._buffer.close()
         self._leisure.set()

@@ -125,7 +125,9 @@ def _trace(options: argparse.Namespace) -> int:
     options.trace_dir = options.trace_dir or runtime.trace_dir
     if "endpoint" in options and not options.endpoint and runtime.otlp_endpoint:
         options.endpoint, options.protocol = runtime.otlp_endpoint, options.protocol or runtime.otlp_protocol
-        options.headers = runtime.headers()
+        options.headers, options.request_timeout = runtime.headers(), runtime.otlp_timeout
+        options.certificate, options.client_key = runtime.otlp_certificate, runtime.otlp_client_key
+        options.client_certificate = runtime.otlp_client_certificate
     try:
         return int(options.run(options))
     except (StoreError, SettingsError) as error:

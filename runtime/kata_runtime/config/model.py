@@ -77,6 +77,7 @@ class AgentConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     enable_tracing: bool = False
+    trace_transport: Literal["runtime", "forwarder"] = "runtime"  # ours
     dial_timeout: Seconds = 45.0
     health_check_request_timeout_ms: Annotated[int, _Schema(ge=1000, le=3_600_000)] = 30_000
     kernel_modules: Strings = ()
@@ -97,6 +98,9 @@ class RuntimeConfig:
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials
     otlp_timeout: Seconds = 10.0
+    otlp_certificate: AbsolutePath = ""
+    otlp_client_certificate: AbsolutePath = ""
+    otlp_client_key: AbsolutePath = ""
 
     def headers(self) -> str:
         """`otlp_headers` as OTEL_EXPORTER_OTLP_HEADERS has them (W3C baggage: values are percent-encoded)."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,6 +26,8 @@ _KINDS: dict[str, type[AgentError]] = {
 }
 # Kata's own default for agent calls (kata-facts 4.2).
 DEFAULT_TIMEOUT = 60.0
+# Fields of requests that say what a call is about.
+_ABOUT = ("container_id", "exec_id")
 _MAX_MESSAGE = 16 << 20
 
 
@@ -66,7 +68,8 @@ class AgentClient:
             AgentError: the agent refused, is gone, or did not answer within `timeout` seconds (None: no limit).
         """
         name = type(request).__name__.removesuffix("Request")
-        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT):
+        about: dict[str, Any] = {key: value for key in _ABOUT if (value := getattr(request, key, ""))}
+        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, **about):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
             call = method(request, timeout=timeout, metadata=tuple(inject()))

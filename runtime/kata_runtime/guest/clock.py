@@ -5,6 +5,7 @@ offset is known to ± half the round trip, whatever the load (Cristian's method)
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass
@@ -48,8 +49,11 @@ def best(samples: list[tuple[int, int, int, int]]) -> Reading:
     return min(readings, key=lambda reading: reading.bound_ns)
 
 
-async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0) -> Reading:
+async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0, patience: float = 1.0) -> Reading:
     """Ask the agent's clock port a dozen times, and more often while the offset is known to worse than half a ms.
+
+    More often for `patience` seconds at most: the guest of a slow host never gets that good. What was learnt within
+    `timeout` seconds counts.
 
     Raises:
         AgentError: it does not answer.
@@ -59,15 +63,25 @@ async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0) -
         connection, _ = await dial(transport, CLOCK_PORT, "clock")
         try:
             with connection:
-                async with asyncio.timeout(timeout):
-                    samples: list[tuple[int, int, int, int]] = []
-                    while len(samples) < _ROUNDS or (len(samples) < _MOST_ROUNDS and best(samples).bound_ns > _GOOD):
-                        samples.append(await _ask(loop, connection, clock, len(samples)))
-        except OSError as error:  # TimeoutError is one
-            raise AgentError("clock", "UNAVAILABLE", str(error) or f"no answer within {timeout:g} s") from error
+                samples: list[tuple[int, int, int, int]] = []
+                begin = loop.time()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        while _worth_asking(samples, loop.time() - begin < patience):
+                            samples.append(await _ask(loop, connection, clock, len(samples)))
+        except OSError as error:
+            raise AgentError("clock", "UNAVAILABLE", str(error)) from error
+        if not samples:
+            raise AgentError("clock", "UNAVAILABLE", f"no answer within {timeout:g} s")
         reading = best(samples)
         span.set(offset_ns=reading.offset_ns, bound_ns=reading.bound_ns, wall_error_ns=reading.wall_error_ns)
         return reading
+
+
+def _worth_asking(samples: list[tuple[int, int, int, int]], time_left: bool) -> bool:
+    if len(samples) < _ROUNDS:
+        return True
+    return time_left and len(samples) < _MOST_ROUNDS and best(samples).bound_ns > _GOOD
 
 
 async def _ask(

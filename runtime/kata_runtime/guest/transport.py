@@ -7,7 +7,9 @@ agent's gRPC, because grpcio's wheels can't dial vsock.
 
 import asyncio
 import errno
+import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,11 +17,14 @@ from typing import Protocol, Self
 
 from kata_runtime.guest.relay import relay
 
-__all__ = ["AGENT_PORT", "CONNECT_TIMEOUT", "HybridTransport", "KernelTransport", "Transport"]
+__all__ = ["AGENT_PORT", "CONNECT_TIMEOUT", "HybridTransport", "KernelTransport", "Transport", "be_patient"]
 
 AGENT_PORT = 1024
 # Seconds. Guests that listen answer in milliseconds; an emulated one on a busy host needs more patience.
 CONNECT_TIMEOUT = 30.0
+
+# linux/vm_sockets.h; its value is a struct timeval.
+_SO_VM_SOCKETS_CONNECT_TIMEOUT = 6
 
 # "OK 4294967295\n" has 14 bytes.
 _MAX_ANSWER = 32
@@ -139,10 +144,9 @@ class KernelTransport:
             raise TimeoutError(f"guest port {port} (CID {self._cid}) did not answer in {self._timeout:g} s") from None
         except OSError as error:
             stream.close()
-            # ECONNRESET: the guest has no listener; ENODEV: no guest has this id.
-            raise ConnectionRefusedError(
-                f"guest port {port} can't be reached (CID {self._cid}): {error.strerror or error}"
-            ) from error
+            # ECONNRESET: the guest has no listener; ENODEV: no guest has this id. asyncio has other words for them.
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ConnectionRefusedError(f"guest port {port} can't be reached (CID {self._cid}): {reason}") from error
         except BaseException:
             stream.close()
             raise
@@ -151,10 +155,20 @@ class KernelTransport:
     # Two seams, so that all but AF_VSOCK itself can be tested where there is none.
 
     def _socket(self) -> socket.socket:
-        return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # The kernel's own patience is 2 s; ours ends first.
+        be_patient(stream, self._timeout + 1)
+        return stream
 
     def _host_port(self, stream: socket.socket) -> int:
         return int(stream.getsockname()[1])
+
+
+def be_patient(stream: socket.socket, seconds: float) -> None:
+    """Set how long the kernel waits for the answer to a connect of an AF_VSOCK socket."""
+    # Python's AF_VSOCK sockets take options of 64 bits only, so it is asked as if it were another kind of socket.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=os.dup(stream.fileno())) as same:
+        same.setsockopt(socket.AF_VSOCK, _SO_VM_SOCKETS_CONNECT_TIMEOUT, struct.pack("@ll", int(seconds), 0))
 
 
 def _connect_blocking(stream: socket.socket, path: str, timeout: float) -> None:

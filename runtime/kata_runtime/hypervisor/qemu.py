@@ -75,6 +75,11 @@ class Vm:
                 if stage is BootStage.READY:
                     self._ready.set()
 
+    def helpers_served_at(self, when: int) -> None:
+        """What QEMU connects to served from `when` on (CLOCK_MONOTONIC, ns): QEMU's own part begins there."""
+        first_sign = self.marks.get(BootStage.FIRMWARE, when)
+        self.marks[BootStage.QEMU] = min(max(self.marks[BootStage.QEMU], when), first_sign)
+
     async def wait_ready(self, timeout: float) -> None:
         """Wait until the agent says that it listens.
 

@@ -29,10 +29,11 @@ from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_runtime.sandbox.watch import first_failure
-from kata_telemetry.span import Site, SpanContext, current
+from kata_telemetry.span import Site, Span, current, use
 
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
@@ -61,16 +62,18 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
-    they share at /dev/shm, in bytes; 0 where each has its own.
-    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for no
-    network at all.
+    With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
+    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
+    own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
+    no network at all. With `forward_localhost` connections to that namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    hold_pid: bool = False
     shm_size: int = 0
     netns: str | None = None
+    forward_localhost: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -154,15 +157,23 @@ class Sandbox:
                     with _hypervisor_trace.span("StartVM"):
                         machine = self._machine = await self._stack.enter_async_context(vm)
                         await self._booted(machine)
-                        boot = current().context
+                        boot = current()
                     with _agent_trace.span("StartVM"):
                         await self._start_agent(machine, boot)
+                await self._forward_localhost(machine)
         except BaseException:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
         assert self._agent is not None
         self._guard = asyncio.create_task(self._watch(machine, self._agent))
+
+    async def _forward_localhost(self, machine: Machine) -> None:
+        if self._network is None or not (self.options.forward_localhost and self.options.netns):
+            return
+        # What comes later belongs to nobody's call.
+        with use(self._trace.root):
+            await self._stack.enter_async_context(self._network.forward_localhost(machine.transport))
 
     async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
         """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
@@ -178,11 +189,14 @@ class Sandbox:
         imports = asyncio.create_task(_import_client())
         try:
             await machine.vm.wait_ready(self.config.agent.dial_timeout)
+        except BaseException:
+            self._trace.record_boot(machine.vm.marks, None)
+            raise
         finally:
-            self._trace.record_boot(machine.vm.marks)
             await imports
 
-    async def _start_agent(self, machine: Machine, boot: SpanContext) -> None:
+    async def _start_agent(self, machine: Machine, boot: Span) -> None:
+        """`boot` is the span that the guest's boot belongs to."""
         from kata_protos import agent_pb2 as pb
         from kata_runtime.guest import clock
         from kata_runtime.guest.agent import AgentClient
@@ -191,19 +205,30 @@ class Sandbox:
         self._agent = agent
         watch = asyncio.create_task(_tell_of_end(machine, agent), name="VM watch")
         self._stack.callback(watch.cancel)
-        reading = await clock.measure(machine.transport, self._trace.clock)
+        reading = None
+        try:
+            reading = await clock.measure(machine.transport, self._trace.clock)
+        finally:
+            with use(boot):
+                self._trace.record_boot(machine.vm.marks, reading)
+        self._trace.announce(self._directory.run, machine.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
             storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
-            tracing=self._trace.for_agent(boot, reading),
+            pidns_holder=self.options.hold_pid,
+            tracing=self._trace.for_agent(boot.context, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
         if self._network is not None:
             await self._network.configure(agent)
         self._trace.follow(agent)
+        note(self._trace.root, reading)
+        if self.config.agent.enable_tracing:
+            kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, reading)
+            self._stack.callback(asyncio.create_task(kept, name="timekeeper").cancel)
 
     def _storages(self) -> "list[pb.Storage]":
         from kata_protos import agent_pb2 as pb

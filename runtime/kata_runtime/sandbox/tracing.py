@@ -32,8 +32,8 @@ _trace = Site(package="runtime", subsystem="runtime")
 _boot = Site(package="virtcontainers", subsystem="boot")
 _log = logging.getLogger("kata.tracing")
 
-# How long the last spans of a guest that is about to be killed are waited for, in seconds.
-_FLUSH_TIMEOUT = 5.0
+# How long the last spans of a guest that is about to be killed are waited for, in seconds. An emulated one needs some.
+_FLUSH_TIMEOUT = 15.0
 
 
 class SandboxTrace:
@@ -76,8 +76,17 @@ class SandboxTrace:
             trace.root = _trace.root(trace.tracer, "rootSpan", parent=parent, start=start, command=Path(command).name)
         return trace
 
-    def record_boot(self, marks: Mapping[BootStage, int]) -> None:
-        """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer."""
+    def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None") -> None:
+        """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
+
+        `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
+        the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
+        busy host the line is read late.
+        """
+        marks = dict(marks)
+        if reading is not None and BootStage.FIRMWARE in marks:
+            kernel = reading.offset_ns - self.clock.to_host(0)
+            marks[BootStage.KERNEL] = max(kernel, marks[BootStage.FIRMWARE])
         stages = [stage for stage in BootStage if stage in marks]
         names = {BootStage.QEMU: "boot.qemu", BootStage.FIRMWARE: "boot.firmware"}
         if not self._config.agent.enable_tracing:
@@ -98,7 +107,38 @@ class SandboxTrace:
             enabled=self._config.agent.enable_tracing,
             traceparent=parent.to_traceparent() if self.tracer else "",
             clock=pb.Clock(offset_ns=reading.offset_ns, bound_ns=reading.bound_ns),
+            transport=pb.Tracing.FORWARDER if self._forwarded else pb.Tracing.RUNTIME,
         )
+
+    @property
+    def _forwarded(self) -> bool:
+        return self._config.agent.enable_tracing and self._config.agent.trace_transport == "forwarder"
+
+    def announce(self, directory: Path, cid: int) -> None:
+        """Tell the trace forwarder, where it takes the agent's spans, whose they are; `cid` is 0 where the guest has a
+        socket of its own.
+
+        Raises:
+            HostError: it can't be written.
+        """
+        if self._writer is None or not self._forwarded:
+            return
+        from kata_telemetry.announce import Announcement
+
+        context = self.root.context
+        announcement = Announcement(
+            sandbox_id=self._writer.store.directory.name,
+            store=str(self._writer.store.directory),
+            since=self._writer.started,
+            clock_offset=self.clock.to_host(0),
+            cid=cid,
+            trace_id=f"{context.trace_id:032x}" if self.tracer else "",
+            root_id=f"{context.span_id:016x}" if self.tracer else "",
+        )
+        try:
+            announcement.write(directory)
+        except OSError as error:
+            raise HostError(f"{directory}: {error.strerror}", hint="is the disk full?") from error
 
     def follow(self, agent: "AgentClient") -> None:
         """Begin to take the agent's spans into the store."""
@@ -141,6 +181,9 @@ class SandboxTrace:
                 protocol=runtime.otlp_protocol,
                 headers=runtime.headers(),
                 timeout=runtime.otlp_timeout,
+                certificate=runtime.otlp_certificate,
+                client_certificate=runtime.otlp_client_certificate,
+                client_key=runtime.otlp_client_key,
             )
             if settings is not None:
                 self._link = export.start(self._writer.store, settings)

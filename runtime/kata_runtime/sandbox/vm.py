@@ -13,6 +13,7 @@ from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
 from kata_runtime.hypervisor import accelerator, vhost_vsock
 from kata_runtime.hypervisor.accelerator import Accelerator
+from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.hypervisor.qemu import Vm, launch_qemu
 from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
 from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
@@ -45,13 +46,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without."""
+    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without.
+
+    `cid` is its vsock context id on this host; 0 where the kernel does no vsock for it.
+    """
 
     vm: Vm
     transport: Transport
     accelerator: Accelerator
     helpers: tuple[Child, ...]
     vhost_net: bool = False
+    cid: int = 0
 
 
 def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
@@ -111,8 +116,9 @@ async def start_vm(
         # QEMU's ends of the helpers' sockets. They must not stay open here, or nobody would see that QEMU has ended.
         theirs = stack.enter_context(ExitStack())
         helpers: list[Child] = []
-        vsock, vsock_fds, transport = await _vsock(stack, theirs, helpers, directory, privileges, logs_dir)
-        virtiofsd, fs = await stack.enter_async_context(
+        starts: list[HelperStart] = []
+        vsock, vsock_fds, transport = await _vsock(stack, theirs, helpers, starts, directory, privileges, logs_dir)
+        virtiofsd, fs, fs_start = await stack.enter_async_context(
             start_virtiofsd(
                 qemu.virtio_fs_daemon,
                 directory.shared,
@@ -123,7 +129,9 @@ async def start_vm(
             )
         )
         theirs.enter_context(fs)
+        theirs.callback(fs_start.over)
         helpers.append(virtiofsd)
+        starts.append(fs_start)
         vhost = accel is Accelerator.KVM and not qemu.disable_vhost_net
         devices = network.devices(theirs, vhost=vhost) if network else ()
         spec = VmSpec(
@@ -153,8 +161,10 @@ async def start_vm(
             namespace=network.namespace if network else "",
         )
         vm = await stack.enter_async_context(launched)
+        vm.helpers_served_at(max(start.ready_ns for start in starts))
         theirs.close()
-        yield Machine(vm, transport, accel, tuple(helpers), vhost)
+        cid = vsock.cid if vsock.vhost_fd >= 0 else 0
+        yield Machine(vm, transport, accel, tuple(helpers), vhost, cid)
 
 
 @contextmanager
@@ -174,6 +184,7 @@ async def _vsock(
     stack: AsyncExitStack,
     theirs: ExitStack,
     helpers: list[Child],
+    starts: list[HelperStart],
     directory: SandboxDirectory,
     privileges: Privileges | None,
     logs_dir: Path,
@@ -187,6 +198,8 @@ async def _vsock(
     started = start_vsock_backend(directory.run, privileges=privileges, log_path=logs_dir / "vsock.log")
     backend = await stack.enter_async_context(started)
     theirs.enter_context(backend.chardev)
+    theirs.callback(backend.start.over)
+    starts.append(backend.start)
     helpers.append(backend.child)
     hybrid = HybridTransport(backend.hybrid_path, backend.agent_path)
     return Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), (backend.chardev.fileno(),), hybrid

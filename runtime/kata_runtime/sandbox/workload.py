@@ -35,8 +35,8 @@ def of_bundle(
 ) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
-    `share` is the container's id or `Sandbox.share_name`'s, `shm` is `Sandbox.shm`. `runs_hooks` says that the caller
-    runs those for the host.
+    `runs_hooks` says that the caller runs those for the host. `share` is the container's id or `Sandbox.share_name`'s,
+    `shm` is `Sandbox.shm`.
 
     Raises:
         RootfsError: it wants what a guest can't be given.

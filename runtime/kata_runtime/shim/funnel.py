@@ -9,7 +9,7 @@ from kata_runtime.errors import KataError
 from kata_runtime.shim.failures import to_status
 from kata_runtime.shim.ttrpc.service import Call
 from kata_telemetry.logs import log_fields
-from kata_telemetry.span import Kind, Site, Span, use
+from kata_telemetry.span import NO_SPAN, Kind, Site, Span, use
 
 __all__ = ["CallFunnel"]
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("kata.shim")
 _NAMES = {"Create": "create"}
 # What clients ask again and again, as a health check or a dashboard: only the first ones of each kind are recorded, and
 # all that fail.
-_REPEATING = frozenset({"State", "Stats", "Pids", "PingSandbox", "SandboxStatus", "SandboxMetrics"})
+_REPEATING = frozenset({"State", "Connect", "Stats", "Pids", "PingSandbox", "SandboxStatus", "SandboxMetrics"})
 _ENOUGH = 32
 # What a request is about: its field -> the span's attribute -> the log's field.
 _ABOUT = {"id": "container_id", "exec_id": "exec_id", "sandbox_id": "sandbox_id"}
@@ -66,7 +66,9 @@ class CallFunnel:
     @contextmanager
     def _only_failures(self, call: Call, about: dict[str, str], root: Span) -> Iterator[None]:
         try:
-            yield
+            # Nor what happens in it; the agent counts for itself.
+            with use(NO_SPAN):
+                yield
         except Exception:
             with self._open(call, about, root):
                 raise

@@ -15,7 +15,6 @@ from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_protos.containerd.sandbox_pb2 import CreateSandboxRequest
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
-from kata_runtime.oci.bundle import Bundle
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
 from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, HookState, run_hooks
@@ -47,7 +46,8 @@ class Pod:
         self._trace: SandboxTrace | None = None
         self._problem: KataError | None = None
         self._sandbox: Sandbox | None = None
-        self._own: Bundle | None = None
+        self._spec: Spec = {}
+        self._bundle = Path()
         # Without the call that happens to begin something: what goes on later is nobody's in particular.
         self._context = contextvars.copy_context()
         self._memory_watch: asyncio.Task[None] | None = None
@@ -139,8 +139,8 @@ class Pod:
         if self._problem is not None:
             raise self._problem
 
-    async def begin(self, options: SandboxOptions) -> None:
-        """Boot the sandbox.
+    async def begin(self, options: SandboxOptions, spec: Spec | None = None, bundle: Path = Path()) -> None:
+        """Boot the sandbox, then run the host's hooks of `spec`, which is its own container's in `bundle`.
 
         Raises:
             KataError: with the reason; the sandbox has ended then.
@@ -155,14 +155,7 @@ class Pod:
             self._outcome, self._failure = "error", error
             raise
         self._outcome = "killed"
-
-    async def adopt(self, bundle: Bundle) -> None:
-        """Take this one's container for the sandbox's own, and run what it wants run on the host before it starts.
-
-        Raises:
-            KataError: a hook failed; the sandbox has to end.
-        """
-        self._own = bundle
+        self._spec, self._bundle = spec or {}, bundle
         await self.run_hooks(BEFORE_START, "creating", strict=True)
 
     async def run_hooks(self, kinds: Sequence[str], status: str, *, strict: bool = False) -> None:
@@ -171,9 +164,9 @@ class Pod:
         Raises:
             SandboxError: with `strict`, one failed.
         """
-        if self._own is not None and (hooks := self._own.spec.get("hooks")):
-            annotations = self._own.spec.get("annotations") or {}
-            state = HookState(self.id, status, self.pid, str(self._own.directory), annotations)
+        if hooks := self._spec.get("hooks"):
+            annotations = self._spec.get("annotations") or {}
+            state = HookState(self.id, status, self.pid, str(self._bundle), annotations)
             await run_hooks(hooks, kinds, state, strict=strict)
 
     def watch_memory(self, report: Callable[[str], None]) -> None:
@@ -232,6 +225,7 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),
+        forward_localhost=pod,
     )
 
 

@@ -217,8 +217,10 @@ def _options(request: pb.CreateSandboxRequest, sandbox_id: str) -> SandboxOption
     return SandboxOptions(
         hostname=(config.hostname or sandbox_id)[:HOSTNAME_LENGTH],
         share_pid=config.HasField("linux") and namespaces.pid == POD,
+        hold_pid=True,
         shm_size=_SHM_SIZE,
         netns=request.netns_path,
+        forward_localhost=True,
     )
 
 

@@ -147,8 +147,7 @@ class KataTasks(TaskService):
             _share_memory(bundle.spec)
         if managed.owner:
             pod = self._shim.launch.group.kind == grouping.SANDBOX
-            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod))
-            await self._pod.adopt(bundle)
+            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod), bundle.spec, bundle.directory)
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
@@ -156,8 +155,8 @@ class KataTasks(TaskService):
             sandbox.share_name(request.id),
             disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
             layers=layers,
-            runs_hooks=managed.owner,
             shm=sandbox.shm,
+            runs_hooks=managed.owner,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
@@ -468,11 +467,14 @@ class KataTasks(TaskService):
         return response
 
     async def _all_metrics(self) -> list[Metrics]:
-        """Of the containers that run."""
+        """Of the containers that run; the interfaces, which are the pod's, with the first of them."""
         live = [managed.container for managed in self._containers.values() if managed.status in (RUNNING, PAUSED)]
-        found = [await container.stats() for container in live if container is not None]
-        # They share the guest's interfaces, which must not be counted twice.
-        return [to_metrics(stats.files, () if index else stats.network_stats) for index, stats in enumerate(found)]
+        found: list[Metrics] = []
+        for container in live:
+            if container is not None:
+                stats = await container.stats()
+                found.append(to_metrics(stats.files, () if found else stats.network_stats))
+        return found
 
     async def connect(self, request: task.ConnectRequest) -> task.ConnectResponse:
         """See TaskService."""

@@ -55,8 +55,11 @@ if [ "$shell" ]; then
 	echo 0 >$share/l1/status
 else
 	stty -F /dev/ttyS1 raw
-	bash -c "$command" </dev/null >/dev/ttyS1 2>&1
-	echo $? >$share/l1/status
+	# A pipe, not a terminal: what comes out is lines.
+	{
+		bash -c "$command" </dev/null
+		echo $? >$share/l1/status
+	} 2>&1 | cat >/dev/ttyS1
 fi
 dmesg >$share/l1/dmesg.txt
 off

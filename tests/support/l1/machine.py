@@ -143,7 +143,10 @@ def _carry(qemu: "subprocess.Popen[bytes]", timeout: float) -> bool:
             continue
         data = os.read(qemu.stdout.fileno(), 65536)
         if not data:
-            qemu.wait()
+            try:
+                qemu.wait(max(left, 0))
+            except subprocess.TimeoutExpired:
+                return False
             return True
         sys.stdout.buffer.write(data.replace(b"\r", b""))
         sys.stdout.buffer.flush()

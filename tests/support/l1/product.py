@@ -3,14 +3,13 @@
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from kata_runtime.image.wheels import GUEST_PYTHON, PLATFORMS
-from support.containerd import make_image
-from support.l1.userland import CACHE, Say, Userland, make_disk
+from support import containerd
+from support.l1.userland import CACHE, Say, Userland, make_disk, run_tool
 
 __all__ = ["ROOT", "make_product"]
 
@@ -97,12 +96,14 @@ def _environment(userland: Userland, wheels: Path, say: Say) -> Path:
 
 def _busybox_image() -> Path:
     """An OCI archive for containerd, which L1 has no umoci to make."""
-    archive = CACHE / "busybox.tar"
+    archive = CACHE / f"busybox-{_digest([Path(containerd.__file__)])[:16]}.tar"
     if not archive.exists():
+        for stale in CACHE.glob("busybox*.tar"):
+            stale.unlink()
         scratch = CACHE / ".busybox"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        make_image(scratch).rename(archive)
+        containerd.make_image(scratch).rename(archive)
         shutil.rmtree(scratch)
     return archive
 
@@ -117,13 +118,11 @@ def _chroot(userland: Userland, opt: Path, wheels: Path, *argv: str) -> None:
         "HOME": "/root",
         "LC_ALL": "C.UTF-8",
     }
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, env=environment)
+    run_tool(*command, env=environment)
 
 
-def _pip(*arguments: str) -> None:
-    verb, *rest = arguments
-    command = [sys.executable, "-m", "pip", verb, *_PIP, *rest]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+def _pip(verb: str, *arguments: str) -> None:
+    run_tool(sys.executable, "-m", "pip", verb, *_PIP, *arguments)
 
 
 def _digest(paths: Iterable[Path]) -> str:

@@ -7,9 +7,8 @@ import inspect
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from kata_runtime.image import DEFAULT_CACHE, cpio
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux, indexes
 from kata_runtime.image.packages import KERNEL, KEYRINGS, RELEASE, Packages, host_mirrors, host_transport
 
-__all__ = ["CACHE", "Userland", "locked", "make_disk", "userland"]
+__all__ = ["CACHE", "Userland", "locked", "make_disk", "run_tool", "userland"]
 
 CACHE = DEFAULT_CACHE / "nested"
 # What a host of ours has installed, and what the tests in it look at.
@@ -77,7 +76,7 @@ def userland(say: Say, *, renew: bool = False) -> Userland:
     The caller holds the cache's lock (`locked`).
     """
     kernel = _kernel_package(say)
-    recipe = inspect.getsource(sys.modules[__name__])
+    recipe = (PACKAGES, BOOT_MODULES, DISK_MIB, _INIT, inspect.getsource(_install), inspect.getsource(_initrd))
     key = hashlib.sha256(f"{recipe}\0{kernel.name}".encode()).hexdigest()[:16]
     made = Userland(CACHE / f"userland-{key}")
     if made.directory.is_dir() and not renew:
@@ -113,7 +112,7 @@ def locked(say: Say) -> Iterator[None]:
 def make_disk(tree: Path, disk: Path, mebibytes: int) -> None:
     """An ext4 file system with what is in `tree`."""
     options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-m", "0"]
-    _run("mke2fs", *options, "-d", str(tree), str(disk), f"{mebibytes}M")
+    run_tool("mke2fs", *options, "-d", str(tree), str(disk), f"{mebibytes}M")
 
 
 def _kernel_package(say: Say) -> Path:
@@ -132,13 +131,13 @@ def _install(made: Userland, kernel: Path) -> None:
     settings = ['APT::Install-Recommends "false";', *host_transport()]
     aptopts = [f"--aptopt={setting.removesuffix(';')}" for setting in settings]
     include = f"--include={','.join(PACKAGES)}"
-    _run("mmdebstrap", "--quiet", "--variant=minbase", include, *aptopts, RELEASE, str(made.root), *sources)
+    run_tool("mmdebstrap", "--quiet", "--variant=minbase", include, *aptopts, RELEASE, str(made.root), *sources)
     scratch = made.directory / "kernel"
-    _run("dpkg-deb", "-x", str(kernel), str(scratch))
+    run_tool("dpkg-deb", "-x", str(kernel), str(scratch))
     (modules,) = (scratch / "lib/modules").iterdir()
     shutil.move(modules, made.root / "lib/modules" / modules.name)
-    _run("chroot", str(made.root), "depmod", "-a", modules.name)
-    _run("chroot", str(made.root), "groupadd", "--system", "kvm")  # udev's package would
+    run_tool("chroot", str(made.root), "depmod", "-a", modules.name)
+    run_tool("chroot", str(made.root), "groupadd", "--system", "kvm")  # udev's package would
     (bzimage,) = (scratch / "boot").glob("vmlinuz-*")
     lz4 = made.root / "usr/lib/x86_64-linux-gnu/liblz4.so.1"
     made.kernel.write_bytes(extract_vmlinux(bzimage.read_bytes(), lz4))
@@ -164,8 +163,9 @@ def _initrd(busybox: bytes, modules: ModuleTree) -> bytes:
     return cpio.archive(entries)
 
 
-def _run(*argv: str) -> None:
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def run_tool(*argv: str, env: Mapping[str, str] | None = None) -> None:
+    """Run a tool to its end; what it said is shown only if it fails, which ends this process."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         said = "\n".join(re.sub(r"^", "  | ", line) for line in (done.stderr or done.stdout).splitlines()[-12:])
         raise SystemExit(f"nested: {argv[0]} failed with status {done.returncode}:\n{said}")

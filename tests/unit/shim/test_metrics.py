@@ -43,6 +43,24 @@ def test_a_guest_that_lies_counts_as_nothing(text: str) -> None:
     assert not metrics.io.usage
 
 
+def test_the_sum_of_containers() -> None:
+    total = Metrics()
+    for number in (1, 2):
+        files = {
+            "pids.current": str(number),
+            "pids.max": "max",
+            "memory.current": str(number << 20),
+            "cpu.stat": f"usage_usec {number}00\n",
+            "cpu.pressure": "some avg10=1.00 avg60=0 avg300=0 total=7\n",
+            "io.stat": f"253:0 rbytes={number}\n",
+        }
+        add_metrics(total, to_metrics(files))
+    assert (total.pids.current, total.pids.limit) == (3, UNLIMITED)
+    assert (total.memory.usage, total.cpu.usage_usec) == (3 << 20, 300)
+    assert [entry.rbytes for entry in total.io.usage] == [1, 2]
+    assert not total.cpu.HasField("psi")
+
+
 def test_counters_of_interfaces() -> None:
     eth0 = NetworkStats(
         name="eth0",
@@ -64,21 +82,3 @@ def test_a_guest_with_odd_interfaces() -> None:
     many = [NetworkStats(name=f"eth{number}") for number in range(1000)]
     assert len(to_metrics({}, many).network) == 64
     assert not to_metrics({}, [NetworkStats(name="x" * 16), NetworkStats(name="a\nb")]).network
-
-
-def test_the_sum_of_containers() -> None:
-    total = Metrics()
-    for number in (1, 2):
-        files = {
-            "pids.current": str(number),
-            "pids.max": "max",
-            "memory.current": str(number << 20),
-            "cpu.stat": f"usage_usec {number}00\n",
-            "cpu.pressure": "some avg10=1.00 avg60=0 avg300=0 total=7\n",
-            "io.stat": f"253:0 rbytes={number}\n",
-        }
-        add_metrics(total, to_metrics(files))
-    assert (total.pids.current, total.pids.limit) == (3, UNLIMITED)
-    assert (total.memory.usage, total.cpu.usage_usec) == (3 << 20, 300)
-    assert [entry.rbytes for entry in total.io.usage] == [1, 2]
-    assert not total.cpu.HasField("psi")
