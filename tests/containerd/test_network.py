@@ -113,7 +113,6 @@ def test_interfaces_that_come_between_create_and_start(kata: KataContainers, tmp
     with made() as (host,):
         engine.write_text(
             "#!/bin/sh -ex\n"
-            'in() { nsenter --net=/proc/$1/ns/net ip "$@"; }\n'
             f"for number in 0 1; do\n"
             f"ip -n {host.name} link add v$number type veth peer name eth$number\n"
             f"ip -n {host.name} link set eth$number netns $1\n"
