@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,29 @@ def test_a_symlink_in_a_dead_sandbox_is_not_followed(roots: Directories, tmp_pat
     (dead.run / "link").symlink_to(precious)
     roots.sweep()
     assert (precious / "file").exists()
+
+
+def test_sweep_leaves_alone_what_is_about_to_be_locked(roots: Directories) -> None:
+    """Two runtimes start at once: one has made its directory and not locked it yet, the other one sweeps."""
+    roots.run.mkdir()
+    (roots.run / "young").mkdir()
+    (roots.run / "old").mkdir()
+    os.utime(roots.run / "old", (0, 0))
+    assert roots.sweep() == ["old"]
+    with SandboxDirectory(roots, "young").opened():
+        pass
+
+
+def test_a_directory_that_goes_away_meanwhile_is_made_again(
+    roots: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, opens = SandboxDirectory(roots, "a"), os.open
+
+    def removed_before(path: Path, flags: int) -> int:
+        monkeypatch.undo()
+        directory.run.rmdir()
+        return opens(path, flags)
+
+    monkeypatch.setattr(os, "open", removed_before)
+    with directory.opened():
+        assert directory.run.is_dir()

@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _trace = Site(package="virtcontainers", subsystem="sandbox")
 # containerd's own limits for identifiers (pkg/identifiers): 76 characters, no path can be made of them.
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _ID_LENGTH = 76
+# Seconds that an empty directory is left alone.
+_BEGINNING = 60.0
 
 
 def valid_id(text: str) -> str:
@@ -60,6 +63,8 @@ class Directories:
             if not _ID.fullmatch(name):
                 continue
             directory = SandboxDirectory(self, name)
+            if directory.begins:
+                continue
             try:
                 with directory.locked():
                     directory.close_trace()
@@ -96,6 +101,14 @@ class SandboxDirectory:
     def layers(self) -> Path:
         """Writable layers."""
         return self.roots.layers / self.sandbox_id
+
+    @property
+    def begins(self) -> bool:
+        """Whether somebody may have made it just now and not have taken its lock yet."""
+        try:
+            return not any(self.run.iterdir()) and time.time() - self.run.stat().st_mtime < _BEGINNING
+        except OSError:
+            return False
 
     @contextmanager
     def opened(self) -> Iterator["SandboxDirectory"]:
@@ -136,6 +149,8 @@ class SandboxDirectory:
             try:
                 self.run.mkdir(parents=True, mode=0o700, exist_ok=True)
                 fd = os.open(self.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # its last holder removed it before our open
             except OSError as error:
                 raise HostError(f"{self.run}: {error.strerror}", hint="are you root?") from error
             try:
