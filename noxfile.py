@@ -66,6 +66,12 @@ def vm(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Slow and broken stages of a real guest, and what the trace says of them (root)."""
+    pytest(session, "faults")
+
+
+@nox.session
 def containerd(session: nox.Session) -> None:
     """Tests that run Debian's containerd on sockets and directories of its own (root)."""
     pytest(session, "containerd")
@@ -95,14 +101,21 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root); with --stdio, stdio with a raw stream."""
+    """Start times compared with a bare QEMU boot in the same run (root); --stdio, --containerd, --forwarder: others."""
     arguments = list(session.posargs)
     program = "start"
-    for other in ("stdio",):
+    for other in ("stdio", "containerd", "forwarder"):
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other
     session.run(sys.executable, f"tests/bench/{program}.py", *arguments, external=True)
+
+
+@nox.session
+def jaeger(session: nox.Session) -> None:
+    """A traced container through Jaeger's own API (root). Builds Jaeger from Go modules: minutes, the first time."""
+    session.run(sys.executable, "tests/jaeger/build.py", external=True)
+    pytest(session, "jaeger")
 
 
 @nox.session

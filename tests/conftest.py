@@ -1,6 +1,6 @@
 """What all tests share: a directory for what a failed test leaves to read, and a proof that nothing else is left.
 
-Tests below tests/vm are marked `vm`. For each of them:
+Tests below tests/vm and tests/faults are marked `vm`. For each of them:
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
@@ -17,11 +17,13 @@ from types import FrameType
 
 import pytest
 
+from kata_telemetry import logs
 from support import leaks
+from support.kata import Kata, build_image
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
-_VM_TESTS = ROOT / "tests/vm"
+_VM_TESTS = (ROOT / "tests/vm", ROOT / "tests/faults")
 _failed = pytest.StashKey[bool]()
 _directory = pytest.StashKey[Path]()
 
@@ -37,7 +39,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(_VM_TESTS):
+        if any(item.path.is_relative_to(directory) for directory in _VM_TESTS):
             item.add_marker(pytest.mark.vm)
     if os.geteuid() != 0 and any(item.get_closest_marker("vm") for item in items):
         raise pytest.UsageError("tests that boot a guest need root: sudo .venv/bin/python -m nox -s vm")
@@ -74,6 +76,13 @@ def _orphans() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _log_of_its_own() -> Iterator[None]:
+    """A sandbox's root is in every line of its process's log; the next test is another sandbox."""
+    yield
+    logs.set_root(None)
+
+
+@pytest.fixture(autouse=True)
 def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     """Around each test that boots a guest: its logs and traces go to `artifacts`, and it leaves nothing."""
     if request.node.get_closest_marker("vm") is None:
@@ -92,3 +101,15 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     if left:
         (directory / "left-behind.txt").write_text("\n".join(left) + "\n")
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> None:
+    """The guest's image, up to date with this checkout's agent."""
+    build_image()
+
+
+@pytest.fixture
+def kata(artifacts: Path, guest_image: None) -> Kata:
+    """A `kata-runtime` with traces and logs among the test's artifacts; tracing is off until the test turns it on."""
+    return Kata(artifacts)

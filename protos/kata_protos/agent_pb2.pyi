@@ -19,7 +19,7 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateSandboxRequest(_message.Message):
-    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing")
+    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class CreateSandboxRequest(_message.Message):
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
     KERNEL_MODULES_FIELD_NUMBER: _ClassVar[int]
     TRACING_FIELD_NUMBER: _ClassVar[int]
+    PIDNS_HOLDER_FIELD_NUMBER: _ClassVar[int]
     hostname: str
     dns: _containers.RepeatedScalarFieldContainer[str]
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
@@ -34,21 +35,38 @@ class CreateSandboxRequest(_message.Message):
     sandbox_id: str
     kernel_modules: _containers.RepeatedCompositeFieldContainer[KernelModule]
     tracing: Tracing
-    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ...) -> None: ...
+    pidns_holder: bool
+    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ...) -> None: ...
 
 class DestroySandboxRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Tracing(_message.Message):
-    __slots__ = ("enabled", "traceparent", "clock")
+    __slots__ = ("enabled", "traceparent", "clock", "level", "recorder", "since_ns", "log_levels", "transport")
+    class Transport(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        RUNTIME: _ClassVar[Tracing.Transport]
+        FORWARDER: _ClassVar[Tracing.Transport]
+    RUNTIME: Tracing.Transport
+    FORWARDER: Tracing.Transport
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    RECORDER_FIELD_NUMBER: _ClassVar[int]
+    SINCE_NS_FIELD_NUMBER: _ClassVar[int]
+    LOG_LEVELS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     traceparent: str
     clock: Clock
-    def __init__(self, enabled: _Optional[bool] = ..., traceparent: _Optional[str] = ..., clock: _Optional[_Union[Clock, _Mapping]] = ...) -> None: ...
+    level: int
+    recorder: bool
+    since_ns: int
+    log_levels: _containers.RepeatedScalarFieldContainer[str]
+    transport: Tracing.Transport
+    def __init__(self, enabled: _Optional[bool] = ..., traceparent: _Optional[str] = ..., clock: _Optional[_Union[Clock, _Mapping]] = ..., level: _Optional[int] = ..., recorder: _Optional[bool] = ..., since_ns: _Optional[int] = ..., log_levels: _Optional[_Iterable[str]] = ..., transport: _Optional[_Union[Tracing.Transport, str]] = ...) -> None: ...
 
 class Clock(_message.Message):
     __slots__ = ("offset_ns", "bound_ns")

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import IO
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run"]
+__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run", "run_foreign"]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
@@ -76,8 +76,15 @@ def own_start() -> int:
 class Child:
     """A running child process. Its end is known by pidfd; stderr's last lines are kept."""
 
-    def __init__(self, argv: Sequence[str], popen: "subprocess.Popen[bytes]", log_file: IO[bytes] | None) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        popen: "subprocess.Popen[bytes]",
+        log_file: IO[bytes] | None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
         self.argv = tuple(argv)
+        self._on_line = on_line
         self.pid = popen.pid
         self._popen = popen
         self._log_file = log_file
@@ -151,7 +158,11 @@ class Child:
             self._log_file.flush()
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         self._partial = self._partial[-_LINE_LIMIT:]
-        self._tail.extend(line[:_LINE_LIMIT].decode(errors="replace") for line in lines)
+        for line in lines:
+            text = line[:_LINE_LIMIT].decode(errors="replace")
+            self._tail.append(text)
+            if self._on_line is not None:
+                self._on_line(text)
 
     def close(self) -> None:
         """Give back what belongs to an ended child."""
@@ -173,6 +184,7 @@ def _spawn(
     namespace: str,
     environment: Mapping[str, str] | None,
     log_path: Path | None,
+    on_line: Callable[[str], None] | None,
 ) -> Child:
     prefix = [find_program("nsenter", package="util-linux"), f"--net={namespace}"] if namespace else []
     prefix += [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
@@ -199,7 +211,7 @@ def _spawn(
         if log_file:
             log_file.close()
         raise HostError(f"{argv[0]} can't be started: {error.strerror}") from error
-    return Child(argv, popen, log_file)
+    return Child(argv, popen, log_file, on_line)
 
 
 @asynccontextmanager
@@ -211,13 +223,14 @@ async def launch(
     namespace: str = "",
     environment: Mapping[str, str] | None = None,
     log_path: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
     grace: float = 2.0,
 ) -> AsyncIterator[Child]:
     """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
 
     `pass_fds` stay the caller's to close; `namespace` is the path of a network namespace to run it in. The child's
-    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`. Leaving the block
-    ends the child within `grace` seconds plus a SIGKILL, also when the block was cancelled.
+    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`, and each line to
+    `on_line`. Leaving the block ends the child within `grace` seconds plus a SIGKILL, also when it was cancelled.
 
     Raises:
         HostError: it can't be started.
@@ -230,6 +243,7 @@ async def launch(
             namespace=namespace,
             environment=environment,
             log_path=log_path,
+            on_line=on_line,
         )
         span.set(pid=child.pid)
     try:
@@ -264,3 +278,48 @@ async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> 
                 raise ProcessError(argv, -signal.SIGKILL, f"no end within {timeout:g} s") from None
             if status != 0:
                 raise ProcessError(argv, status, child.output)
+
+
+def _spawn_foreign(path: str, argv: Sequence[str], data: bytes, environment: Mapping[str, str]) -> Child:
+    stdin = os.memfd_create("stdin")
+    try:
+        os.write(stdin, data)
+        os.lseek(stdin, 0, os.SEEK_SET)
+        popen = subprocess.Popen(
+            list(argv),
+            executable=path,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HostError(f"{path} can't be started: {error.strerror}") from error
+    finally:
+        os.close(stdin)
+    return Child(argv, popen, None)
+
+
+async def run_foreign(
+    path: str, argv: Sequence[str], *, data: bytes, environment: Mapping[str, str], timeout: float
+) -> tuple[int, str]:
+    """Run a program that is no helper of ours to its end: called `argv[0]`, with `data` on stdin and this environment.
+
+    Returns its status (as `Child.wait`) and the end of what it wrote to stderr. It is killed after `timeout` seconds
+    (TimeoutError), and where the caller is cancelled.
+
+    Raises:
+        HostError: it can't be started.
+    """
+    child = _spawn_foreign(path, argv, data, environment)
+    try:
+        async with asyncio.timeout(timeout):
+            return await child.wait(), child.output.strip()
+    finally:
+        stopping = asyncio.ensure_future(child.stop(grace=0))
+        try:
+            await asyncio.shield(stopping)
+        finally:
+            await stopping
+            child.close()

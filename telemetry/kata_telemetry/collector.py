@@ -6,10 +6,11 @@ those for traces win over the general ones, and what the caller says wins over b
 
 import gzip
 import http.client
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, Self
@@ -21,6 +22,8 @@ EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 TIMEOUT: Final = 10.0
 # A collector's answer is a few bytes; what it says beyond this is not read.
 MAX_ANSWER: Final = 64 * 1024
+# However long a collector asks us to wait (s).
+LONGEST_RETRY: Final = 60.0
 
 
 class SettingsError(ValueError):
@@ -80,6 +83,9 @@ class CollectorSettings:
         protocol: str = "",
         headers: str = "",
         timeout: float = 0.0,
+        certificate: str = "",
+        client_certificate: str = "",
+        client_key: str = "",
     ) -> Self | None:
         """Settings from arguments and environment, or None where neither names an endpoint. Raises SettingsError."""
 
@@ -90,16 +96,20 @@ class CollectorSettings:
                     return value
             return ""
 
-        def file(name: str) -> Path | None:
-            return Path(variable(name)) if variable(name) else None
+        def file(name: str, given: str) -> Path | None:
+            return Path(given or variable(name)) if given or variable(name) else None
 
         exact = not endpoint and bool(environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip())
+        from_environment = not endpoint
         endpoint = endpoint or variable("ENDPOINT")
         if not endpoint:
             return None
         protocol = protocol or variable("PROTOCOL") or _protocol_of(endpoint)
         if protocol not in PROTOCOLS:
             raise SettingsError(f"OTLP protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
+        if from_environment and protocol == "grpc" and "://" not in endpoint and not endpoint.startswith("unix:"):
+            # HOST:PORT is gRPC's own form, and OTEL_EXPORTER_OTLP_INSECURE is about nothing else.
+            endpoint = f"{'http' if variable('INSECURE').lower() == 'true' else 'https'}://{endpoint}"
         compression = variable("COMPRESSION") or "none"
         if compression not in {"none", "gzip"}:
             raise SettingsError(f"OTLP compression {compression!r} is none of none, gzip")
@@ -108,9 +118,9 @@ class CollectorSettings:
             protocol=protocol,
             timeout=timeout or _seconds(variable("TIMEOUT")),
             headers=_headers(headers or variable("HEADERS")),
-            certificate=file("CERTIFICATE"),
-            client_certificate=file("CLIENT_CERTIFICATE"),
-            client_key=file("CLIENT_KEY"),
+            certificate=file("CERTIFICATE", certificate),
+            client_certificate=file("CLIENT_CERTIFICATE", client_certificate),
+            client_key=file("CLIENT_KEY", client_key),
             compress=compression == "gzip",
         )
 
@@ -244,7 +254,9 @@ class _GrpcSender:
         except self._errors as error:
             code, details = error.code(), error.details()  # a failed RPC is a Call as well
             message = f"{code.name}: {details}"[:1000]
-            raise (RefusedError if code in self._final else UnavailableError)(message) from error
+            if code in self._final:
+                raise RefusedError(message) from error
+            raise UnavailableError(message, _retry_info(tuple(error.trailing_metadata() or ()))) from error
         return _answer(body)
 
     def close(self) -> None:
@@ -299,4 +311,35 @@ class _HttpSender:
 
 
 def _retry_after(text: str | None) -> float:
-    return min(float(text), 60.0) if text and text.isdigit() else 0.0
+    """Seconds until the time that a Retry-After header names: a number of seconds, or a date (RFC 9110, 10.2.3)."""
+    if not text:
+        return 0.0
+    if text.strip().isdecimal():
+        return min(float(text), LONGEST_RETRY)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        until = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(until - time.time(), 0.0), LONGEST_RETRY)
+
+
+def _retry_info(metadata: Iterable[Any]) -> float:
+    """Seconds that google.rpc.RetryInfo asks for in a status' details (OTLP specification, "OTLP/gRPC Throttling")."""
+    details = next((value for key, value in metadata if key == "grpc-status-details-bin"), b"")
+    if not isinstance(details, bytes) or not details:
+        return 0.0
+    from google.protobuf.message import DecodeError
+    from google.rpc.error_details_pb2 import RetryInfo
+    from google.rpc.status_pb2 import Status
+
+    try:
+        for detail in Status.FromString(details).details:
+            info = RetryInfo()
+            if detail.Unpack(info):
+                delay = info.retry_delay
+                return float(min(max(delay.seconds + delay.nanos / 1e9, 0.0), LONGEST_RETRY))
+    except DecodeError:
+        pass
+    return 0.0

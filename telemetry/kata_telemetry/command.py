@@ -22,8 +22,13 @@ from kata_telemetry.store import DEFAULT_TRACE_DIR, StoreError, stores
 __all__ = ["add_arguments", "find", "parse_duration"]
 
 
-def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the `trace` command; the chosen one is `run` of the parsed options: `run(options) -> exit status`."""
+def add_arguments(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Add the `trace` command; the chosen one is `run` of the parsed options: `run(options) -> exit status`.
+
+    Returns what further commands below `trace` are added to.
+    """
     trace = subparsers.add_parser("trace", help="show where the time of a sandbox went")
     commands = trace.add_subparsers(dest="trace_command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
@@ -55,7 +60,9 @@ def add_arguments(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
     push.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
     push.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
     push.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
-    push.set_defaults(run=_push, headers="")
+    # What only the configuration says.
+    push.set_defaults(run=_push, headers="", request_timeout=0.0, certificate="", client_certificate="", client_key="")
+    return commands
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -106,7 +113,14 @@ def _push(options: argparse.Namespace) -> int:
     from kata_telemetry.export import push
 
     settings = CollectorSettings.resolve(
-        os.environ, endpoint=options.endpoint, protocol=options.protocol, headers=options.headers
+        os.environ,
+        endpoint=options.endpoint,
+        protocol=options.protocol,
+        headers=options.headers,
+        timeout=options.request_timeout,
+        certificate=options.certificate,
+        client_certificate=options.client_certificate,
+        client_key=options.client_key,
     )
     if settings is None:
         raise SettingsError(
@@ -117,7 +131,7 @@ def _push(options: argparse.Namespace) -> int:
     # grpc's core would log every failed attempt.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     complete = True
-    for store in chosen:
+    for number, store in enumerate(chosen, 1):
         try:
             result = push(store, settings, timeout=options.timeout)
         except StoreError as error:
@@ -127,7 +141,8 @@ def _push(options: argparse.Namespace) -> int:
             complete = False
             continue
         complete &= result.complete
-        note = f"{store.directory.name}: {result.spans} spans sent to {settings.target}"
+        progress = f"[{number}/{len(chosen)}] " if options.everything else ""
+        note = f"{progress}{store.directory.name}: {result.spans} spans sent to {settings.target}"
         if result.rejected:
             note += f", {result.rejected} not wanted"
         if not result.complete:

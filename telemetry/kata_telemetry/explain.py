@@ -77,7 +77,7 @@ def _opening(trace: Trace, start: Start, failed: TraceSpan | None) -> str:
     who = f"Sandbox {printable(meta.sandbox_id or trace.trace_id)}"
     if meta.command:
         who += f" ({printable(meta.command)})"
-    whole = duration(trace.root.duration)
+    whole = duration(trace.duration)
     if failed is not None and not start.reached:
         return f"{who} failed after {whole}, before its first process."
     if trace.live:
@@ -185,7 +185,7 @@ def _gaps(trace: Trace, start: Start) -> Iterator[str]:
 
 def _stop(trace: Trace) -> Iterator[str]:
     took = split(trace).stages.get(Stage.STOP, 0)
-    if took <= LONG_STOP * trace.root.duration:
+    if took <= LONG_STOP * trace.duration:
         return
     waited: dict[str, int] = {}
     for span, begin, end in critical_path(trace.root):
@@ -193,4 +193,4 @@ def _stop(trace: Trace) -> Iterator[str]:
             waited[span.name] = waited.get(span.name, 0) + end - begin
     name = max(waited, key=lambda name: waited[name], default="")
     part = f", {duration(waited[name])} of it in {printable(name)}" if name else ""
-    yield f"Stopping took {duration(took)}, {percent(took, trace.root.duration)} of the whole{part}."
+    yield f"Stopping took {duration(took)}, {percent(took, trace.duration)} of the whole{part}."

@@ -18,9 +18,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Self
 
 from kata_telemetry import otlp
+from kata_telemetry.abandoned import close_abandoned
 from kata_telemetry.collector import (
     CollectorSettings,
     RefusedError,
@@ -29,14 +31,18 @@ from kata_telemetry.collector import (
     UnavailableError,
     connect,
 )
-from kata_telemetry.store import Lock, Store, StoreError, write_atomically
+from kata_telemetry.parts import Part, RuntimePart, parts
+from kata_telemetry.store import Lock, Store, StoreError, stores, write_atomically
 
-__all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "start"]
+__all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "push_leftovers", "start"]
 
 # How long the exporter goes on after its sandbox ended, in seconds.
 GRACE: Final = 10.0
 # Refused batches that are remembered.
 MAX_REFUSED: Final = 1000
+# How often an exporter is started for one sandbox, and the exit status that says that settings can't work.
+MOST_STARTS: Final = 5
+USELESS: Final = 64
 
 
 @dataclass(slots=True)
@@ -79,10 +85,10 @@ class PushResult:
         return not self.left and not self.refused
 
 
-def load_progress(store: Store) -> dict[str, Progress]:
-    """Of each collector that this store was ever sent to, by `CollectorSettings.target`."""
+def load_progress(store: Store, part: Part | None = None) -> dict[str, Progress]:
+    """Of each collector that a part of this store (the runtime's) was sent to, by `CollectorSettings.target`."""
     try:
-        content = json.loads((store.directory / "export.json").read_bytes())
+        content = json.loads((part or RuntimePart(store)).progress_path.read_bytes())
     except (OSError, ValueError):
         return {}
     targets = content.get("targets") if isinstance(content, dict) else None
@@ -92,31 +98,32 @@ def load_progress(store: Store) -> dict[str, Progress]:
 
 
 class Delivery:
-    """One store on its way to one collector. Hold the store's export lock meanwhile."""
+    """One part of a store (the runtime's) on its way to one collector. Hold the part's lock meanwhile."""
 
-    def __init__(self, store: Store, settings: CollectorSettings, sender: Sender) -> None:
+    def __init__(self, store: Store, settings: CollectorSettings, sender: Sender, part: Part | None = None) -> None:
         self.store = store
         self.settings = settings
         self._sender = sender
-        self._all = load_progress(store)
+        self._part = part or RuntimePart(store)
+        self._all = load_progress(store, self._part)
         self.progress = self._all.setdefault(settings.target, Progress())
 
     @property
     def left(self) -> int:
-        """Bytes of whole lines that are still to be sent."""
-        return max(self._end() - self.progress.offset, 0)
+        """Bytes of whole records that are still to be sent."""
+        return max(self._part.end() - self.progress.offset, 0)
 
     def advance(self, timeout: Callable[[], float]) -> bool:
-        """Send the next line; False where there is none. `timeout` says how many seconds a request may take now.
+        """Send the next record; False where there is none. `timeout` says how many seconds a request may take now.
 
         Raises UnavailableError where the collector did not take it, StoreError where the store is not accessible.
         """
-        line = self._line(self.progress.offset)
-        if not line:
-            return False
         offset = self.progress.offset
+        record = self._part.record(offset)
+        if not record:
+            return False
         try:
-            self._send(line, timeout())
+            self._send(record, timeout())
         except RefusedError as error:
             if len(self.progress.refused) < MAX_REFUSED:
                 self.progress.refused[str(offset)] = str(error)
@@ -128,7 +135,7 @@ class Delivery:
             raise
         except otlp.MalformedOtlpError:
             self.progress.broken += 1
-        self.progress.offset = offset + len(line)
+        self.progress.offset = offset + len(record)
         self._save()
         return True
 
@@ -136,16 +143,15 @@ class Delivery:
         """Try once more what was refused: the collector may have been configured anew. Raises as `advance`."""
         for offset in list(self.progress.refused):
             with contextlib.suppress(RefusedError, otlp.MalformedOtlpError):
-                self._send(self._line(int(offset)), timeout())
+                self._send(self._part.record(int(offset)), timeout())
                 del self.progress.refused[offset]
                 self._save()
 
-    def _send(self, line: bytes, timeout: float) -> None:
-        if not line.strip():
+    def _send(self, record: bytes, timeout: float) -> None:
+        data, count = self._part.request(record)
+        if not count:
             return
-        request = otlp.to_request(line)
-        count = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
-        answer = self._sender.send(request.SerializeToString(), timeout)
+        answer = self._sender.send(data, timeout)
         self.progress.error = ""
         # A collector that keeps a part must not be sent the batch again (OTLP specification, "Partial Success").
         self.progress.rejected += answer.rejected
@@ -153,40 +159,12 @@ class Delivery:
         if answer.message:
             self.progress.error = f"collector: {answer.message}"
 
-    def _line(self, offset: int) -> bytes:
-        try:
-            with self.store.spans.open("rb") as file:
-                file.seek(offset)
-                line = file.readline()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StoreError(f"cannot read {self.store.spans}: {error.strerror}") from error
-        # Without its newline it is still being written, or its writer died.
-        return line if line.endswith(b"\n") else b""
-
-    def _end(self) -> int:
-        """Where the last whole line ends."""
-        try:
-            with self.store.spans.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                while end > 0:
-                    start = max(end - 65536, 0)
-                    file.seek(start)
-                    newline = file.read(end - start).rfind(b"\n")
-                    if newline >= 0:
-                        return start + newline + 1
-                    end = start
-        except OSError:
-            pass
-        return 0
-
     def _save(self) -> None:
         content = {"targets": {name: dataclasses.asdict(progress) for name, progress in self._all.items()}}
         try:
-            write_atomically(self.store.directory / "export.json", json.dumps(content, indent=1).encode())
+            write_atomically(self._part.progress_path, json.dumps(content, indent=1).encode())
         except OSError as error:
-            raise StoreError(f"cannot write {self.store.directory}/export.json: {error.strerror}") from error
+            raise StoreError(f"cannot write {self._part.progress_path}: {error.strerror}") from error
 
 
 def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> PushResult:
@@ -195,7 +173,26 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
     Raises StoreError where another process exports this store right now, or where it can't be read or written, and
     SettingsError.
     """
-    lock = Lock(store.export_lock_path)
+    deadline = time.monotonic() + timeout
+
+    def remaining() -> float:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise UnavailableError(f"not done after {timeout:g} s")
+        return min(settings.timeout, left)
+
+    results = [_push_part(store, part, settings, remaining) for part in parts(store)]
+    return PushResult(
+        spans=sum(result.spans for result in results),
+        left=sum(result.left for result in results),
+        refused=sum(result.refused for result in results),
+        rejected=sum(result.rejected for result in results),
+        error=next((result.error for result in results if result.error), ""),
+    )
+
+
+def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining: Callable[[], float]) -> PushResult:
+    lock = Lock(part.lock_path)
     try:
         taken = lock.acquire()
     except OSError as error:
@@ -204,17 +201,10 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
         raise StoreError(f"the trace in {store.directory} is being exported by another process; try again later")
     sender = None
     try:
+        close_abandoned(store)
         sender = connect(settings)
-        delivery = Delivery(store, settings, sender)
-        before, deadline = delivery.progress.spans, time.monotonic() + timeout
-
-        def remaining() -> float:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise UnavailableError(f"not done after {timeout:g} s")
-            return min(settings.timeout, left)
-
-        stopped = ""
+        delivery = Delivery(store, settings, sender, part)
+        before, stopped = delivery.progress.spans, ""
         try:
             delivery.retry_refused(remaining)
             while delivery.advance(remaining):
@@ -236,32 +226,48 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
 
 
 class Link:
-    """The runtime's end of its exporter. No method blocks or raises."""
+    """The runtime's end of its exporter. No method blocks or raises.
 
-    def __init__(self, pid: int, fd: int) -> None:
-        self.pid = pid
-        self._fd = fd
+    An exporter that died, of whatever, is started again with the next news: where it goes on is in the store.
+    """
+
+    def __init__(self, spawn: Callable[[], tuple[int, int]]) -> None:
+        """`spawn` gives the process id and the pipe's end; it may raise OSError, now as well."""
+        self._spawn = spawn
+        self._starts = 1
         self._reaped = False
+        self._useless = False
+        self.pid, self._fd = spawn()
 
     def notify(self) -> None:
         """There is something new in the store."""
-        if self._fd >= 0:
-            # A full pipe has already said so; a broken one means that the exporter is gone, and the store still there.
-            with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._fd, b"\n")
-            self._reap()
+        if self._fd < 0:
+            return
+        self._reap()
+        # A full pipe has already said so.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._fd, b"\n")
 
     def close(self) -> None:
         """The store is complete. The exporter goes on by itself for its grace period."""
         if self._fd >= 0:
+            self._reap()
             fd, self._fd = self._fd, -1
             os.close(fd)
-            self._reap()
 
     def _reap(self) -> None:
-        if not self._reaped:
-            with contextlib.suppress(ChildProcessError):
-                self._reaped = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        if self._reaped:
+            return
+        with contextlib.suppress(ChildProcessError):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._reaped = pid != 0
+            self._useless = self._reaped and os.waitstatus_to_exitcode(status) == USELESS
+        if self._reaped and not self._useless and self._starts < MOST_STARTS:
+            self._starts += 1
+            with contextlib.suppress(OSError):
+                pid, fd = self._spawn()
+                os.close(self._fd)
+                self.pid, self._fd, self._reaped = pid, fd, False
 
 
 def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) -> Link:
@@ -270,25 +276,48 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
     Raises SettingsError where it can't be started.
     """
     search = [path for path in sys.path if path]
-    environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
     # -P: whatever lies in the current directory is not to be imported.
     arguments = [sys.executable, "-P", "-m", "kata_telemetry.exporter", "--store", str(store.directory)]
     arguments += ["--grace", str(grace)]
-    reader, writer = os.pipe()
+    log = str(store.directory / "export.log")
+
+    def spawn() -> tuple[int, int]:
+        environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
+        reader, writer = os.pipe()
+        try:
+            os.set_blocking(writer, False)
+            actions = [
+                (os.POSIX_SPAWN_DUP2, reader, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ]
+            # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
+            # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
+            pid = os.posix_spawnp("nice", ["nice", *arguments], environment, file_actions=actions, setsid=True)
+        except OSError:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        return pid, writer
+
     try:
-        os.set_blocking(writer, False)
-        log = str(store.directory / "export.log")
-        actions = [
-            (os.POSIX_SPAWN_DUP2, reader, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
-        # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
-        # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
-        pid = os.posix_spawnp("nice", ["nice", *arguments], environment, file_actions=actions, setsid=True)
+        return Link(spawn)
     except OSError as error:
-        os.close(writer)
         raise SettingsError(f"cannot start the exporter {sys.executable}: {error.strerror}") from error
-    finally:
-        os.close(reader)
-    return Link(pid, writer)
+
+
+def push_leftovers(trace_dir: Path, settings: CollectorSettings, deadline: float) -> None:
+    """Send what this collector did not get of finished traces while it was away, until `deadline` (monotonic, s).
+
+    Only traces that were on their way to it; the rest is for `push` to be told. Never raises for one of them.
+    """
+    for store in stores(trace_dir):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        progress = load_progress(store).get(settings.target)
+        if progress is None or store.live or RuntimePart(store).end() <= progress.offset:
+            continue
+        with contextlib.suppress(StoreError, SettingsError):
+            push(store, settings, timeout=left)

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from kata_telemetry.abandoned import close_abandoned
 from kata_telemetry.collector import CollectorSettings, SettingsError, UnavailableError, connect
-from kata_telemetry.export import GRACE, Delivery
+from kata_telemetry.export import GRACE, USELESS, Delivery, push_leftovers
 from kata_telemetry.store import Lock, Store, StoreError
 
 __all__ = ["main"]
@@ -25,6 +26,8 @@ FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 30.0
 # While the grace period runs there is no time for long pauses.
 LAST_RETRY_ENDING: Final = 1.0
+# How long to wait, in seconds, for the end of a runtime that was killed, when its pipe has ended.
+PATIENCE: Final = 5.0
 # The shortest time worth starting a request.
 SHORTEST: Final = 0.05
 
@@ -52,6 +55,11 @@ class Exporter:
             self._deadline = time.monotonic() + self._grace
             self._news = True
             self._changed.notify_all()
+
+    @property
+    def deadline(self) -> float | None:
+        """When the grace period ends (monotonic, s), once the end has come."""
+        return self._deadline
 
     @property
     def done(self) -> bool:
@@ -133,20 +141,27 @@ def main(arguments: list[str] | None = None) -> int:
         exporter = Exporter(Delivery(store, settings, connect(settings)), options.grace)
     except (OSError, SettingsError, StoreError) as error:
         print(f"exporter: {error}", file=sys.stderr)
-        return 64
-    thread = threading.Thread(target=_run, args=(exporter,), daemon=True)
+        return USELESS
+    # The store by its own name is one of these as well, and complete by then.
+    kept = options.store.absolute().parent
+    thread = threading.Thread(target=_run, args=(exporter, kept, settings), daemon=True)
     thread.start()
     while os.read(0, 4096):
         exporter.tell()
+    # Does nothing where the runtime has ended by itself.
+    close_abandoned(store, at=time.time_ns(), patience=PATIENCE)
     exporter.end()
     # A request has its own timeout; the margin is for one that does not keep it.
     thread.join(options.grace + 1)
     return 0 if exporter.done else 75
 
 
-def _run(exporter: Exporter) -> None:
+def _run(exporter: Exporter, kept: Path, settings: CollectorSettings) -> None:
     try:
         exporter.run()
+        if exporter.deadline is not None and exporter.done:
+            # The collector is there: whatever it missed of earlier sandboxes goes along.
+            push_leftovers(kept, settings, exporter.deadline)
     except StoreError as error:
         # The store was removed, or its disk is full: nothing that waiting would mend.
         print(f"exporter: {error}", file=sys.stderr)

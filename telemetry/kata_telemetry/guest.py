@@ -5,23 +5,25 @@ when the sandbox existed, and with bounded names, attributes and numbers. All el
 """
 
 import math
-import time
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kata_telemetry import otlp
+from kata_telemetry.clock import Clock, HostClock
+from kata_telemetry.wire import MAX_FRAME
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
     from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
-__all__ = ["MAX_BATCH", "SERVICE", "Limits", "Quarantine", "Tally"]
+__all__ = ["MAX_BATCH", "SERVICE", "Limits", "Quarantine", "Tally", "host_time"]
 
 SERVICE = "kata-agent"
 # A parsed message may take some 90 times the memory of its bytes: empty spans take two bytes each.
-MAX_BATCH = 256 * 1024
+MAX_BATCH = MAX_FRAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,30 @@ class Limits:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of a guest's spans. `rejected` and `trimmed` count spans, `batches` whole refused batches."""
+    """What became of a guest's spans. `refused` (by reason) and `trimmed` count spans, `batches` whole refused batches,
+    `dropped` what the agent says that it lost.
+    """
 
     accepted: int = 0
-    rejected: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
     trimmed: int = 0
     batches: int = 0
+    dropped: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """Refused spans."""
+        return self.refused.total()
+
+    def lost(self) -> dict[str, int]:
+        """What is not in the trace, or not whole, by reason."""
+        found = {f"from the guest, refused: {reason}": number for reason, number in self.refused.items()}
+        found |= {
+            "batches from the guest, refused": self.batches,
+            "from the guest, cut": self.trimmed,
+            "dropped by the agent": self.dropped,
+        }
+        return {reason: number for reason, number in found.items() if number}
 
 
 class _Recent:
@@ -72,7 +92,8 @@ class _Recent:
 class Quarantine:
     """Rebuilds the batches of one sandbox's guest.
 
-    `since` is when the sandbox began (host time, ns). `trace_id` and `root_id` are the sandbox's; where the runtime
+    `since` is when the sandbox began (host time, ns), `now` reads that time: the sandbox's own, which is not bent by a
+    wall clock that steps. `trace_id` and `root_id` are the sandbox's; where the runtime
     does not trace, they are None and the first valid span of the guest sets them.
     """
 
@@ -81,6 +102,8 @@ class Quarantine:
     trace_id: bytes | None = None
     root_id: bytes | None = None
     limits: Limits = field(default_factory=Limits)
+    service: str = SERVICE
+    now: Callable[[], int] = field(default_factory=lambda: host_time(HostClock()))
     tally: Tally = field(default_factory=Tally)
     _host_ids: _Recent = field(default_factory=lambda: _Recent(16_384))
     _guest_ids: _Recent = field(default_factory=lambda: _Recent(16_384))
@@ -102,24 +125,37 @@ class Quarantine:
             return None
         clean = type(message)()
         resource_spans = clean.resource_spans.add()
-        for key, value in otlp.resource(SERVICE, self.sandbox_id).items():
+        for key, value in otlp.resource(self.service, self.sandbox_id).items():
             _set(resource_spans.resource.attributes.add(), key, str(value))
         scope_spans = resource_spans.scope_spans.add()
         scope_spans.scope.name = otlp.SCOPE
-        latest = time.time_ns() + self.limits.slack
+        latest = self.now() + self.limits.slack
         for foreign in message.resource_spans:
+            self._note_dropped(foreign)
             for scope in foreign.scope_spans:
                 for span in scope.spans:
-                    if self.tally.accepted < self.limits.spans and self._acceptable(span, latest):
+                    if refused := self._refused(span, latest):
+                        self.tally.refused[refused] += 1
+                    else:
                         self.tally.accepted += 1
                         self.tally.trimmed += self._copy(span, scope_spans.spans.add(), latest)
-                    else:
-                        self.tally.rejected += 1
         return clean if scope_spans.spans else None
 
-    def _acceptable(self, span: "OtlpSpan", latest: int) -> bool:
+    def known(self, span_id: bytes) -> None:
+        """Remember a span that an earlier process took from this guest."""
+        self._guest_ids.add(span_id)
+        self.tally.accepted += 1
+
+    def _note_dropped(self, foreign: "ResourceSpans") -> None:
+        for pair in foreign.resource.attributes[:4]:
+            if pair.key == otlp.DROPPED:
+                self.tally.dropped = min(self.tally.dropped + max(pair.value.int_value, 0), 2**32)
+
+    def _refused(self, span: "OtlpSpan", latest: int) -> str:
+        """Why a span can't be taken, or ""."""
         span_id = span.span_id
-        earliest = self.since - self.limits.slack
+        if self.tally.accepted >= self.limits.spans:
+            return "too many"
         if not (
             len(span.trace_id) == 16
             and len(span_id) == 8
@@ -127,15 +163,23 @@ class Quarantine:
             and any(span.trace_id)
             and any(span_id)
             and span_id != span.parent_span_id
-            and earliest <= span.start_time_unix_nano <= span.end_time_unix_nano <= latest
         ):
-            return False
+            return "ids that are none"
+        if refused := self._untimely(span.start_time_unix_nano, span.end_time_unix_nano, latest):
+            return refused
         if self.trace_id is None:
             self.trace_id = span.trace_id
-        if span.trace_id != self.trace_id or span_id in self._host_ids or span_id in self._guest_ids:
-            return False
+        if span.trace_id != self.trace_id:
+            return "another trace"
+        if span_id in self._host_ids or span_id in self._guest_ids:
+            return "an id twice" if span_id in self._guest_ids else "an id of the host's"
         self._guest_ids.add(span_id)
-        return True
+        return ""
+
+    def _untimely(self, start: int, end: int, latest: int) -> str:
+        if start < self.since - self.limits.slack:
+            return "before the sandbox began"
+        return "" if start <= end <= latest else "in the future, or an end before the start"
 
     def _copy(self, source: "OtlpSpan", target: "OtlpSpan", latest: int) -> bool:
         """Fill `target` with what is acceptable of `source`; True where that is not all."""
@@ -206,6 +250,11 @@ class Quarantine:
             copy.key = key
             setattr(copy.value, kind, _text(value, self.limits.text) if kind == "string_value" else value)
         return dropped
+
+
+def host_time(clock: Clock) -> Callable[[], int]:
+    """Reads a clock in host time (ns)."""
+    return lambda: clock.to_host(clock.now())
 
 
 _SCALARS = frozenset({"string_value", "bool_value", "int_value", "double_value"})

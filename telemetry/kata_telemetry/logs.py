@@ -15,14 +15,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from kata_telemetry.span import current
+from kata_telemetry.span import Span, current
 
-__all__ = ["FORMATS", "LEVELS", "Formatter", "configure", "log_fields"]
+__all__ = ["FORMATS", "LEVELS", "Formatter", "configure", "log_fields", "on_spans", "set_root"]
 
 FORMATS: Final = ("logfmt", "json")
 LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critical")
@@ -35,6 +35,10 @@ _OF_SPAN: Final = {"sandbox_id": "sandbox", "container_id": "container", "exec_i
 # What every LogRecord has (logging's documentation, "LogRecord attributes"); the rest came by `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
+# Longer messages are cut where they become events: they go over the network.
+MAX_EVENT: Final = 1024
+
+_root: Span | None = None
 _fields: ContextVar[Mapping[str, object]] = ContextVar("kata_telemetry_log_fields", default={})  # noqa: B039 - never changed
 
 
@@ -46,6 +50,48 @@ def log_fields(**fields: object) -> Iterator[None]:
         yield
     finally:
         _fields.reset(token)
+
+
+def set_root(root: Span | None) -> None:
+    """Whose ids are in lines that are about nothing in particular: the root of this process's one trace."""
+    global _root  # noqa: PLW0603 - as logging itself, the log is the process's
+    _root = root
+
+
+class _SpanHandler(logging.Handler):
+    """Records as events of the current span."""
+
+    def __init__(self, levels: frozenset[int]) -> None:
+        super().__init__()
+        self._levels = levels
+
+    def emit(self, record: logging.LogRecord) -> None:
+        span = current()
+        if not span.recording or record.levelno not in self._levels:
+            return
+        level, text = record.levelname.lower(), _message(record)[:MAX_EVENT]
+        # Names of OpenTelemetry's data model for logs.
+        span.event("log", severity=level, logger=record.name, message=text)
+
+
+def on_spans(levels: Iterable[str]) -> None:
+    """Our own records of these levels are events of the current span, too; no levels end that.
+
+    The log itself is as it was: what it did not show before, it does not show now. Records of libraries stay out, since
+    nobody has looked at what they tell.
+    """
+    ours, root = logging.getLogger("kata"), logging.getLogger()
+    for old in [handler for handler in ours.handlers if isinstance(handler, _SpanHandler)]:
+        ours.removeHandler(old)
+        ours.setLevel(logging.NOTSET)
+    numbers = frozenset(logging.getLevelNamesMapping()[level.upper()] for level in levels)
+    if not numbers:
+        return
+    if min(numbers) < root.level:
+        for handler in root.handlers:
+            handler.setLevel(max(handler.level, root.level))
+        ours.setLevel(min(numbers))
+    ours.addHandler(_SpanHandler(numbers))
 
 
 class Formatter(logging.Formatter):
@@ -70,13 +116,18 @@ class Formatter(logging.Formatter):
             "msg": _message(record),
         }
         span = current()
+        if not span.recording and _root is not None and _root.recording:
+            span = _root
         if span.recording:
+            about = span.attributes
             for attribute, name in _OF_SPAN.items():
-                if attribute in span.attributes:
-                    fields[name] = span.attributes[attribute]
+                if attribute in about:
+                    fields[name] = about[attribute]
             fields["trace_id"] = f"{span.context.trace_id:032x}"
             fields["span_id"] = f"{span.context.span_id:016x}"
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        # A record that somebody else made, as the agent, has ids of its own.
+        fields.update((name, extra[name]) for name in ("sandbox", "trace_id", "span_id") if name in extra)
         for name, value in (*_fields.get().items(), *extra.items()):
             fields.setdefault(name, value)
         if record.exc_info and record.exc_info[0]:

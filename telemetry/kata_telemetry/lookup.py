@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from kata_telemetry.abandoned import close_abandoned
 from kata_telemetry.store import DEFAULT_TRACE_DIR, Store, StoreError, stores
 from kata_telemetry.trace import Trace, load, load_store
 
@@ -41,6 +42,7 @@ def find(trace_dir: Path, wanted: str) -> Store:
 
 def load_kept(store: Store) -> Trace:
     """The trace in `store`. Raises StoreError where it has no span yet or can't be read."""
+    close_abandoned(store)
     trace = load_store(store)
     if trace is None:
         raise StoreError(f"the trace in {store.directory} has no span yet")

@@ -7,7 +7,7 @@ A client adds `inject()` to the metadata of a call; a server opens its span with
 
 from collections.abc import Iterable, Mapping
 
-from kata_telemetry.span import SpanContext, current
+from kata_telemetry.span import SpanContext, parent_to_be
 
 __all__ = ["extract", "from_environment", "inject"]
 
@@ -17,7 +17,7 @@ MAX_STATE = 512
 
 def inject() -> list[tuple[str, str]]:
     """Metadata (lower-case keys) that names the current span; empty where there is no trace."""
-    span = current()
+    span = parent_to_be()
     if not span.recording:
         return []
     pairs = [("traceparent", span.context.to_traceparent())]

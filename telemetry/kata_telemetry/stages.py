@@ -70,7 +70,8 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "startVirtiofsd": Rule(Stage.HOST),
     "startVsockBackend": Rule(Stage.HOST),
     "StartVM": Rule(Stage.QEMU),
-    "launchQemu": Rule(Stage.QEMU),
+    # It waits for the monitor while QEMU starts, which is `boot.qemu`: whichever ends first, the blame must not change.
+    "launchQemu": Rule(Stage.QEMU, Role.WAITS),
     "boot.firmware": Rule(Stage.FIRMWARE),
     "boot.kernel": Rule(Stage.KERNEL),
     "boot.initramfs": Rule(Stage.INITRAMFS),
@@ -95,6 +96,11 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "waitProcess": Rule(Stage.WORKLOAD, Role.WAITS),
     "wait_process": Rule(Stage.WORKLOAD, Role.WAITS),
     "process": Rule(Stage.WORKLOAD, Role.LASTS),
+    "sandbox": Rule(Stage.WORKLOAD, Role.LASTS),
+    # Input that does not come holds the workload up; output just follows it.
+    "stdio.stdin": Rule(Stage.WORKLOAD),
+    "stdio.stdout": Rule(Stage.WORKLOAD, Role.WAITS),
+    "stdio.stderr": Rule(Stage.WORKLOAD, Role.WAITS),
     "Stop": Rule(Stage.STOP),
     "stop": Rule(Stage.STOP),
     "stopSandbox": Rule(Stage.STOP),

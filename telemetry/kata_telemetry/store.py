@@ -6,6 +6,8 @@
         meta.json     Meta, below
         lock          locked by the writer while the sandbox lives
         export.json   how far an exporter came (kata_telemetry.export)
+        agent.otlp    spans that came through the trace forwarder, as it keeps them (kata_telemetry.spool); with
+                      agent.json and forward.json, which are its meta.json and export.json
 
 A sandbox id that is used again moves its older trace aside, to `<sandbox_id>~1`, `~2`...
 """
@@ -17,13 +19,14 @@ import json
 import os
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["DEFAULT_TRACE_DIR", "Lock", "Meta", "Retention", "Store", "StoreError", "stores"]
+__all__ = ["DEFAULT_TRACE_DIR", "Lock", "Meta", "Retention", "Store", "StoreError", "move_aside", "stores"]
 
 DEFAULT_TRACE_DIR = Path("/var/lib/kata-containers/traces")
 
@@ -97,6 +100,27 @@ class Lock:
             return False
         return True
 
+    @classmethod
+    def await_free(cls, path: Path, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until nobody holds the lock at `path`; whether that came.
+
+        When a process is killed, the kernel may close its pipes a moment before its locks go.
+        """
+
+        def wait() -> None:
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, cls._request())
+                finally:
+                    os.close(fd)
+
+        # fcntl has no timeout; where nobody lets go, the thread is left behind.
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        waiting.join(timeout)
+        return not waiting.is_alive()
+
     def release(self) -> None:
         """Let go; does nothing where it isn't held."""
         if self._fd >= 0:
@@ -148,12 +172,33 @@ class Store:
         return self.directory / "export.lock"
 
     @property
+    def agent_spans(self) -> Path:
+        return self.directory / "agent.otlp"
+
+    @property
+    def agent_meta_path(self) -> Path:
+        return self.directory / "agent.json"
+
+    @property
     def live(self) -> bool:
         """Whether a writer has it open."""
         return Lock.held(self.lock_path)
 
     def meta(self) -> Meta:
-        """Meta, as far as it can be read."""
+        """What is known of the trace, the forwarder's part included."""
+        meta = self.own_meta()
+        if self.agent_meta_path.exists():
+            from kata_telemetry.spool import AgentMeta
+
+            agent = AgentMeta.of(self)
+            meta.spans += agent.spans
+            meta.trace_id, meta.root_id = meta.trace_id or agent.trace_id, meta.root_id or agent.root_id
+            for reason, count in agent.lost.items():
+                meta.lost[reason] = meta.lost.get(reason, 0) + count
+        return meta
+
+    def own_meta(self) -> Meta:
+        """What its writer wrote, as far as it can be read."""
         try:
             content = json.loads(self.meta_path.read_bytes())
         except (OSError, ValueError):
@@ -170,15 +215,27 @@ class Store:
         return total
 
     def lines(self) -> Iterator[bytes]:
-        """All lines of spans.jsonl, then those of open.jsonl; the last one of each may be cut off."""
-        for path in (self.spans, self.open_spans):
-            try:
-                with path.open("rb") as file:
-                    yield from file
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        """All lines of spans.jsonl, the forwarder's batches as such lines, then open.jsonl; the last line of a file may
+        be cut off.
+        """
+        yield from _lines(self.spans)
+        if self.agent_spans.exists():
+            from kata_telemetry import otlp, spool
+
+            for payload in spool.frames(self.agent_spans):
+                with contextlib.suppress(otlp.MalformedOtlpError):
+                    yield otlp.to_line(payload).encode()
+        yield from _lines(self.open_spans)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -216,6 +273,18 @@ def stores(trace_dir: Path) -> list[Store]:
     except OSError as error:
         raise StoreError(f"cannot read the traces in {trace_dir}: {error.strerror}") from error
     return [store for _, _, store in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def move_aside(store: Store) -> None:
+    """Free the name of a finished trace: it becomes `<name>~1` or so. Raises OSError, StoreError."""
+    for number in range(1, 10_000):
+        aside = store.directory.with_name(f"{store.directory.name}~{number}")
+        if not aside.exists():
+            store.directory.rename(aside)
+            return
+    raise StoreError(
+        f"too many traces of sandboxes named like {store.directory.name}: remove some of its ~N directories"
+    )
 
 
 def prune(trace_dir: Path, retention: Retention, keep: Path) -> int:

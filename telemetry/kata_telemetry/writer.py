@@ -23,9 +23,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from kata_telemetry import otlp
-from kata_telemetry.guest import MAX_BATCH, Quarantine
-from kata_telemetry.span import Event, Span, SpanContext, Tracer, Value
-from kata_telemetry.store import Lock, Meta, Retention, Store, StoreError, prune, write_meta
+from kata_telemetry.guest import MAX_BATCH, Quarantine, host_time
+from kata_telemetry.recorder import Recorder
+from kata_telemetry.span import Level, Span, SpanContext, Tracer, Value
+from kata_telemetry.store import Lock, Meta, Retention, Store, StoreError, move_aside, prune, write_meta
 
 __all__ = ["StoreWriter"]
 
@@ -41,7 +42,7 @@ MAX_LINE: Final = 1024 * 1024
 # How long the writer lets spans gather, in seconds; readers of a live trace are this much behind.
 LINGER: Final = 0.2
 # Spans that are open longer than this (ns) are journaled, so that they are seen before they end.
-LASTING: Final = 1_000_000_000
+LASTING: Final = 250_000_000
 # When to begin where nobody calls begin(), in seconds.
 BEGIN_AFTER: Final = 1.0
 
@@ -67,7 +68,8 @@ class StoreWriter:
             self._quarantine.root_id = bytes.fromhex(meta.root_id)
         self._queue: deque[Span | bytes] = deque()
         self._queued_bytes = 0
-        self._open: dict[int, Span] = {}
+        # In the order in which they began.
+        self._open: dict[Span, None] = {}
         self._journaled: set[int] = set()
         self._root: Span | None = None
         self._lost: dict[str, int] = {}
@@ -110,13 +112,13 @@ class StoreWriter:
         wanted = f"{trace_id:032x}" if trace_id is not None else ""
         try:
             trace_dir.mkdir(parents=True, exist_ok=True)
-            if store.directory.exists() and not store.live and (not wanted or store.meta().trace_id != wanted):
-                _move_aside(store)
+            if store.directory.exists() and not store.live and (not wanted or store.own_meta().trace_id != wanted):
+                move_aside(store)
             store.directory.mkdir(mode=0o700, exist_ok=True)
             lock = Lock(store.lock_path)
             if not lock.acquire():
                 raise StoreError(f"the trace of {sandbox_id} in {store.directory} is being written by another process")
-            meta = store.meta()
+            meta = store.own_meta()
             if not meta.start:
                 meta = Meta(sandbox_id, name=name, command=Path(command).name, start=time.time_ns(), trace_id=wanted)
             meta.pid, meta.outcome, meta.end = os.getpid(), "", 0
@@ -133,11 +135,44 @@ class StoreWriter:
         attributes = {"source": source, "sandbox_id": self._meta.sandbox_id, **(common or {})}
         return Tracer(service, self.sink, opened=self.opened, common=attributes)
 
+    def follow(self, tracer: Tracer, root: Span, recorder: Recorder | None = None, *, resume: bool = False) -> None:
+        """From now on the spans of `tracer`, whose root is `root`, go into this store, and those in `recorder` as well.
+
+        With `resume`, that is after `leave`, what happened meanwhile does not.
+        """
+        tracer.opened, tracer.ended = self.opened, self.sink
+        # Taken after the switch: what ends meanwhile goes to the one or to the other.
+        ended, open_spans = recorder.take(root) if recorder else ([], [])
+        begun = [root, *ended] if not resume else []
+        for span in (*begun, *open_spans):
+            self.opened(span)
+        for span in begun:
+            if span.end:
+                self.sink(span)
+        for span in open_spans:
+            if span.end:
+                self._open.pop(span, None)
+
+    def leave(self, tracer: Tracer, recorder: Recorder | None, level: Level) -> None:
+        """The spans of `tracer` go elsewhere from now on, but for those that are open: they belong to this store."""
+        mine = set(self._open)
+
+        def ended(span: Span) -> None:
+            if span in mine:
+                mine.discard(span)
+                self.sink(span)
+            elif recorder is not None:
+                recorder.ended(span)
+
+        tracer.opened, tracer.ended = recorder.opened if recorder else None, ended
+        tracer.level = level
+
     def opened(self, span: Span) -> None:
         """Know of a span that has started."""
         if self._root is None:
             self._root = span
-        self._open[span.context.span_id] = span
+        span.kept = True
+        self._open[span] = None
         if not self._wake.is_set():
             self._wake.set()
 
@@ -145,11 +180,11 @@ class StoreWriter:
         """Take an ended span."""
         if len(self._queue) >= QUEUE_SPANS:
             self._lose("queue full", 1)
-            self._open.pop(span.context.span_id, None)
+            self._open.pop(span, None)
             return
         self._queue.append(span)
         # Only now: a span is always in one of the two.
-        self._open.pop(span.context.span_id, None)
+        self._open.pop(span, None)
         if not self._wake.is_set():
             self._wake.set()
         if len(self._queue) >= BATCH and not self._hurry.is_set():
@@ -167,6 +202,12 @@ class StoreWriter:
         self._queue.append(data)
         if not self._wake.is_set():
             self._wake.set()
+
+    @property
+    def started(self) -> int:
+        """When the sandbox began: host time, ns."""
+        root = self._root
+        return min(self._meta.start, root.tracer.clock.to_host(root.start)) if root else self._meta.start
 
     def begin(self) -> None:
         """There is time now: write. Without this call writing begins after a second."""
@@ -253,6 +294,7 @@ class StoreWriter:
             self._meta.root_name = root.name
             self._meta.root_parent_id = f"{root.parent_id:016x}" if root.parent_id else ""
             self._meta.start = min(self._meta.start, root.tracer.clock.to_host(root.start))
+            quarantine.now = host_time(root.tracer.clock)
             quarantine.since = min(quarantine.since, self._meta.start)
         trace_id, root_id = (quarantine.trace_id or b"").hex(), (quarantine.root_id or b"").hex()
         if (trace_id, root_id) != (self._meta.trace_id, self._meta.root_id):
@@ -261,7 +303,7 @@ class StoreWriter:
                 write_meta(self.store, self._meta)
 
     def _open_spans(self) -> list[Span]:
-        return list(self._open.values())
+        return list(self._open)
 
     def _until_journal(self) -> float | None:
         """Seconds until the next open span has lasted long enough to be journaled."""
@@ -294,18 +336,28 @@ class StoreWriter:
         fresh = [span for span in spans if span.context.span_id not in self._journaled]
         if not fresh:
             return
+        self._place(fresh)
         # Once, also where it fails: what is missing here shows when the span ends.
         self._journaled.update(span.context.span_id for span in fresh)
         encoded = otlp.encode(fresh, self._meta.sandbox_id)
         if encoded.spans:
             self._append_line(self.store.open_spans, otlp.to_line(encoded.data))
 
+    def _place(self, spans: Iterable[Span]) -> None:
+        """Put under the root what began in something that this store does not have: tracing was off then."""
+        root = self._root
+        for span in spans:
+            if root is not None and isinstance(span.parent, Span) and not span.parent.kept:
+                span.parent = root
+
     def _append(self, spans: list[Span]) -> bool:
         if not spans:
             return False
+        self._place(spans)
         for span in spans:
             self._quarantine.claim(span.context.span_id)
             self._journaled.discard(span.context.span_id)
+        self._journal_above(spans)
         encoded = otlp.encode(spans, self._meta.sandbox_id)
         if len(encoded.data) > MAX_LINE and len(spans) > 1:
             half = len(spans) // 2
@@ -314,12 +366,27 @@ class StoreWriter:
             self._lose("not encodable", encoded.failed)
         return self._append_spans(otlp.to_line(encoded.data), encoded.spans)
 
+    def _journal_above(self, spans: Iterable[Span]) -> None:
+        """Journal the open parents of what is about to be written: nothing in a store lacks its parent."""
+        above: dict[Span, None] = {}
+        for span in spans:
+            parent = span.parent
+            while isinstance(parent, Span) and parent not in above and parent in self._open:
+                above[parent] = None
+                parent = parent.parent
+        self._journal(above)
+
     def _append_guest(self, data: bytes) -> bool:
-        for span in self._open_spans():
+        known = {span.context.span_id.to_bytes(8, "big"): span for span in self._open_spans()}
+        for span in known.values():
             self._quarantine.claim(span.context.span_id)
         request = self._quarantine.rebuild(data)
         if request is None:
             return False
+        parents = {span.parent_span_id for span in request.resource_spans[0].scope_spans[0].spans}
+        called = [known[parent] for parent in parents if parent in known]
+        self._journal_above(called)
+        self._journal(span for span in called if span in self._open)
         self._note_root()
         return self._append_spans(otlp.to_line(request), len(request.resource_spans[0].scope_spans[0].spans))
 
@@ -361,12 +428,8 @@ class StoreWriter:
         tally = self._quarantine.tally
         with self._lost_lock:
             lost = dict(self._lost)
-        if tally.rejected:
-            lost["from the guest, refused"] = tally.rejected
-        if tally.batches:
-            lost["batches from the guest, refused"] = tally.batches
-        if tally.trimmed:
-            lost["from the guest, cut"] = tally.trimmed
+        for reason, count in tally.lost().items():
+            lost[reason] = lost.get(reason, 0) + count
         self._meta.lost = lost
 
     def _loss_span(self) -> Span:
@@ -389,18 +452,7 @@ class StoreWriter:
         if self._root and self._root.end:
             span.start = self._root.end  # inside its parent
         details = ", ".join(f"{count} {reason}" for reason, count in self._meta.lost.items())
-        span.events.append(Event("lost", span.start, {"what": details}))
+        span.event("lost", at=span.start, what=details)
         span.fail(f"spans are missing: {details}")
         span.end = span.start
         return span
-
-
-def _move_aside(store: Store) -> None:
-    for number in range(1, 10_000):
-        aside = store.directory.with_name(f"{store.directory.name}~{number}")
-        if not aside.exists():
-            store.directory.rename(aside)
-            return
-    raise StoreError(
-        f"too many traces of sandboxes named like {store.directory.name}: remove some of its ~N directories"
-    )

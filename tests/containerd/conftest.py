@@ -9,9 +9,9 @@ import pytest
 
 from support.containerd import Containerd, CriSettings, major_version, make_image, missing, running, write_shim
 from support.cri.client import Cri, bridge, open_cri
-from support.cri.netns import new_namespace
 from support.kata import build_image
 from support.kata_containers import KataContainers
+from support.netns import made
 
 ROOT = Path(__file__).parent.parent.parent
 # What only containerd 2 can do (`nox -s containerd2`).
@@ -63,7 +63,7 @@ def cri(guest_image: None, artifacts: Path, shims: Path, image: Path, tmp_path: 
     bridge(tmp_path / "cni")
     logs = artifacts / "containers"
     logs.mkdir()
-    with new_namespace() as network, running(shims, image, CriSettings(tmp_path / "cni", network.prefix)) as containerd:
+    with made() as (network,), running(shims, image, CriSettings(tmp_path / "cni", network.prefix)) as containerd:
         try:
             with open_cri(containerd, network, logs) as client:
                 yield client

@@ -24,7 +24,7 @@ def test_version_3_of_the_shim_protocol(kata: KataContainers) -> None:
 
 def test_a_pod_by_the_sandbox_service(cri: Cri) -> None:
     cri.handler = "kata-sandbox"
-    pod = cri.pod("unpaused")
+    pod = cri.pod("unpaused", shared_pid=True)
     assert pod.status.state == pb.SANDBOX_READY
     assert len(vm_pids(pod.id)) == 1
     first = pod.container("first", "/bin/sh", "-c", "echo here > /dev/shm/mark; hostname; exec sleep 1000")
@@ -35,6 +35,7 @@ def test_a_pod_by_the_sandbox_service(cri: Cri) -> None:
         assert cri.wait(job).exit_code == number
         assert pod.log("job") == [("stdout", "here")]
         cri.delete(job)
+    assert b"sleep 2147483647" in cri.exec(first, "ps")[1]  # what keeps the pid namespace
     hungry = pod.container("hungry", "/bin/sh", "-c", "x=x; while :; do x=$x$x; done", memory=32 << 20)
     ended = cri.wait(hungry)
     assert (ended.exit_code, ended.reason) == (137, "OOMKilled")

@@ -10,28 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import Message
 
-from kata_protos.containerd import task_pb2
-from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_runtime.shim.launch import socket_address
-from kata_runtime.shim.ttrpc.client import Client
-from kata_runtime.shim.ttrpc.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    RpcError,
-    Unimplemented,
-)
 from support import leaks
 from support.containerd import IMAGE, eventually, shim_pid, task, watched
 from support.kata_containers import RUNTIME, KataContainers, ancestors, vm_pids
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.slow]
-
-TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 
 
 def topics(events: list[tuple[str, dict[str, object]]]) -> str:
@@ -203,7 +188,7 @@ def test_a_vm_that_dies_is_a_failed_container(kata: KataContainers) -> None:
 
 
 def test_the_trace(kata: KataContainers) -> None:
-    kata.tracing()
+    kata.tracing("detailed")  # all that there is, as Kata's own oracle counts
     assert kata.run("traced", "true").returncode == 0
     kata.nothing_remains()
     trace = kata.trace("traced")
@@ -220,62 +205,6 @@ def test_the_trace(kata: KataContainers) -> None:
         for span in found:
             assert [ancestor for ancestor in ancestors(span) if ancestor in above] == above, name
     assert trace.meta.outcome == "exit 0"
-
-
-async def shim_call(kata: KataContainers, name: str, method: str, request: Message, answer: type[Message]) -> Message:
-    """One call to the shim of a task, past containerd and `ctr`, which know less than the protocol."""
-    bundle = kata.containerd.state / "io.containerd.runtime.v2.task" / "default" / name
-    client = await Client.connect((bundle / "address").read_text())
-    try:
-        metadata = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
-        return await client.call("containerd.task.v2.Task", method, request, answer, timeout=30, metadata=metadata)
-    finally:
-        await client.close()
-
-
-async def test_what_ctr_can_not_ask(kata: KataContainers) -> None:
-    kata.tracing()
-    kata.detached("box", "sh", "-c", "trap 'echo got it' USR1; while :; do sleep 0.1; done")
-    resources = task_pb2.UpdateTaskRequest(id="box")
-    resources.resources.value = json.dumps({"memory": {"limit": 134217728}, "pids": {"limit": 33}}).encode()
-    await shim_call(kata, "box", "Update", resources, Empty)
-    found = await shim_call(kata, "box", "Stats", task_pb2.StatsRequest(id="box"), task_pb2.StatsResponse)
-    assert isinstance(found, task_pb2.StatsResponse)
-    metrics = Metrics.FromString(found.stats.value)
-    assert (metrics.memory.usage_limit, metrics.pids.limit) == (134217728, 33)
-
-    codes: dict[type[RpcError], list[tuple[str, Message]]] = {
-        NotFound: [
-            ("State", task_pb2.StateRequest(id="nobody")),
-            ("Start", task_pb2.StartRequest(id="box", exec_id="nobody")),
-            ("Wait", task_pb2.WaitRequest(id="nobody")),
-            ("Stats", task_pb2.StatsRequest(id="nobody")),
-            ("Delete", task_pb2.DeleteRequest(id="nobody")),
-        ],
-        FailedPrecondition: [
-            ("Start", task_pb2.StartRequest(id="box")),
-            ("Delete", task_pb2.DeleteRequest(id="box")),
-            ("Resume", task_pb2.ResumeRequest(id="box")),
-            ("ResizePty", task_pb2.ResizePtyRequest(id="box", width=80, height=25)),
-        ],
-        AlreadyExists: [("Create", task_pb2.CreateTaskRequest(id="box"))],
-        InvalidArgument: [
-            ("Exec", task_pb2.ExecProcessRequest(id="box", exec_id="e")),
-            ("Kill", task_pb2.KillRequest(id="box", signal=1000)),
-            ("Update", task_pb2.UpdateTaskRequest(id="box")),
-        ],
-        Unimplemented: [("Checkpoint", task_pb2.CheckpointTaskRequest(id="box"))],
-    }
-    for expected, calls in codes.items():
-        for method, wrong in calls:
-            with pytest.raises(expected):
-                await shim_call(kata, "box", method, wrong, Empty)
-    kata.tasks("delete", "--force", "box")
-    kata.nothing_remains()
-    # Another trace than the caller's is linked with it, never mixed.
-    assert kata.trace("box").trace_id != TRACE_ID
-    (spans,) = (kata.artifacts / "traces").glob("box*/spans.jsonl")
-    assert f'"links":[{{"traceId":"{TRACE_ID}"' in spans.read_text().replace(" ", "")
 
 
 def test_ctr_goes_and_another_one_comes(kata: KataContainers) -> None:
@@ -323,6 +252,8 @@ def test_a_reader_that_stops_does_not_stop_the_shim(kata: KataContainers) -> Non
 
 @pytest.mark.timeout(900)
 def test_fifty_one_after_the_other_and_ten_at_once(kata: KataContainers) -> None:
+    # Two cores emulate ten guests, and each must get its turn.
+    (kata.artifacts / "configuration.toml").write_text("[agent.kata]\ndial_timeout = 240\n")
     mark = f"many{os.getpid()}-"
     before, counted = leaks.look(), leaks.census(mark)
     for number in range(50):

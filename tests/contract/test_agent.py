@@ -385,6 +385,31 @@ async def test_shared_pid_namespace(tmp_path: Path) -> None:
         await agent.remove("c1")
 
 
+async def test_pid_namespace_that_no_container_ends(tmp_path: Path) -> None:
+    if reason := real_crun_reason():
+        pytest.skip(reason)
+    async with agent_client(tmp_path, real=True) as agent:
+        await agent.create_sandbox(sandbox_pidns=True, pidns_holder=True)
+        for name, command in (("c1", ("sleep", "1234")), ("c2", ("sleep", "5678"))):
+            request = pb.CreateContainerRequest(container_id=name, oci=agent.spec(*command), sandbox_pidns=True)
+            await agent.rpc.CreateContainer(request)
+            await agent.start(name)
+        await agent.remove("c1")
+        stdout = await agent.stdio()
+        request = pb.CreateContainerRequest(
+            container_id="c3",
+            oci=agent.spec("ps"),
+            sandbox_pidns=True,
+            stdio=pb.StdioPorts(stdout_port=stdout.port),
+        )
+        await agent.rpc.CreateContainer(request)
+        await agent.start("c3")
+        seen = await stdout.read_all()
+        assert b"sleep 1234" not in seen
+        assert b"sleep 5678" in seen
+        assert any(line.split()[0] == b"1" and b"sleep 2147483647" in line for line in seen.splitlines()[1:]), seen
+
+
 async def test_clock(agent: AgentClient) -> None:
     stream = await agent.clock()
     for _ in range(3):

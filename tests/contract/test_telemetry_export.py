@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kata_telemetry import export
-from kata_telemetry.collector import CollectorSettings
+from kata_telemetry import export, otlp
+from kata_telemetry.collector import CollectorSettings, UnavailableError, connect
 from kata_telemetry.export import load_progress, push
 from kata_telemetry.span import Site
 from kata_telemetry.store import Lock, Store, StoreError
@@ -244,7 +245,7 @@ def test_a_hanging_collector_delays_nobody(tmp_path: Path, fake: Fake, protocol:
 
 
 @pytest.mark.slow
-def test_an_exporter_that_is_killed_is_replaced_by_push(tmp_path: Path) -> None:
+def test_an_exporter_that_is_killed_is_started_again(tmp_path: Path) -> None:
     with http_collector("busy") as collected, StoreWriter.open(tmp_path, "s1") as writer:
         to = settings(collected.endpoint, "http/protobuf")
         link = export.start(writer.store, to)
@@ -256,10 +257,37 @@ def test_an_exporter_that_is_killed_is_replaced_by_push(tmp_path: Path) -> None:
         assert reap(link) == -9
         record(writer, "b")
         assert writer.close(10)
-        link.notify()
+        first = link.pid
+        link._reaped = False
+        dead = subprocess.Popen(["false"])  # in its place: the test has reaped the real one
+        link.pid = dead.pid
+        assert os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
         link.close()
-        assert push(writer.store, to).complete
+        assert link.pid not in (first, dead.pid)
+        dead.returncode = 1
+        assert reap(link) == 0
         assert collected.names == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_an_exporter_takes_along_what_the_collector_missed(tmp_path: Path) -> None:
+    port = free_port()
+    to = settings(f"http://127.0.0.1:{port}", "grpc")
+    missed = StoreWriter.open(tmp_path, "missed")
+    record(missed, "missed")
+    assert missed.close(10)
+    assert push(missed.store, to).spans == 0
+    other = StoreWriter.open(tmp_path, "not meant for it")
+    record(other, "other")
+    assert other.close(10)
+    with grpc_collector(port=port) as collected, StoreWriter.open(tmp_path, "s1") as writer:
+        record(writer, "a")
+        assert writer.close(10)
+        link = export.start(writer.store, to)
+        link.close()
+        assert reap(link) == 0
+        assert collected.names == ["a", "missed"]
+        assert push(missed.store, to).spans == 0
 
 
 @pytest.mark.slow
@@ -320,3 +348,54 @@ def test_a_collector_that_we_did_not_write(tmp_path: Path, protocol: str) -> Non
         "greeting",
     ):
         assert expected in text, text[-3000:]
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate authority of the test's own, and what it signed: server.pem and client.pem, with their keys."""
+    directory = tmp_path_factory.mktemp("pki")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *key, "-subj", "/CN=test", "-days", "2", "-keyout", "ca.key", "-out", "ca.pem")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        openssl("req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        sign = ["x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
+        openssl(*sign, "-days", "2", "-extfile", "names", "-out", f"{name}.pem")
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fake", "protocol"), FAKES)
+def test_a_collector_that_wants_to_see_a_certificate(tmp_path: Path, pki: Path, fake: Fake, protocol: str) -> None:
+    store = write(tmp_path, "a")
+    files: dict[str, Any] = {"certificate": str(pki / "ca.pem")}
+    mine: dict[str, Any] = {"client_certificate": str(pki / "client.pem"), "client_key": str(pki / "client.key")}
+    with fake(tls=pki) as collected:
+        without = CollectorSettings.resolve({}, endpoint=collected.endpoint, protocol=protocol, **files)
+        stranger = CollectorSettings.resolve({}, endpoint=collected.endpoint, protocol=protocol, **mine)
+        right = CollectorSettings.resolve({}, endpoint=collected.endpoint, protocol=protocol, **files, **mine)
+        assert without
+        assert stranger
+        assert right
+        assert push(store, without, timeout=2).spans == 0
+        assert push(store, stranger, timeout=2).spans == 0
+        assert push(store, right).complete
+        # The exporter gets them by its environment.
+        again = CollectorSettings.resolve(right.environment())
+        assert again == right
+        assert collected.names == ["a"]
+
+
+def test_a_collector_says_when_to_come_again(tmp_path: Path) -> None:
+    store = write(tmp_path, "a")
+    with grpc_collector("later") as collected:
+        to = settings(collected.endpoint, "grpc")
+        sender = connect(to)
+        with pytest.raises(UnavailableError) as caught:
+            sender.send(otlp.from_line(store.spans.read_bytes()), 10)
+        sender.close()
+        assert caught.value.retry_after == 7.5

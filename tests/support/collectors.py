@@ -2,11 +2,13 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from kata_telemetry import otlp
@@ -60,8 +62,8 @@ def _response(answer: str) -> bytes:
 
 
 @contextlib.contextmanager
-def http_collector(*script: str, port: int = 0) -> Iterator[Collected]:
-    """OTLP/HTTP."""
+def http_collector(*script: str, port: int = 0, tls: Path | None = None) -> Iterator[Collected]:
+    """OTLP/HTTP; `tls` is a directory with ca.pem, server.pem and server.key, and then clients show a certificate."""
     collected = Collected(script=list(script))
 
     class Handler(BaseHTTPRequestHandler):
@@ -82,7 +84,13 @@ def http_collector(*script: str, port: int = 0) -> Iterator[Collected]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    collected.endpoint = f"http://127.0.0.1:{server.server_port}"
+    server.handle_error = lambda *_: None  # type: ignore[method-assign] # clients that are turned away
+    if tls:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(tls / "server.pem", tls / "server.key")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    collected.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -94,9 +102,19 @@ def http_collector(*script: str, port: int = 0) -> Iterator[Collected]:
         server.server_close()
 
 
+def _come_back_in(seconds: int, nanos: int) -> bytes:
+    from google.rpc.error_details_pb2 import RetryInfo
+    from google.rpc.status_pb2 import Status
+
+    info, status = RetryInfo(), Status(code=8)
+    info.retry_delay.seconds, info.retry_delay.nanos = seconds, nanos
+    status.details.add().Pack(info)
+    return bytes(status.SerializeToString())
+
+
 @contextlib.contextmanager
-def grpc_collector(*script: str, port: int = 0) -> Iterator[Collected]:
-    """OTLP/gRPC."""
+def grpc_collector(*script: str, port: int = 0, tls: Path | None = None) -> Iterator[Collected]:
+    """OTLP/gRPC; `tls` as above."""
     import grpc
 
     collected = Collected(script=list(script))
@@ -105,6 +123,9 @@ def grpc_collector(*script: str, port: int = 0) -> Iterator[Collected]:
         answer = collected.take(data, dict(context.invocation_metadata()))
         if answer == "busy":
             context.abort(grpc.StatusCode.UNAVAILABLE, "come back later")
+        if answer == "later":
+            context.set_trailing_metadata((("grpc-status-details-bin", _come_back_in(7, 500_000_000)),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "come back later")
         if answer == "bad":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not like this")
         return _response(answer)
@@ -113,8 +134,13 @@ def grpc_collector(*script: str, port: int = 0) -> Iterator[Collected]:
         "opentelemetry.proto.collector.trace.v1.TraceService", {"Export": grpc.unary_unary_rpc_method_handler(export)}
     )
     server = grpc.server(ThreadPoolExecutor(4), handlers=[handler])
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    collected.endpoint = f"http://127.0.0.1:{port}"
+    if tls:
+        ca, certificate, key = ((tls / name).read_bytes() for name in ("ca.pem", "server.pem", "server.key"))
+        credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+    else:
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+    collected.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
     server.start()
     try:
         yield collected

@@ -31,6 +31,11 @@ class Netns:
         self.name = name
         self.path = Path("/run/netns") / name
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What runs a command in it. Not `ip netns exec`, which would hide the command's mounts from the host."""
+        return ("nsenter", f"--net={self.path}", "--")
+
     def ip(self, command: str) -> str:
         """`ip COMMAND` in it."""
         return _run("ip", "-n", self.name, *shlex.split(command))

@@ -7,7 +7,7 @@ import pytest
 
 from kata_agent.container.crun import exec_failure, explain, last_message
 from kata_agent.container.mounts import parse_options
-from kata_agent.container.spec import check_id, guest_spec, parse, process_of
+from kata_agent.container.spec import check_id, guest_spec, network_sysctls, parse, process_of
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, InvalidError
 from kata_agent.server import boot
@@ -169,6 +169,23 @@ def test_boot_stages() -> None:
         ("boot.initramfs.modules", 1305, 2005),
     ]
     assert boot.stages([], 0) == []
+
+
+def test_sysctls_of_the_network_are_taken_out() -> None:
+    linux = {
+        "sysctl": {"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.5/proxy_arp": "0", "kernel.shm_rmid_forced": "1"}
+    }
+    assert network_sysctls({"linux": linux}) == {"net/ipv4/ip_forward": "1", "net/ipv4/conf/eth0.5/proxy_arp": "0"}
+    assert linux["sysctl"] == {"kernel.shm_rmid_forced": "1"}
+    assert network_sysctls({}) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["net.", "net/../kernel/core_pattern", "net/a/../../kernel/x", "net/..", "net.a b", "net/./x"]
+)
+def test_sysctls_that_lead_elsewhere(name: str) -> None:
+    with pytest.raises(InvalidError, match="malformed"):
+        network_sysctls({"linux": {"sysctl": {name: "1"}}})
 
 
 def test_no_container_id_is_in_the_way_of_what_is_shared() -> None:

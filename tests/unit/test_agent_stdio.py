@@ -3,16 +3,24 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from kata_agent.container.pump import Inlet, Outlet
+from kata_agent.container.pump import MAX_WAITING, Inlet, Outlet, PumpThread
 from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import NotFoundError, ResourceError
 from kata_agent.server.relay import Relay
+
+
+@pytest.fixture
+async def pumps() -> AsyncIterator[PumpThread]:
+    thread = PumpThread()
+    yield thread
+    thread.close()
 
 
 @contextmanager
@@ -31,10 +39,10 @@ async def read_all(stream: socket.socket) -> bytes:
     return data
 
 
-async def test_outlet_waits_for_the_host_and_loses_nothing() -> None:
+async def test_outlet_waits_for_the_host_and_loses_nothing(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        outlet = Outlet(reading, guest, linger=60)
+        outlet = Outlet(pumps, reading, guest, linger=60)
         outlet.start()
         data = os.urandom(3 << 20)
 
@@ -50,12 +58,12 @@ async def test_outlet_waits_for_the_host_and_loses_nothing() -> None:
         assert outlet.head == data[:512]
 
 
-async def test_outlet_of_an_ended_process_delivers_what_was_written() -> None:
+async def test_outlet_of_an_ended_process_delivers_what_was_written(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
         guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         os.write(writing, b"x" * 60_000)
-        outlet = Outlet(reading, guest, linger=0)
+        outlet = Outlet(pumps, reading, guest, linger=0)
         outlet.start()
         outlet.process_ended()
         # An orphan still has the pipe open: no end of file will come.
@@ -64,10 +72,10 @@ async def test_outlet_of_an_ended_process_delivers_what_was_written() -> None:
     os.close(writing)
 
 
-async def test_outlet_closes_the_pipe_when_the_host_is_gone() -> None:
+async def test_outlet_closes_the_pipe_when_the_host_is_gone(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        outlet = Outlet(reading, guest)
+        outlet = Outlet(pumps, reading, guest)
         outlet.start()
         host.close()
         os.write(writing, b"x")
@@ -77,10 +85,10 @@ async def test_outlet_closes_the_pipe_when_the_host_is_gone() -> None:
     os.close(writing)
 
 
-async def test_outlet_of_a_terminal_goes_on_unheard() -> None:
+async def test_outlet_of_a_terminal_goes_on_unheard(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        outlet = Outlet(reading, guest, keep_reading=True)
+        outlet = Outlet(pumps, reading, guest, keep_reading=True)
         outlet.start()
         host.close()
         for _ in range(3):
@@ -91,11 +99,11 @@ async def test_outlet_of_a_terminal_goes_on_unheard() -> None:
         assert outlet.moved == 30
 
 
-async def test_inlet_half_close_and_back_pressure() -> None:
+async def test_inlet_half_close_and_back_pressure(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     loop = asyncio.get_running_loop()
     with pair() as (host, guest):
-        inlet = Inlet(guest, writing)
+        inlet = Inlet(pumps, guest, writing)
         inlet.start()
         data = os.urandom(1 << 20)
         sender = asyncio.create_task(loop.sock_sendall(host, data))
@@ -112,28 +120,110 @@ async def test_inlet_half_close_and_back_pressure() -> None:
         assert await loop.sock_recv(host, 1) == b""
 
 
-async def test_inlet_ends_when_the_process_reads_no_more() -> None:
+async def test_inlet_ends_when_the_process_reads_no_more(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
-    loop = asyncio.get_running_loop()
     with pair() as (host, guest):
-        inlet = Inlet(guest, writing)
+        inlet = Inlet(pumps, guest, writing)
         inlet.start()
+        host.send(b"x")
+        assert await asyncio.to_thread(os.read, reading, 1) == b"x"
+        # Nothing more has to come for the host to learn it.
         os.close(reading)
-        await loop.sock_sendall(host, b"x")
         await inlet.done.wait()
-        assert await loop.sock_recv(host, 1) == b""
+        assert await asyncio.get_running_loop().sock_recv(host, 1) == b""
 
 
-async def test_inlet_end_takes_what_has_arrived() -> None:
+async def test_inlet_end_takes_what_has_arrived(pumps: PumpThread) -> None:
     reading, writing = os.pipe()
     with pair() as (host, guest):
-        inlet = Inlet(guest, writing)
+        inlet = Inlet(pumps, guest, writing)
         inlet.start()
         host.send(b"abc")
         inlet.end()
         await inlet.done.wait()
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"abc"
+
+
+async def test_inlet_end_waits_for_room_in_the_pipe(pumps: PumpThread) -> None:
+    reading, writing = os.pipe()
+    data = os.urandom(150_000)  # more than the pipe holds
+    with pair() as (host, guest):
+        assert host.send(data) == len(data)
+        inlet = Inlet(pumps, guest, writing)
+        inlet.start()
+        inlet.end()
+
+        def read() -> bytes:
+            with os.fdopen(reading, "rb") as pipe:
+                return pipe.read()
+
+        assert await asyncio.to_thread(read) == data
+        await inlet.done.wait()
+        assert inlet.moved == len(data)
+
+
+async def test_hosts_that_do_not_read_hold_up_nobody_else(pumps: PumpThread) -> None:
+    """More of them than may have big buffers; what they left waits for them."""
+    data = os.urandom(60_000)  # a pipe holds it
+    with ExitStack() as stack:
+        stuck = []
+        for _ in range(MAX_WAITING + 4):
+            host, guest = stack.enter_context(pair())
+            guest.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            reading, writing = os.pipe()
+            os.write(writing, data)
+            outlet = Outlet(pumps, reading, guest)
+            outlet.start()
+            os.close(writing)
+            stuck.append((host, outlet))
+        host, guest = stack.enter_context(pair())
+        reading, writing = os.pipe()
+        outlet = Outlet(pumps, reading, guest)
+        outlet.start()
+        os.write(writing, data)
+        os.close(writing)
+        assert await read_all(host) == data
+        assert not any(each.done.is_set() for _, each in stuck)
+        for host, each in stuck:
+            assert await read_all(host) == data
+            await each.done.wait()
+
+
+async def test_a_pump_that_fails_is_told_of_and_ends_alone(pumps: PumpThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    reading, writing = os.pipe()
+    with pair() as (host, guest), pair() as (well, ours):
+        outlet = Outlet(pumps, reading, guest)
+        monkeypatch.setattr(outlet, "_send", lambda: 1 / 0)
+        outlet.start()
+        os.write(writing, b"x")
+        assert await read_all(host) == b""
+        await outlet.done.wait()
+        assert isinstance(told[0]["exception"], ZeroDivisionError)
+        other, end = os.pipe()
+        Outlet(pumps, other, ours).start()
+        os.write(end, b"on")
+        os.close(end)
+        assert await read_all(well) == b"on"
+    os.close(writing)
+
+
+async def test_the_end_of_the_thread_is_the_end_of_its_pumps() -> None:
+    threads = threading.active_count()
+    pumps = PumpThread()
+    assert threading.active_count() == threads  # not before the first pump
+    reading, writing = os.pipe()
+    with pair() as (host, guest):
+        outlet = Outlet(pumps, reading, guest)
+        outlet.start()
+        pumps.close()
+        assert threading.active_count() == threads
+        assert await read_all(host) == b""
+        await outlet.done.wait()
+    outlet.abandon()  # does nothing any more
+    os.close(writing)
 
 
 async def test_streams_are_claimed_before_and_after_they_arrive() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.hypervisor.argv import kernel_command_line, to_argv
-from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.spec import HOTPLUG_PORTS, NetDevice, VhostUserFs, VmSpec, Vsock
 
 SPEC = VmSpec(
     name="a1",
@@ -46,6 +46,13 @@ def options(argv: list[str], name: str) -> list[str]:
         ({"vsock": Vsock(3, chardev_fd=9)}, "-device", "vhost-user-vsock-pci,chardev=vsock"),
         ({"vsock": Vsock(3, chardev_fd=9)}, "-chardev", "socket,id=vsock,fd=9"),
         ({"vsock": Vsock(77, vhost_fd=8)}, "-device", "vhost-vsock-pci,guest-cid=77,vhostfd=8"),
+        ({"network": (NetDevice("n0", "0a:00", 11),)}, "-netdev", "tap,id=n0,fd=11"),
+        ({"network": (NetDevice("n0", "0a:00", 11, 12),)}, "-netdev", "tap,id=n0,fd=11,vhost=on,vhostfd=12"),
+        (
+            {"network": (NetDevice("n0", "0a:00", 11),)},
+            "-device",
+            "virtio-net-pci,id=n0-device,netdev=n0,mac=0a:00,romfile=",
+        ),
         ({"shared": VhostUserFs(10, "tag")}, "-device", "vhost-user-fs-pci,chardev=shared,tag=tag,queue-size=1024"),
     ],
 )
@@ -79,3 +86,11 @@ def test_only_an_emulated_guest_clears_pages_before_virtiofsd_fills_them(
 def test_nothing_of_the_sandbox_is_on_the_kernel_command_line() -> None:
     """A template's clones share it (docs/architecture.md)."""
     assert kernel_command_line(dataclasses.replace(SPEC, name="other")) == kernel_command_line(SPEC)
+
+
+def test_places_for_devices_that_come_later() -> None:
+    def ports(spec: VmSpec) -> list[str]:
+        return [value for value in options(to_argv(spec), "-device") if value.startswith("pcie-root-port")]
+
+    assert ports(SPEC) == []
+    assert len(ports(dataclasses.replace(SPEC, hotplug=True))) == HOTPLUG_PORTS

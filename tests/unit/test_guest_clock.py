@@ -2,12 +2,12 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable
 
 import pytest
 
 from kata_runtime.errors import AgentError
 from kata_runtime.guest.clock import CLOCK_PORT, best, measure
+from support.clocks import answering
 from support.fake_transport import FakeTransport, Handler
 
 
@@ -35,18 +35,6 @@ class Local:
 
     def to_host(self, local_ns: int) -> int:
         return local_ns
-
-
-def answering(change: Callable[[int, int], tuple[int, int]]) -> Handler:
-    """A guest's clock port; `change` makes (echo, monotonic) of the question and the true time."""
-
-    async def serve(stream: socket.socket, _: int) -> None:
-        loop = asyncio.get_running_loop()
-        while question := await loop.sock_recv(stream, 8):
-            echo, monotonic = change(struct.unpack(">q", question)[0], time.monotonic_ns())
-            await loop.sock_sendall(stream, struct.pack(">qqq", echo, monotonic, 0))
-
-    return serve
 
 
 def slow(seconds: float, rounds: int = 1000) -> Handler:

@@ -52,11 +52,11 @@ def test_every_decision_is_in_the_index() -> None:
 def test_dev_tests_with_every_session_that_tests() -> None:
     """A session that `./dev test` forgets is one that nobody runs."""
     [quick] = re.findall(r"^QUICK = \(([^)]*)\)", read("dev"), re.MULTILINE)
-    # containerd2 repeats what containerd tests, with a program that takes minutes to build.
-    other = {"vm", "containerd", "containerd2", "nested", "bench", "protos"}
+    # containerd2 and jaeger need programs that take minutes to build.
+    other = {"vm", "containerd", "containerd2", "nested", "faults", "bench", "jaeger", "protos"}
     assert nox_sessions() - set(re.findall(r"\w+", quick)) == other
     assert re.findall(r'"-s", "(\w+)"', read("dev")) == ["nested"]
-    assert re.findall(r'for name in \(("vm", "containerd")\)', read("dev"))
+    assert re.findall(r'for name in \(("vm", "faults", "containerd")\)', read("dev"))
 
 
 def test_dev_runs_on_an_older_python() -> None:

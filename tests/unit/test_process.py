@@ -130,3 +130,13 @@ async def test_privileges_are_dropped_before_or_by_the_child(by_child: bool, uid
     async with launch([SH, "-c", script], privileges=privileges) as child:
         assert await child.wait() == 0
     assert child.output.split() == ["Uid:", *[str(uid)] * 4, "NoNewPrivs:", "1"]
+
+
+async def test_every_line_of_stderr_is_told() -> None:
+    lines: list[str] = []
+    async with launch(
+        ["/bin/sh", "-c", "printf 'one\\ntw' >&2; echo o >&2; printf rest >&2"], on_line=lines.append
+    ) as child:
+        assert await child.wait() == 0
+        assert child.output.endswith("rest")
+    assert lines == ["one", "two"]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import HypervisorError, QmpError
+from kata_runtime.hypervisor.hotplug import add_network
 from kata_runtime.hypervisor.qmp import Qmp, Transcript
+from kata_runtime.hypervisor.spec import NetDevice
 from kata_telemetry.span import Site, Span, Tracer, use
 from support.fake_qmp import fake_qmp
 
@@ -74,3 +76,35 @@ async def test_a_monitor_that_never_greets() -> None:
         with pytest.raises(HypervisorError, match=r"did not answer: nothing within 0\.05 s"):
             async with Qmp.connected(end, name="vm", transcript=Transcript(), timeout=0.05):
                 pass
+
+
+OK: Mapping[str, Any] = {"return": {}}
+PLUGGED = {"getfd": OK, "netdev_add": OK, "device_add": OK, "netdev_del": OK, "closefd": OK}
+
+
+def commands(transcript: Transcript, directory: Path) -> list[str]:
+    transcript.save(directory / "qmp.log")
+    lines = (directory / "qmp.log").read_text().splitlines()
+    return [line.partition('"execute": "')[2].partition('"')[0] for line in lines if "-->" in line]
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [
+        ("", ["getfd", "getfd", "netdev_add", "device_add"]),
+        ("netdev_add", ["getfd", "getfd", "netdev_add", "closefd", "closefd"]),
+        ("device_add", ["getfd", "getfd", "netdev_add", "device_add", "netdev_del"]),
+    ],
+)
+async def test_a_network_device_is_plugged_or_nothing_is(tmp_path: Path, refused: str, expected: list[str]) -> None:
+    transcript = Transcript()
+    answers = {**PLUGGED, **({refused: REFUSED} if refused else {})}
+    with open("/dev/null") as tap:  # noqa: ASYNC230
+        device = NetDevice("network-0", "0a:00", tap.fileno(), tap.fileno())
+        async with fake_qmp(answers) as end, Qmp.connected(end, name="vm", transcript=transcript, timeout=5) as qmp:
+            if refused:
+                with pytest.raises(QmpError, match=refused):
+                    await add_network(qmp, device, "port-0")
+            else:
+                await add_network(qmp, device, "port-0")
+    assert commands(transcript, tmp_path) == expected

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kata_telemetry.collector import CollectorSettings, SettingsError
+from kata_telemetry.collector import CollectorSettings, SettingsError, _retry_after
 
 
 def resolve(environment: dict[str, str] | None = None, **arguments: Any) -> CollectorSettings:
@@ -87,3 +87,38 @@ def test_other_variables_and_the_way_to_another_process() -> None:
         resolve({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, endpoint="http://c")
     with pytest.raises(SettingsError, match="compression 'br'"):
         resolve({"OTEL_EXPORTER_OTLP_COMPRESSION": "br"}, endpoint="http://c")
+
+
+@pytest.mark.parametrize(
+    ("variables", "endpoint"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4317"}, "https://c:4317"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"}, "http://c:4317"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "t:1", "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "TRUE"},
+            "http://t:1",
+        ),
+        # A scheme has the last word (OpenTelemetry specification, "Endpoint URLs for OTLP/gRPC").
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://c:4317", "OTEL_EXPORTER_OTLP_INSECURE": "true"}, "https://c:4317"),
+    ],
+)
+def test_insecure_is_about_endpoints_without_a_scheme(variables: dict[str, str], endpoint: str) -> None:
+    found = CollectorSettings.resolve(variables)
+    assert found
+    assert found.endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (None, 0.0),
+        ("", 0.0),
+        ("3", 3.0),
+        ("86400", 60.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", 60.0),
+        ("soon", 0.0),
+    ],
+)
+def test_retry_after(text: str | None, seconds: float) -> None:
+    assert _retry_after(text) == seconds

@@ -144,7 +144,7 @@ def test_the_bytes_are_those_of_opentelemetrys_sdk(
 ) -> None:
     span = Tracer("kata-agent", lambda _: None).start(name, parent=parent, kind=kind, attributes=attributes)
     for what, details in events:
-        span.events.append(Event(what, span.tracer.clock.now(), details))
+        span._add_event(Event(what, span.tracer.clock.now(), details))
     if link:
         span.link(link)
     if error:

@@ -327,3 +327,33 @@ def test_twenty_thousand_spans(shape: str) -> None:
         span = make.add("crun start" if number % 2 else "connect", begin, end, parent)
         parent = span if shape == "deep" else root
     check_invariants(trace_of(make))
+
+
+@pytest.mark.parametrize("connected", [90, 110])
+def test_qemus_start_is_blamed_whenever_its_monitor_answers(connected: int) -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 300)
+    launch = make.add("launchQemu", 10, connected, root)
+    make.add("qmp.connect", 12, connected, launch)
+    make.add("boot.qemu", 12, 100, root)
+    make.add("boot.firmware", 100, 300, root)
+    path = critical_path(trace_of(make).root)
+    assert [segment.span.name for segment in path if segment.end - segment.start > 5 * MS] == [
+        "rootSpan",
+        "boot.qemu",
+        "boot.firmware",
+    ]
+
+
+def test_input_that_comes_late_is_blamed_and_not_the_output_that_follows() -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 300)
+    make.add("stdio.stdin", 10, 200, root)
+    make.add("process", 10, 250, root)
+    make.add("stdio.stdout", 10, 280, root)
+    path = critical_path(trace_of(make).root)
+    assert [(segment.span.name, segment.end - segment.start) for segment in path][1:-1] == [
+        ("stdio.stdin", 190 * MS),
+        ("process", 50 * MS),
+        ("stdio.stdout", 30 * MS),
+    ]

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import select
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kata_runtime.image import DEFAULT_OUTPUT, Artifacts
 from kata_telemetry.analysis import split
 from kata_telemetry.store import Store
 from kata_telemetry.trace import Trace, TraceSpan, load_store
@@ -155,11 +157,29 @@ def test_a_failed_boot_leaves_a_trace_with_the_error(kata: Kata) -> None:
     assert "stopSandbox" not in failed
 
 
-def test_no_secret_is_in_a_trace(kata: Kata) -> None:
+def test_no_secret_is_in_a_trace(kata: Kata, tmp_path: Path) -> None:
+    """Nor in any log: not from environment, arguments, annotations, files, or what goes in and out."""
     canary = "canary-7f3a"
-    kata.tracing(runtime=True, agent=True)
-    kata.run("sh", "-c", f"echo {canary}", options=["-i", "--env", f"SECRET={canary}"], stdin=canary.encode())
-    for path in kata.trace_dir.rglob("*"):
+    image = Path(os.environ.get("KATA_IMAGE_DIR", DEFAULT_OUTPUT))
+    shutil.copytree(Artifacts.at(image).default_rootfs, tmp_path / "rootfs", symlinks=True)
+    (tmp_path / "rootfs/secret").write_text(canary)
+    script = f"cat; cat /secret; echo {canary}; echo {canary} >&2; exit 3"
+    process = {"args": ["sh", "-c", script], "env": ["PATH=/bin", f"SECRET={canary}"], "cwd": "/"}
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {**process, "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+        "annotations": {"secret": canary},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    kata.tracing(runtime=True, agent=True).configure("runtime", enable_debug=True)
+    log = kata.logs_dir.parent / "runtime.log"
+    done = kata("--log", str(log), "run", "-i", "--bundle", str(tmp_path), stdin=canary.encode())
+    assert (done.returncode, done.stdout.count(canary.encode())) == (3, 3)
+    assert "child starts" in log.read_text()  # it is a verbose one
+    for path in [log, *kata.trace_dir.rglob("*"), *kata.logs_dir.rglob("*")]:
         assert path.is_dir() or canary.encode() not in path.read_bytes(), path
 
 

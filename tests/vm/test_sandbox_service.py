@@ -34,6 +34,8 @@ from support.kata_containers import vm_pids
 pytestmark = pytest.mark.slow
 
 SHIM = Path(__file__).parents[1] / "support/kata_shim.py"
+# Trace ids of callers.
+CALLER, OTHER = 0xC0FFEE, 0xBEEF
 _M = TypeVar("_M", bound=Message)
 
 
@@ -44,6 +46,7 @@ class Shim:
         self.directory = directory
         self.bundle = directory / "pod-of-its-own"
         self.bundle.mkdir()  # containerd puts no config.json there
+        self.caller = ""  # W3C context of the calls of the sandbox service
 
     def _run(self, *arguments: str, stdin: bytes = b"") -> bytes:
         code = f"import sys, runpy; sys.path[:] = {sys.path!r}; runpy.run_path({str(SHIM)!r}, run_name='__main__')"
@@ -67,7 +70,9 @@ class Shim:
 
     async def box(self, method: str, request: Message, answer: type[_M]) -> _M:
         """A call of the sandbox service."""
-        return await self.client.call("containerd.runtime.sandbox.v1.Sandbox", method, request, answer, timeout=120)
+        metadata = {"traceparent": self.caller} if self.caller else {}
+        service = "containerd.runtime.sandbox.v1.Sandbox"
+        return await self.client.call(service, method, request, answer, timeout=120, metadata=metadata)
 
     async def task(self, method: str, request: Message, answer: type[_M]) -> _M:
         """A call of the task service."""
@@ -154,7 +159,9 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
     request = pb.CreateSandboxRequest(sandbox_id="pod-of-its-own", bundle_path=str(shim.bundle))
     request.options.type_url = "runtime.v1.PodSandboxConfig"
     request.options.value = pod_config("from-cri").SerializeToString()
+    shim.caller = f"00-{CALLER:032x}-00000000000000aa-01"
     await shim.box("CreateSandbox", request, pb.CreateSandboxResponse)
+    shim.caller = f"00-{OTHER:032x}-00000000000000bb-01"
     assert (await shim.status()).state == "SANDBOX_CREATED"
     started = await shim.boot()
     assert [started.pid] == vm_pids("pod-of-its-own")
@@ -194,10 +201,17 @@ async def test_life_of_a_sandbox(traced: None, shim: Shim, artifacts: Path) -> N
     await shim.stop()  # safe to repeat
     await shim.shutdown()
     await asyncio.to_thread(shim.delete)  # which waits for the shim
+    its_trace_is_whole(artifacts)
+
+
+def its_trace_is_whole(artifacts: Path) -> None:
+    """One trace, which continues the first caller's; another one's is linked."""
     (store,) = (artifacts / "traces").iterdir()
     trace = load_store(Store(store))
     assert trace is not None
     assert (trace.root.name, trace.orphans, trace.negative()) == ("rootSpan", [], [])
+    assert (trace.trace_id, trace.root.parent_id) == (f"{CALLER:032x}", f"{0xAA:016x}")
+    assert f'"links":[{{"traceId":"{OTHER:032x}"' in (store / "spans.jsonl").read_text().replace(" ", "")
     names = Counter(span.name for span in trace.spans)
     assert names["create"] == 2
     assert names["StartSandbox"] == names["createSandboxFromConfig"] == names["setup_shared_namespaces"] == 1

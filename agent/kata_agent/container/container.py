@@ -16,6 +16,7 @@ from kata_agent.container.cgroup import Cgroup
 from kata_agent.container.crun import Crun, exec_failure, last_message
 from kata_agent.container.mounts import Mounts
 from kata_agent.container.process import Exit, Ports, Process, Stdio
+from kata_agent.container.pump import PumpThread
 from kata_agent.container.reaper import Child, Reaper
 from kata_agent.container.spec import Spec
 from kata_agent.container.streams import StreamRoom
@@ -61,6 +62,7 @@ class Tools(NamedTuple):
     reaper: Reaper
     crun: Crun
     room: StreamRoom
+    pumps: PumpThread
     # Bundles are made below this, one directory for each container.
     bundles: Path
     # The cgroup file system's root, and below it the parent of the containers' cgroups ("/kata").
@@ -121,7 +123,11 @@ class Container:
         log = self._bundle / f"log.{number}"
         with _trace.span("open_stdio", terminal=terminal):
             stdio = await Stdio.open(
-                ports, self._tools.room, terminal=terminal, console=self._tools.bundles / f".{id(self):x}.{number}"
+                ports,
+                self._tools.room,
+                self._tools.pumps,
+                terminal=terminal,
+                console=self._tools.bundles / f".{id(self):x}.{number}",
             )
         receiver = asyncio.create_task(stdio.receive_master()) if terminal else None
         try:

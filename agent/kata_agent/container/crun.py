@@ -90,7 +90,7 @@ class Crun:
         Done here it saves a process, 75 ms in an emulated guest. Where it isn't as expected, crun is asked to do it.
         """
         fifo = self._state / container / "exec.fifo"
-        with _trace.span("crun start", container_id=container):
+        with _trace.stage("crun start", container_id=container):
             try:
                 # Without a reader, whose end crun explains, this fails.
                 fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -119,7 +119,7 @@ class Crun:
         `stdio` becomes the container's (create) or the process's (exec). Raises CrunError, CommandNotFoundError,
         CommandNotExecutableError, TimedOutError. Cancelled, it kills crun and waits for its end.
         """
-        with _trace.span(f"crun {command}", container_id=container) as span:
+        with _trace.stage(f"crun {command}", container_id=container) as span:
             child = self._spawn(command, [*arguments, container], log, stdio)
             try:
                 async with asyncio.timeout(timeout):

@@ -7,8 +7,11 @@ import socket
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL
+from typing import Final
 
 from kata_agent.container import syscalls
+from kata_agent.container.reaper import Child, Reaper
 from kata_agent.container.syscalls import MountFlag
 from kata_agent.container.threads import in_thread
 from kata_agent.errors import SetupError
@@ -18,6 +21,9 @@ __all__ = ["SharedNamespaces"]
 
 _trace = Site(package="container", subsystem="namespace")
 
+# As PID 1 it inherits orphans; a process that ignores SIGCHLD leaves no zombies (wait(2)).
+HOLDER: Final = ("sh", "-c", "trap '' CHLD; exec sleep 2147483647")
+
 
 class SharedNamespaces:
     """`paths` maps an OCI namespace type to the file that containers join by."""
@@ -26,11 +32,12 @@ class SharedNamespaces:
         self._directory = directory
         self.paths: dict[str, str] = {}
         self.pid_shared = False
+        self._holder: Child | None = None
 
     async def setup(self, hostname: str, *, share_pid: bool) -> None:
         """Make IPC and UTS namespaces. Raises SetupError."""
         self.pid_shared = share_pid
-        with _trace.span("setup_shared_namespaces", pid=share_pid):
+        with _trace.stage("setup_shared_namespaces", pid=share_pid):
             try:
                 # In a thread that ends afterwards: it is in namespaces that are not the agent's.
                 await in_thread("namespaces", partial(self._make, hostname))
@@ -48,7 +55,7 @@ class SharedNamespaces:
 
     def _bind(self, kind: str, source: str) -> None:
         target = self._directory / kind
-        with _trace.span("bind_namespace", kind_of=kind):
+        with _trace.detail("bind_namespace", kind_of=kind):
             target.touch()
             syscalls.mount(source, str(target), "", MountFlag.BIND)
         self.paths[kind] = str(target)
@@ -61,8 +68,19 @@ class SharedNamespaces:
         except OSError as error:
             raise SetupError(f"can't share the PID namespace of process {pid}: {error}") from error
 
+    async def hold_pid(self, reaper: Reaper) -> None:
+        """Make a PID namespace whose first process is nobody's, so that it ends with the sandbox. Raises SetupError."""
+        try:
+            with _trace.span("hold_pid_namespace"):
+                self._holder = await reaper.spawn_after(partial(syscalls.unshare, syscalls.CLONE_NEWPID), HOLDER)
+        except OSError as error:
+            raise SetupError(f"can't make the sandbox's PID namespace: {error}") from error
+        self.adopt_pid(self._holder.pid)
+
     def close(self) -> None:
         """Let go of all; a namespace ends with its last process."""
+        if self._holder is not None:
+            self._holder.signal(SIGKILL)
         for path in self.paths.values():
             with suppress(OSError):
                 syscalls.umount(path)

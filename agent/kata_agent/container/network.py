@@ -6,7 +6,7 @@ The devices are the host's doing; an interface is known by its MAC address, and 
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -25,6 +25,7 @@ MTU: Final = (68, 65535)
 DEVICE_WITHIN: Final = 10.0
 MAX_INTERFACES: Final = 64
 _DRIVER: Final = Path("/sys/bus/virtio/drivers/virtio_net")
+_SYSCTLS: Final = Path("/proc/sys")
 _COUNTERS: Final = Path("/proc/self/net/dev")
 
 
@@ -159,6 +160,14 @@ class Network:
                     )
                     with suppress(FileExistsError):
                         kernel.add_route(_index(indexes, route.device), route.family, hop)
+
+    def set_sysctls(self, values: Mapping[str, str]) -> None:
+        """Set the network's, by path below /proc/sys. Raises SetupError."""
+        for path, value in values.items():
+            try:
+                (_SYSCTLS / path).write_text(value)
+            except OSError as error:
+                raise SetupError(f"can't set sysctl {path} to {value[:40]!r}: {error.strerror}") from error
 
     def add_neighbours(self, neighbours: Iterable[Neighbour]) -> None:
         """Add entries. Raises InvalidError, SetupError."""

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from kata_agent.container.pump import PIPE_SIZE, Inlet, Outlet
+from kata_agent.container.pump import PIPE_SIZE, Inlet, Outlet, PumpThread
 from kata_agent.container.reaper import Child
 from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import InvalidError, PreconditionError, TimedOutError
@@ -49,8 +49,9 @@ class Exit(NamedTuple):
 class Stdio:
     """Near ends, far ends and streams of one process, until a `Process` takes them. Closing is idempotent."""
 
-    def __init__(self, *, terminal: bool) -> None:
+    def __init__(self, pumps: PumpThread, *, terminal: bool) -> None:
         self.terminal = terminal
+        self._pumps = pumps
         self.far: tuple[int, int, int] | None = None
         self.master = -1
         self.console: Path | None = None
@@ -60,9 +61,9 @@ class Stdio:
         self._open_far: list[int] = []
 
     @classmethod
-    async def open(cls, ports: Ports, room: StreamRoom, *, terminal: bool, console: Path) -> Self:
-        """Claim the streams that `ports` names and make the other ends. `console` is a free path for a terminal's
-        socket.
+    async def open(cls, ports: Ports, room: StreamRoom, pumps: PumpThread, *, terminal: bool, console: Path) -> Self:
+        """Claim the streams that `ports` names and make the other ends; `pumps` will connect them. `console` is a free
+        path for a terminal's socket.
 
         Raises NotFoundError where a stream didn't arrive, InvalidError where the ports contradict themselves.
         """
@@ -71,7 +72,7 @@ class Stdio:
             raise InvalidError("one stdio stream is named for two channels")
         if terminal and ports.stderr:
             raise InvalidError("a terminal has no stderr of its own: stderr_port must be 0")
-        stdio = cls(terminal=terminal)
+        stdio = cls(pumps, terminal=terminal)
         try:
             for channel, port in enumerate(ports):
                 if port:
@@ -140,12 +141,12 @@ class Stdio:
         # Even without a stream somebody must read a terminal's master, or the process blocks.
         near = [os.dup(self.master), os.dup(self.master), -1] if self.terminal else self._near
         if stdin:
-            inlet = Inlet(stdin, near[0], at_end=_end_of_input if self.terminal else None)
+            inlet = Inlet(self._pumps, stdin, near[0], at_end=_end_of_input if self.terminal else None)
         elif near[0] >= 0:
             os.close(near[0])
         for stream, fd in ((stdout, near[1]), (stderr, near[2])):
             if fd >= 0:
-                outlets.append(Outlet(fd, stream, keep_reading=self.terminal))
+                outlets.append(Outlet(self._pumps, fd, stream, keep_reading=self.terminal))
         self._streams = [None, None, None]
         self._near = [-1, -1, -1]
         for pump in (inlet, *outlets):
@@ -232,7 +233,7 @@ class Process:
     async def _watch(self, child: Child, judge: Callable[[Child, bytes], Exit]) -> None:
         await child.wait()
         # Errors are said on stderr, or on a terminal: the last outlet either way.
-        said = self._outlets[-1].look() if child.status and self._outlets else b""
+        said = await self._outlets[-1].look() if child.status and self._outlets else b""
         self.exit = judge(child, said)
         if self._ended_by and self.exit.status == 128 + signal.SIGKILL:
             self.exit = self.exit._replace(status=128 + self._ended_by)
@@ -290,3 +291,4 @@ class Process:
             for pump in (self._inlet, *self._outlets):
                 if pump:
                     pump.abandon()
+                    await pump.done.wait()

@@ -19,9 +19,11 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
+
+from kata_agent.container.threads import in_thread
 
 __all__ = ["Child", "Reaper"]
 
@@ -112,16 +114,24 @@ class Reaper:
 
         Raises OSError where the program can't be started.
         """
-        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
-        pid = os.posix_spawnp(
-            argv[0],
-            list(argv),
-            os.environ if env is None else env,
-            file_actions=actions,
-            setsigmask=(),
-            setsigdef=RESET_SIGNALS,
-        )
-        return self._claim(pid)
+        return self._claim(_start(argv, stdio, os.environ if env is None else env))
+
+    async def spawn_after(self, prepare: Callable[[], None], argv: Sequence[str]) -> Child:
+        """Start a program without stdio from a thread that has done `prepare` first, for itself alone (unshare).
+
+        Raises OSError where it can't be started.
+        """
+
+        def start() -> int:
+            prepare()
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                return _start(argv, (null, null, null), os.environ)
+            finally:
+                os.close(null)
+
+        with self.expected():
+            return self.adopt(await in_thread("spawn", start))
 
     def adopt(self, pid: int) -> Child:
         """Wait for a process that crun left to us, whether it still runs or already ended. Raises
@@ -191,3 +201,8 @@ class Reaper:
         self._children.pop(child.pid, None)
         with suppress(ValueError, OSError):
             self._loop.remove_reader(child.pidfd)
+
+
+def _start(argv: Sequence[str], stdio: tuple[int, int, int], env: Mapping[str, str]) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
+    return os.posix_spawnp(argv[0], list(argv), env, file_actions=actions, setsigmask=(), setsigdef=RESET_SIGNALS)

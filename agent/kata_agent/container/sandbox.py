@@ -12,7 +12,7 @@ from kata_agent.container.mounts import Mounts, Storage
 from kata_agent.container.namespaces import SharedNamespaces
 from kata_agent.container.process import Ports
 from kata_agent.container.reaper import Reaper
-from kata_agent.container.spec import Spec, check_id, guest_spec
+from kata_agent.container.spec import Spec, check_id, guest_spec, network_sysctls
 from kata_agent.errors import (
     AlreadyExistsError,
     InvalidError,
@@ -70,6 +70,7 @@ class Sandbox:
         storages: Sequence[Storage],
         modules: Sequence[Module],
         share_pid: bool,
+        hold_pid: bool = False,
     ) -> None:
         """Prepare what containers will share. Raises AlreadyExistsError on a second call, InvalidError, SetupError."""
         check_id(sandbox_id, "sandbox id")
@@ -83,6 +84,8 @@ class Sandbox:
                 await self._load(module)
             if self._shared:
                 await self._namespaces.setup(hostname, share_pid=share_pid)
+            if share_pid and hold_pid:
+                await self._namespaces.hold_pid(self._tools.reaper)
             for storage in storages:
                 await self._mounts.add(storage)
             if dns:
@@ -161,6 +164,8 @@ class Sandbox:
         try:
             with _trace.span("guest_spec"):
                 guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
+            if sysctls := network_sysctls(spec):
+                self.network.set_sysctls(sysctls)
             for storage in storages:
                 await container.mounts.add(storage)
             await container.create(spec, ports)

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 from kata_agent.errors import InvalidError
 
-__all__ = ["GUEST_NAMESPACES", "Spec", "check_id", "guest_spec", "parse", "process_of"]
+__all__ = ["GUEST_NAMESPACES", "Spec", "check_id", "guest_spec", "network_sysctls", "parse", "process_of"]
 
 Spec = dict[str, Any]
 
 MAX_ID: Final = 128
 MAX_SPEC: Final = 1 << 20
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_SYSCTL = re.compile(r"net(/[A-Za-z0-9_.-]+)+\Z")
 # A container has the guest's network: isolation is the VM's, devices and addresses are set there.
 GUEST_NAMESPACES: Final = frozenset({"network"})
 
@@ -57,6 +58,26 @@ def process_of(spec: Spec, what: str) -> Spec:
     spec.pop("apparmorProfile", None)
     spec.pop("selinuxLabel", None)
     return spec
+
+
+def network_sysctls(spec: Spec) -> dict[str, str]:
+    """Take the sysctls of the network out of `spec`: a container has none of its own, so crun would refuse them.
+
+    Returns their values by path below /proc/sys. Raises InvalidError.
+    """
+    linux = spec.get("linux")
+    listed = linux.get("sysctl") if isinstance(linux, dict) else None
+    if not isinstance(listed, dict):
+        return {}
+    found = {}
+    for name in [name for name in listed if name.startswith(("net.", "net/"))]:
+        value = listed.pop(name)
+        # As sysctl(8): the first separator is the one, so that net/ipv4/conf/eth0.5/… can be told.
+        path = name if "/" in name else name.replace(".", "/")
+        if not isinstance(value, str) or not _SYSCTL.match(path) or {".", ".."} & set(path.split("/")):
+            raise InvalidError(f"sysctl {name[:80]!r} of the OCI specification is malformed")
+        found[path] = value
+    return found
 
 
 def guest_spec(spec: Spec, *, cgroup: str, shared: dict[str, str]) -> Spec:

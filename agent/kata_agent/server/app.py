@@ -10,6 +10,7 @@ import grpc
 
 from kata_agent.container.container import Tools
 from kata_agent.container.crun import Crun
+from kata_agent.container.pump import PumpThread
 from kata_agent.container.reaper import Reaper
 from kata_agent.container.sandbox import Sandbox
 from kata_agent.container.streams import StreamRoom
@@ -17,18 +18,21 @@ from kata_agent.server.boot import Boot
 from kata_agent.server.clock import ClockServer
 from kata_agent.server.funnel import Funnel
 from kata_agent.server.listeners import Acceptor, Endpoints
+from kata_agent.server.ports import PortServer
 from kata_agent.server.relay import Relay
 from kata_agent.server.tracing import Tracing
 from kata_agent.services.agent import AgentService
 from kata_agent.services.health import Health
 from kata_protos import agent_pb2
+from kata_telemetry.wire import PORT
 
-__all__ = ["CLOCK_PORT", "RPC_PORT", "STDIO_PORT", "Agent", "Layout"]
+__all__ = ["CLOCK_PORT", "PORTS_PORT", "RPC_PORT", "STDIO_PORT", "Agent", "Layout"]
 
 # docs/architecture.md, "Ports of the guest".
 RPC_PORT: Final = 1024
 STDIO_PORT: Final = 1027
 CLOCK_PORT: Final = 1028
+PORTS_PORT: Final = 1029
 # Seconds that calls in flight get when the sandbox has ended: StreamSpans sends its last batches.
 GRACE: Final = 30.0
 MAX_MESSAGE: Final = 4 << 20
@@ -62,7 +66,7 @@ class Agent:
         self._boot = boot
         self._stack = AsyncExitStack()
         self._destroyed = asyncio.Event()
-        self.tracing = Tracing(boot.record if boot else None)
+        self.tracing = Tracing(boot.record if boot else None, lambda: endpoints.dial(PORT))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -74,11 +78,16 @@ class Agent:
             stack.callback(crun.close)
             room = StreamRoom()
             stack.callback(room.close)
-            tools = Tools(reaper, crun, room, layout.bundles, layout.cgroups, layout.parent)
+            pumps = PumpThread()
+            stack.callback(pumps.close)
+            tools = Tools(reaper, crun, room, pumps, layout.bundles, layout.cgroups, layout.parent)
             self._sandbox = Sandbox(tools, resolv_conf=layout.resolv_conf, shared=layout.shared_namespaces)
             clock = ClockServer()
             stack.callback(clock.close)
-            for port, accepted in ((STDIO_PORT, room.add), (CLOCK_PORT, clock.accepted)):
+            ports = PortServer()
+            stack.callback(ports.close)
+            served = ((STDIO_PORT, room.add), (CLOCK_PORT, clock.accepted), (PORTS_PORT, ports.accepted))
+            for port, accepted in served:
                 stack.callback(Acceptor(self._endpoints, port, accepted).close)
             await self._serve(stack)
             self._stack = stack.pop_all()

@@ -9,8 +9,9 @@ below undoes its work when cancelled.
 import asyncio
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Final
 
@@ -19,15 +20,24 @@ import grpc
 from kata_agent.errors import AgentError, PreconditionError
 from kata_agent.server.tracing import Setting, Tracing
 from kata_telemetry.propagation import extract
-from kata_telemetry.span import Kind, Site, Span
+from kata_telemetry.span import Kind, Level, Site
 
 __all__ = ["Funnel", "snake_case"]
 
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
-# Long polls, whose spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version"})
+# Long polls and what is asked every few seconds: their spans would say nothing.
+UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version", "SetGuestDateTime"})
+# The stages of a sandbox's life, and what is asked again and again; the other calls are in between.
+ESSENTIAL: Final = frozenset({
+    "CreateContainer", "CreateSandbox", "DestroySandbox", "ExecProcess", "RemoveContainer", "StartContainer",
+    "WaitProcess",
+})  # fmt: skip
+DETAILED: Final = frozenset({"GetGuestDetails", "ListProcesses", "StatsContainer", "TtyWinResize"})
+# What a health check or a dashboard asks again and again: only the first ones of each kind are recorded.
+REPEATING: Final = frozenset({"StatsContainer", "ListProcesses"})
+ENOUGH: Final = 32
 MAX_DETAILS: Final = 2048
 HOST: Final = "vsock:2:"
 
@@ -46,8 +56,16 @@ def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
     if "tracing" not in request.DESCRIPTOR.fields_by_name or not request.HasField("tracing"):
         return None
     tracing = request.tracing
-    clock = (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None
-    return Setting(tracing.enabled, tracing.traceparent, clock)
+    return Setting(
+        tracing.enabled,
+        tracing.traceparent,
+        (tracing.clock.offset_ns, tracing.clock.bound_ns) if tracing.HasField("clock") else None,
+        tracing.transport == tracing.FORWARDER,
+        Level(min(tracing.level, Level.DETAILED)),
+        tracing.recorder,
+        tracing.since_ns,
+        tuple(tracing.log_levels),
+    )
 
 
 class Funnel:
@@ -55,6 +73,7 @@ class Funnel:
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
+        self._seen: Counter[str] = Counter()
 
     def service(self, messages: ModuleType, name: str, handlers: object) -> grpc.GenericRpcHandler:
         """The service `name` of a protobuf module, served by the methods of `handlers` (names in snake case).
@@ -80,12 +99,12 @@ class Funnel:
         return grpc.method_handlers_generic_handler(descriptor.full_name, table)
 
     def _unary(self, method: str, handler: Callable[[Any], Awaitable[Any]]) -> Handler:
-        name = snake_case(method)
         traced = method not in UNTRACED
+        level = Level.ESSENTIAL if method in ESSENTIAL else Level.DETAILED if method in DETAILED else Level.NORMAL
 
         async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
             try:
-                with self._span(name, request, context) if traced else nullcontext():
+                with self._span(method, level, request, context) if traced else nullcontext():
                     return await handler(request)
             except Exception as error:
                 await self._abort(method, context, error)
@@ -102,7 +121,7 @@ class Funnel:
 
         return call
 
-    def _span(self, name: str, request: Any, context: Any) -> "Span | nullcontext[None]":  # noqa: ANN401 - any message
+    def _span(self, method: str, level: Level, request: Any, context: Any) -> AbstractContextManager[object]:  # noqa: ANN401
         peer = context.peer()
         if peer.startswith("vsock:") and not peer.startswith(HOST):
             raise PreconditionError("only the host may call the agent")
@@ -114,13 +133,23 @@ class Funnel:
             tracing.configure(setting, getattr(request, "sandbox_id", ""))
         if not tracing.enabled:
             return nullcontext()
+        parent = extract(context.invocation_metadata())
+        if not tracing.records(level):
+            return tracing.without_span(parent)
+        if not self._worth_a_span(method):
+            return nullcontext()
         attributes = {
             key: value[:128]
             for key in ("container_id", "exec_id")
             if isinstance(value := getattr(request, key, None), str) and value
         }
-        parent = extract(context.invocation_metadata())
-        return tracing.begin(name, parent, since, _trace, Kind.SERVER, **attributes)
+        return tracing.begin(snake_case(method), parent, since, _trace, Kind.SERVER, **attributes)
+
+    def _worth_a_span(self, method: str) -> bool:
+        if method not in REPEATING:
+            return True
+        self._seen[method] += 1
+        return self._seen[method] <= ENOUGH
 
     async def _abort(self, method: str, context: Any, error: Exception) -> None:  # noqa: ANN401
         if isinstance(error, AgentError):

@@ -31,6 +31,10 @@ class Endpoints(Protocol):
         """The host's port number of a peer, None for a peer that isn't the host."""
         ...
 
+    async def dial(self, port: int) -> socket.socket:
+        """A non-blocking stream to what listens on a port of the host. Raises OSError."""
+        ...
+
 
 class VsockEndpoints:
     """AF_VSOCK, any CID: the device may come later (hotplug into a clone)."""
@@ -44,10 +48,13 @@ class VsockEndpoints:
                 return port
         return None
 
+    async def dial(self, port: int) -> socket.socket:
+        return await _dial(socket.AF_VSOCK, (VMADDR_CID_HOST, port))
+
 
 class UnixEndpoints:
     """Unix sockets `<directory>/<port>.sock`. A client says its port by its own address: the abstract name
-    `<any>:<port>`.
+    `<any>:<port>`. Port N of the host is `<directory>/host_N`, named as in hybrid vsock.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -65,6 +72,9 @@ class UnixEndpoints:
         found = re.fullmatch(r"\0.*:(\d+)", name)
         return int(found[1]) if found else 0
 
+    async def dial(self, port: int) -> socket.socket:
+        return await _dial(socket.AF_UNIX, str(self.directory / f"host_{port}"))
+
 
 def _listen(family: int, address: str | tuple[int, int]) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -75,6 +85,16 @@ def _listen(family: int, address: str | tuple[int, int]) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+async def _dial(family: int, address: str | tuple[int, int]) -> socket.socket:
+    stream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        await asyncio.get_running_loop().sock_connect(stream, address)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
 class Acceptor:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["Relay"]
+__all__ = ["Pair", "Relay"]
 
 CHUNK: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 64
@@ -27,7 +27,7 @@ class Relay:
     def __init__(self, target: str) -> None:
         self._target = target
         self._loop = asyncio.get_running_loop()
-        self._pairs: set[_Pair] = set()
+        self._pairs: set[Pair] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -43,11 +43,11 @@ class Relay:
             inner.close()
             stream.close()
             return
-        pair = _Pair(self._loop, stream, inner, self._ended)
+        pair = Pair(self._loop, stream, inner, self._ended)
         self._pairs.add(pair)
         self._idle.clear()
 
-    def _ended(self, pair: "_Pair") -> None:
+    def _ended(self, pair: "Pair") -> None:
         self._pairs.discard(pair)
         if not self._pairs:
             self._idle.set()
@@ -76,7 +76,7 @@ class _Half:
         self.ended = False
 
 
-class _Pair:
+class Pair:
     """The two directions of one connection."""
 
     def __init__(
@@ -84,7 +84,7 @@ class _Pair:
         loop: asyncio.AbstractEventLoop,
         outer: socket.socket,
         inner: socket.socket,
-        ended: Callable[["_Pair"], None],
+        ended: Callable[["Pair"], None],
     ) -> None:
         self._loop = loop
         self._outer = outer

@@ -1,19 +1,22 @@
 """The agent's part of the sandbox's trace: whether there is one, its clock, and spans until the host takes them.
 
 The agent learns by CreateSandbox (or SetTracing) whether spans are wanted. Until then the few that arise are kept; if
-they are not wanted they are dropped and nothing of OpenTelemetry is ever imported.
+they are not wanted they are dropped, or the last ones kept for later (the flight recorder). Nothing of OpenTelemetry is
+imported before the host takes spans.
 """
 
 import asyncio
+import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.threads import in_thread
 from kata_agent.errors import InvalidError, PreconditionError
 from kata_telemetry.clock import GuestClock
-from kata_telemetry.span import Kind, Site, Span, SpanContext, Tracer
+from kata_telemetry.span import Kind, Level, Site, Span, SpanContext, Tracer, use
 
 if TYPE_CHECKING:
     from kata_telemetry.buffer import SpanBuffer
@@ -24,31 +27,58 @@ _trace = Site(package="agent", subsystem="agent")
 
 SERVICE: Final = "kata-agent"
 MAX_PENDING: Final = 4096
+# What the flight recorder keeps.
+MAX_RECORDED: Final = 256
 # Seconds that the first process has the guest for itself before spans are encoded.
 HEAD_START: Final = 0.25
 
 
 class Setting(NamedTuple):
-    """The contract's Tracing, without protobuf."""
+    """The contract's Tracing, without protobuf. `since` in ns of the host's time."""
 
     enabled: bool
     traceparent: str = ""
     clock: tuple[int, int] | None = None
+    # Whether spans go to the trace forwarder instead of the runtime.
+    forward: bool = False
+    level: Level = Level.NORMAL
+    recorder: bool = False
+    since: int = 0
+    log_levels: tuple[str, ...] = ()
 
 
 class Tracing:
     """State of tracing. `boot` is called once, when tracing is first switched on and there is time, to record the
-    boot's spans: with the clock, and a function that records one span (name, start, end, children)."""
+    boot's spans: with the clock, and a function that records one span (name, start, end, children). `dial` connects to
+    the trace forwarder."""
 
-    def __init__(self, boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None) -> None:
+    def __init__(
+        self,
+        boot: Callable[["Tracing", "Span | SpanContext"], None] | None = None,
+        dial: Callable[[], Awaitable[socket.socket]] | None = None,
+    ) -> None:
         self.clock = GuestClock()
         self.parent: Span | SpanContext | None = None
-        self._decided = False
         self._enabled = False
         self._boot = boot
+        self._dial = dial
+        self._forward = False
+        self._ending = asyncio.Event()
         self._root: Span | None = None
-        self._tracer = Tracer(SERVICE, self._sink, clock=self.clock, common={"source": "agent"})
+        self._open: set[Span] = set()
+        # Everything, until it is known what is wanted.
+        self._tracer = Tracer(
+            SERVICE,
+            self._sink,
+            clock=self.clock,
+            common={"source": "agent"},
+            opened=self._open.add,
+            level=Level.DETAILED,
+        )
         self._pending: deque[Span] = deque(maxlen=MAX_PENDING)
+        # Wanted once, and not yet taken.
+        self._owed: deque[Span] = deque(maxlen=MAX_PENDING)
+        self._owing = False
         self._dropped = 0
         self._buffer: SpanBuffer | None = None
         # Set when encoding may cost time: a first process runs, or the end has come.
@@ -58,11 +88,11 @@ class Tracing:
 
     @property
     def enabled(self) -> bool:
-        """Whether spans are kept: known to be wanted, or not known yet."""
-        return self._enabled or not self._decided
+        """Whether spans are made: known to be wanted, not known yet, or for the flight recorder."""
+        return self._tracer.level >= 0
 
-    def configure(self, setting: Setting, sandbox_id: str = "", since: int = 0) -> None:
-        """Do what the host says. `since` (local ns) is when it said so. Raises InvalidError."""
+    def configure(self, setting: Setting, sandbox_id: str = "") -> None:
+        """Do what the host says. Raises InvalidError."""
         parent = SpanContext.from_traceparent(setting.traceparent) if setting.traceparent else None
         if setting.traceparent and parent is None:
             raise InvalidError(f"traceparent {setting.traceparent[:80]!r} is not valid W3C trace context")
@@ -70,36 +100,69 @@ class Tracing:
             self.clock.set_offset(*setting.clock)
         if sandbox_id:
             self._tracer.common["sandbox_id"] = sandbox_id
-            for span in self._pending:
-                span.attributes.setdefault("sandbox_id", sandbox_id)
-        self._decided = True
-        if not setting.enabled:
-            self._enabled = False
-            self._pending.clear()
-            if self._buffer is not None:
-                self._buffer.disable()
-            return
-        self._enabled = True
-        if self._buffer is not None:
-            self._buffer.enable()
-        if parent:
-            self.parent = parent
-        elif self._root is None:
-            # Nobody traces but us: the trace is ours, from the kernel's first moment (CLOCK_MONOTONIC 0) on.
-            self._root = self.parent = _trace.root(self._tracer, "rootSpan", start=1)
-            self._adopt_early(self._root)
+        if setting.log_levels:
+            from kata_telemetry import logs
 
-    def _adopt_early(self, root: Span) -> None:
-        for span in self._pending:
-            if not span.parent_id:
-                span.context = span.context._replace(trace_id=root.context.trace_id)
-                span.parent_id = root.context.span_id
+            logs.on_spans(setting.log_levels)
+        was_enabled, self._enabled = self._enabled, setting.enabled
+        self._forward = setting.forward
+        self._tracer.level = setting.level if setting.enabled or setting.recorder else Level.OFF
+        if parent:
+            self._adopt(parent)
+        if not setting.enabled:
+            self._disable(MAX_RECORDED if setting.recorder else 0, was_enabled=was_enabled)
+            return
+        if setting.since:
+            self._pending = deque(
+                (span for span in self._pending if self.clock.to_host(span.start) >= setting.since), MAX_PENDING
+            )
+            self._boot = None  # what its spans belong to is not there either
+        elif self._pending.maxlen != MAX_PENDING:
+            self._pending = deque(self._pending, MAX_PENDING)
+        if parent is None and self._root is None:
+            # Nobody traces but us: the trace is ours, from the kernel's first moment (CLOCK_MONOTONIC 0) on.
+            self._root = _trace.root(self._tracer, "rootSpan", start=1)
+            self._adopt(self._root)
+
+    def _adopt(self, parent: Span | SpanContext) -> None:
+        """What belongs to no call belongs to `parent`; so does what came before anybody said so."""
+        first, self.parent = self.parent is None, parent
+        if first:
+            for span in self._pending:
+                if span.parent is None:
+                    span.adopt(parent)
+
+    def _disable(self, keep: int, *, was_enabled: bool) -> None:
+        """Hand out what was wanted, which ends the stream; keep `keep` of what was not, from now on."""
+        # What goes on ends here for the trace: its children may be with the host already.
+        for span in list(self._open) if was_enabled else ():
+            span.event("tracing was switched off")
+            span.finish()
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            buffer.close()
+        elif was_enabled:
+            # Nobody has taken them yet: whoever comes gets them, and no more.
+            self._owed.extend(self._pending)
+            self._pending.clear()
+            self._leisure.set()
+        self._pending = deque(self._pending, keep)
+
+    def records(self, level: Level) -> bool:
+        """Whether spans of this level are made."""
+        return level <= self._tracer.level
 
     def begin(
         self, name: str, parent: SpanContext | None, since: int, site: Site, kind: Kind, **attributes: str
     ) -> Span:
         """A span for a call: under the caller's, else under the agent's parent."""
         return site.root(self._tracer, name, parent=parent or self._context(), start=since, kind=kind, **attributes)
+
+    def without_span(self, parent: SpanContext | None) -> AbstractContextManager[Span]:
+        """For a call below the trace's level: what is made in it is the caller's child."""
+        stand_in = Span(self._tracer, "", None, {}, {})
+        stand_in.context = parent or self._context() or stand_in.context
+        return use(stand_in)
 
     def to_host(self, local_ns: int) -> int:
         """Host time (ns) of a CLOCK_MONOTONIC reading; until the runtime has told the offset, by the guest's own
@@ -123,27 +186,43 @@ class Tracing:
             asyncio.get_running_loop().call_later(HEAD_START, self._leisure.set)
 
     def _sink(self, span: Span) -> None:
-        if not self.enabled:
+        self._open.discard(span)
+        if self._owing:
+            self._owed.append(span)
             return
         if self._buffer is not None:
             self._buffer.sink(span)
             return
-        if len(self._pending) == MAX_PENDING:
+        if self._enabled and len(self._pending) == MAX_PENDING:
             self._dropped += 1
         self._pending.append(span)
 
-    async def stream(self) -> AsyncIterator[tuple[bytes, int]]:
-        """Batches (OTLP, dropped spans) until `close`. Raises PreconditionError for a second caller at a time."""
+    async def stream(self) -> AsyncGenerator[tuple[bytes, int], None]:
+        """Batches (OTLP, dropped spans) for the runtime until `close`, or until tracing is switched off: all, or what
+        the trace forwarder did not take.
+
+        Raises PreconditionError for a second caller at a time.
+        """
         await self._leisure.wait()
-        if not self._enabled:
+        if not (self._enabled or self._owed):
             return
-        if self._buffer is None:
+        batches = self._batches()
+        if self._forward and self._dial:
+            from kata_agent.server.forwarding import Forwarding
+
+            batches = Forwarding(self._dial, self._ending).run(batches)
+        async with aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def _batches(self) -> AsyncGenerator[tuple[bytes, int], None]:
+        buffer = self._buffer
+        if buffer is None:
             # The imports and the kernel's log take long in an emulated guest; calls must not wait for them.
             await in_thread("tracing", self._prepare)
-            self._make_buffer()
-        assert self._buffer
+            buffer = self._buffer or self._make_buffer()
         try:
-            async for batch in self._buffer.drain():
+            async for batch in buffer.drain():
                 yield batch.otlp, batch.dropped + self._dropped
                 self._dropped = 0
         except RuntimeError as error:
@@ -154,19 +233,28 @@ class Tracing:
 
         boot, self._boot = self._boot, None
         if boot and self.parent is not None:
-            boot(self, self.parent)
+            # Where it was switched off meanwhile, they are wanted all the same.
+            self._owing = not self._enabled
+            try:
+                boot(self, self.parent)
+            finally:
+                self._owing = False
 
-    def _make_buffer(self) -> None:
+    def _make_buffer(self) -> "SpanBuffer":
         from kata_telemetry.buffer import SpanBuffer
 
         buffer = SpanBuffer()
         buffer.enable()
         buffer.begin()
-        while self._pending:
-            buffer.sink(self._pending.popleft())
-        self._buffer = buffer
-        if self._closed:
+        while self._owed:
+            buffer.sink(self._owed.popleft())
+        if self._enabled:
+            while self._pending:
+                buffer.sink(self._pending.popleft())
+            self._buffer = buffer
+        if self._closed or not self._enabled:
             buffer.close()
+        return buffer
 
     def record(self, name: str, start: int, end: int, parent: Span | SpanContext, **attributes: str | int) -> Span:
         """A span that is already over; local ns."""
@@ -183,6 +271,7 @@ class Tracing:
         if self._root:
             self._root.finish()
         self._closed = True
+        self._ending.set()
         if self._buffer is not None:
             self._buffer.close()
         self._leisure.set()

@@ -71,6 +71,7 @@ class AgentService:
             storages=_storages(request.storages),
             modules=[Module(m.name, list(m.parameters)) for m in request.kernel_modules],
             share_pid=request.sandbox_pidns,
+            hold_pid=request.pidns_holder,
         )
         return pb.Empty()
 

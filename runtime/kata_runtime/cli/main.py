@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kata_runtime.cli import check, run
+    from kata_runtime.cli import check, control, run
     from kata_runtime.image import command as image
     from kata_telemetry import command as trace
     from kata_telemetry import command_metrics as metrics
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     build = images.add_parser("build", help="build it where its inputs have changed")
     image.add_arguments(build)
     build.set_defaults(run=lambda options: image.run(options, print))
-    trace.add_arguments(commands)
+    control.add_arguments(trace.add_arguments(commands))
     metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))
     commands.add_parser("version", help="print the version")
     return parser
@@ -93,6 +93,8 @@ def _configure_log(options: argparse.Namespace) -> None:
     # On a terminal a person reads: only what matters, in plain words.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("kata-runtime: %(levelname)s: %(message)s"))
+    # What a guest says is for the log file: it must not speak to a person in our name.
+    handler.addFilter(lambda record: record.name != "kata.agent")
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
@@ -121,11 +123,15 @@ def _trace(options: argparse.Namespace) -> int:
     from kata_telemetry.collector import SettingsError
     from kata_telemetry.store import StoreError
 
+    if "sides" in options:  # of a running sandbox, which knows its own
+        return int(options.run(options))
     runtime = load(Path(options.config) if options.config else None).runtime
     options.trace_dir = options.trace_dir or runtime.trace_dir
     if "endpoint" in options and not options.endpoint and runtime.otlp_endpoint:
         options.endpoint, options.protocol = runtime.otlp_endpoint, options.protocol or runtime.otlp_protocol
-        options.headers = runtime.headers()
+        options.headers, options.request_timeout = runtime.headers(), runtime.otlp_timeout
+        options.certificate, options.client_key = runtime.otlp_certificate, runtime.otlp_client_key
+        options.client_certificate = runtime.otlp_client_certificate
     try:
         return int(options.run(options))
     except (StoreError, SettingsError) as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from kata_runtime.cli import terminal
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config, load
+from kata_runtime.config.annotations import read_annotations, with_annotations
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.process import own_start
@@ -24,7 +25,7 @@ from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import Sizes
 from kata_telemetry import logs
-from kata_telemetry.span import Site, use
+from kata_telemetry.span import Level, Site, use
 
 __all__ = ["add_arguments"]
 
@@ -54,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--env", metavar="K=V", action="append", default=[], help="set an environment variable")
     parser.add_argument("-w", "--cwd", metavar="DIR", default="", help="working directory in the container")
     parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
+    parser.add_argument(
+        "--netns", metavar="PATH", help="network namespace whose interfaces the container gets (/run/netns/NAME)"
+    )
     parser.add_argument("--cpus", metavar="N", type=_cpus, help="CPUs of the VM")
     parser.add_argument(
         "--memory", metavar="SIZE", type=_mebibytes, help="memory of the VM: 512M, 2G (MiB without a unit)"
@@ -100,10 +104,12 @@ def run(options: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise HostError("kata-runtime run needs root", hint="sudo kata-runtime run …")
     config = load(Path(options.config) if options.config else None)
+    if options.bundle is not None:
+        config = with_annotations(config, read_annotations(options.bundle))
     if options.trace:
         config = replace(
             config,
-            runtime=replace(config.runtime, enable_tracing=True),
+            runtime=replace(config.runtime, enable_tracing=True, trace_sampler="always_on"),
             agent=replace(config.agent, enable_tracing=True),
         )
     if config.runtime.enable_debug:
@@ -116,8 +122,9 @@ def run(options: argparse.Namespace) -> int:
     private_mount_namespace()
     trace = SandboxTrace.open(config, request.sandbox_id, command=argv[0] if argv else "", start=started)
     with use(trace.root):
-        _trace.record("startRuntime", started, begin)
-        _trace.record("loadConfig", begin, time.monotonic_ns(), files=config.describe_files())
+        _trace.record("startRuntime", started, begin, level=Level.ESSENTIAL)
+        files = config.describe_files()
+        _trace.record("loadConfig", begin, time.monotonic_ns(), level=Level.ESSENTIAL, files=files)
     outcome, failure = "killed", None
     try:
         with use(trace.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
@@ -162,13 +169,13 @@ class _Run:
         request = self._request
         options = request.options
         sizes = Sizes(vcpus=options.cpus, memory=options.memory)
-        wanted = SandboxOptions(sizes=sizes).from_environment(request.sandbox_id)
+        wanted = SandboxOptions(sizes=sizes, netns=options.netns).from_environment(request.sandbox_id)
         sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         try:
-            with _trace.span("create"):
-                with _trace.span("prepareWorkload"):
+            with _trace.stage("create"):
+                with _trace.stage("prepareWorkload"):
                     workload = await prepare(
                         options,
                         request.argv,
@@ -181,15 +188,18 @@ class _Run:
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()
                 )
             with self._terminal(container):
-                with _trace.span("Start"):
+                with _trace.stage("Start"):
                     await container.start()
                 self._container = container
-                self._trace.export()
-                with _trace.span("Wait"):
+                self._trace.started()
+                with _trace.stage("Wait", lasts=True):
                     return await sandbox.wait_container(container)
+        except BaseException as error:
+            await self._trace.failing(error)
+            raise
         finally:
             self._container = None
-            with _trace.span("Stop"):
+            with _trace.stage("Stop"):
                 await sandbox.stop()
 
     def _stdio(self) -> Stdio:

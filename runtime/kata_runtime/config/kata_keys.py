@@ -34,9 +34,9 @@ KATA_KEYS: dict[str, frozenset[str]] = {
         block_device_driver block_device_logical_sector_size block_device_physical_sector_size boot_from_template
         boot_to_template cold_plug_vfio confidential_guest ctlpath default_bridges default_maxmemory default_maxvcpus
         device_state_path disable_block_device_use disable_guest_selinux disable_image_nvdimm disable_nesting_checks
-        disable_seccomp disable_selinux disable_vhost_net disk_rate_limiter_bw_max_rate
+        disable_seccomp disable_selinux disk_rate_limiter_bw_max_rate
         disk_rate_limiter_bw_one_time_burst disk_rate_limiter_ops_max_rate disk_rate_limiter_ops_one_time_burst
-        enable_annotations enable_debug enable_guest_swap enable_hugepages enable_iommu enable_iommu_platform
+        enable_debug enable_guest_swap enable_hugepages enable_iommu enable_iommu_platform
         enable_iothreads enable_mem_prealloc enable_numa
         enable_vhost_user_store enable_virtio_mem entropy_source extra_monitor_socket
         firmware firmware_volume guest_extension_images guest_hook_path guest_memory_dump_paging guest_memory_dump_path

@@ -174,7 +174,9 @@ class _Cache:
 
 
 def _from_json(kept: Mapping[str, Any]) -> Config:
-    qemu, agent = dict(kept["qemu"]), dict(kept["agent"])
+    qemu, agent, runtime = dict(kept["qemu"]), dict(kept["agent"]), dict(kept["runtime"])
     qemu["virtio_fs_extra_args"] = tuple(qemu["virtio_fs_extra_args"])
+    qemu["enable_annotations"] = tuple(qemu["enable_annotations"])
     agent["kernel_modules"] = tuple(agent["kernel_modules"])
-    return Config(QemuConfig(**qemu), AgentConfig(**agent), RuntimeConfig(**kept["runtime"]), tuple(kept["files"]))
+    runtime["trace_log_levels"] = tuple(runtime["trace_log_levels"])
+    return Config(QemuConfig(**qemu), AgentConfig(**agent), RuntimeConfig(**runtime), tuple(kept["files"]))

@@ -36,6 +36,17 @@ class _Schema:
 Strings = Annotated[tuple[str, ...], _Schema(strict=False)]
 Seconds = Annotated[float, _Schema(gt=0, le=86400)]
 AbsolutePath = Annotated[str, _Schema(pattern=r"^(/.*)?$")]
+# OpenTelemetry's standard names (OTEL_TRACES_SAMPLER); empty: the variable's.
+Sampler = Literal[
+    "",
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+]
+LogLevel = Literal["debug", "info", "warning", "error"]
 # What pydantic has to know; a plain dict, so that nothing is imported for it.
 _STRICT = {"extra": "forbid", "strict": True}
 
@@ -61,7 +72,9 @@ class QemuConfig:
     virtio_fs_cache: Literal["never", "metadata", "auto", "always"] = "auto"
     virtio_fs_extra_args: Strings = ()
     seccompsandbox: str = QEMU_SANDBOX
+    enable_annotations: Strings = ("enable_tracing",)
     rootless: bool = True
+    disable_vhost_net: bool = False
 
     def vcpus(self, host_cpus: int) -> int:
         """Number of the guest's CPUs: fractions count up, a negative default means all, more than all is all."""
@@ -76,6 +89,7 @@ class AgentConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     enable_tracing: bool = False
+    trace_transport: Literal["runtime", "forwarder"] = "runtime"  # ours
     dial_timeout: Seconds = 45.0
     health_check_request_timeout_ms: Annotated[int, _Schema(ge=1000, le=3_600_000)] = 30_000
     kernel_modules: Strings = ()
@@ -92,10 +106,20 @@ class RuntimeConfig:
     disable_guest_seccomp: bool = True
     create_container_timeout: Seconds = 60.0
     trace_dir: AbsolutePath = "/var/lib/kata-containers/traces"
+    trace_root: Literal["lifetime", "start"] = "lifetime"
+    trace_level: Literal["essential", "normal", "detailed"] = "normal"
+    trace_sampler: Sampler = ""
+    trace_sampler_arg: str = ""
+    trace_log_levels: Annotated[tuple[LogLevel, ...], _Schema(strict=False)] = ()
+    flight_recorder: bool = True
+    slow_start_threshold: Annotated[float, _Schema(ge=0, le=86400)] = 0.0
     otlp_endpoint: str = ""
     otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials
     otlp_timeout: Seconds = 10.0
+    otlp_certificate: AbsolutePath = ""
+    otlp_client_certificate: AbsolutePath = ""
+    otlp_client_key: AbsolutePath = ""
 
     def headers(self) -> str:
         """`otlp_headers` as OTEL_EXPORTER_OTLP_HEADERS has them (W3C baggage: values are percent-encoded)."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -12,7 +12,7 @@ from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 from kata_runtime.errors import AgentError, CommandNotExecutableError, CommandNotFoundError
 from kata_telemetry.propagation import inject
-from kata_telemetry.span import Kind, Site
+from kata_telemetry.span import Kind, Level, Site
 
 __all__ = ["AgentClient"]
 
@@ -24,8 +24,18 @@ _KINDS: dict[str, type[AgentError]] = {
     "command-not-found": CommandNotFoundError,
     "command-not-executable": CommandNotExecutableError,
 }
+# The stages of a sandbox's life, and what is asked again and again; the other calls are in between. As in the agent.
+_ESSENTIAL = frozenset({
+    "CreateContainer", "CreateSandbox", "DestroySandbox", "ExecProcess", "RemoveContainer", "StartContainer",
+    "WaitProcess",
+})  # fmt: skip
+_DETAILED = frozenset({
+    "Check", "GetGuestDetails", "GetOOMEvent", "ListProcesses", "StatsContainer", "TtyWinResize", "Version",
+})  # fmt: skip
 # Kata's own default for agent calls (kata-facts 4.2).
 DEFAULT_TIMEOUT = 60.0
+# Fields of requests that say what a call is about.
+_ABOUT = ("container_id", "exec_id")
 _MAX_MESSAGE = 16 << 20
 
 
@@ -66,7 +76,9 @@ class AgentClient:
             AgentError: the agent refused, is gone, or did not answer within `timeout` seconds (None: no limit).
         """
         name = type(request).__name__.removesuffix("Request")
-        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT):
+        level = Level.ESSENTIAL if name in _ESSENTIAL else Level.DETAILED if name in _DETAILED else Level.NORMAL
+        about: dict[str, Any] = {key: value for key in _ABOUT if (value := getattr(request, key, ""))}
+        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, level=level, lasts=timeout is None, **about):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
             call = method(request, timeout=timeout, metadata=tuple(inject()))

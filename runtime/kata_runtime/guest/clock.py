@@ -59,7 +59,7 @@ async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0, p
         AgentError: it does not answer.
     """
     loop = asyncio.get_running_loop()
-    with _trace.span("clockSync") as span:
+    with _trace.stage("clockSync") as span:
         connection, _ = await dial(transport, CLOCK_PORT, "clock")
         try:
             with connection:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-__all__ = ["relay"]
+__all__ = ["carry", "relay"]
 
 _log = logging.getLogger("kata.relay")
 
@@ -48,10 +48,11 @@ async def _serve(listener: socket.socket, dial: Dial) -> None:
     async with asyncio.TaskGroup() as connections:
         while True:
             client, _ = await loop.sock_accept(listener)
-            connections.create_task(_carry(client, dial))
+            connections.create_task(carry(client, dial))
 
 
-async def _carry(client: socket.socket, dial: Dial) -> None:
+async def carry(client: socket.socket, dial: Dial) -> None:
+    """Carry one connection to what `dial` opens, until both directions have ended. Takes `client` over."""
     with client:
         try:
             server = await dial()

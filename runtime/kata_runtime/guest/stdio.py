@@ -10,7 +10,8 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 from kata_telemetry.span import Site
 
@@ -19,26 +20,31 @@ __all__ = ["STDIO_PORT", "copy_in", "copy_out"]
 STDIO_PORT = 1027
 _CHUNK = 256 << 10
 _trace = Site(package="virtcontainers", subsystem="stdio")
+_NOTHING: Mapping[str, Any] = {}
 
 
-async def copy_out(connection: socket.socket, fd: int, name: str) -> int:
+async def copy_out(connection: socket.socket, fd: int, name: str, about: Mapping[str, Any] = _NOTHING) -> int:
     """Copy the guest's stream to `fd` until it ends; the number of bytes. Takes `connection` over.
+
+    `about` are attributes of the span.
 
     When nobody reads `fd` any more, the stream is closed and the process in the guest gets its SIGPIPE.
     """
     if os.get_blocking(fd):
-        return await _in_thread(name, lambda: _out(connection, fd), connection)
-    return await _in_loop(name, _async_out(connection, fd), connection)
+        return await _in_thread(name, about, lambda: _out(connection, fd), connection)
+    return await _in_loop(name, about, _async_out(connection, fd), connection)
 
 
-async def copy_in(fd: int, connection: socket.socket, name: str = "stdin") -> int:
+async def copy_in(fd: int, connection: socket.socket, about: Mapping[str, Any] = _NOTHING) -> int:
     """Copy `fd` to the guest's stream until `fd` ends, then half-close it; the number of bytes. Takes `connection`.
+
+    `about` are attributes of the span.
 
     Cancelled, it stops feeding the guest; a thread ends with the next byte that comes, or with this process.
     """
     if os.get_blocking(fd):
-        return await _in_thread(name, lambda: _in(fd, connection), connection)
-    return await _in_loop(name, _async_in(fd, connection), connection)
+        return await _in_thread("stdin", about, lambda: _in(fd, connection), connection)
+    return await _in_loop("stdin", about, _async_in(fd, connection), connection)
 
 
 def _out(connection: socket.socket, fd: int) -> int:
@@ -67,7 +73,7 @@ def _in(fd: int, connection: socket.socket) -> int:
     return total
 
 
-async def _in_thread(name: str, work: Callable[[], int], connection: socket.socket) -> int:
+async def _in_thread(name: str, about: Mapping[str, Any], work: Callable[[], int], connection: socket.socket) -> int:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[int] = loop.create_future()
 
@@ -87,7 +93,7 @@ async def _in_thread(name: str, work: Callable[[], int], connection: socket.sock
                 loop.call_soon_threadsafe(finish, total)
 
     connection.setblocking(True)
-    with _trace.span(f"stdio.{name}") as span:
+    with _trace.span(f"stdio.{name}", lasts=True, **about) as span:
         threading.Thread(target=body, name=f"stdio-{name}", daemon=True).start()
         try:
             total = await done
@@ -99,10 +105,10 @@ async def _in_thread(name: str, work: Callable[[], int], connection: socket.sock
         return total
 
 
-async def _in_loop(name: str, moved: AsyncIterator[int], connection: socket.socket) -> int:
+async def _in_loop(name: str, about: Mapping[str, Any], moved: AsyncIterator[int], connection: socket.socket) -> int:
     connection.setblocking(False)
     total = 0
-    with _trace.span(f"stdio.{name}") as span, connection:
+    with _trace.span(f"stdio.{name}", lasts=True, **about) as span, connection:
         try:
             async for size in moved:
                 total += size

@@ -16,13 +16,21 @@ async def add_network(qmp: Qmp, device: NetDevice, port: str) -> None:
         HypervisorError: QEMU refused; what had been done is undone.
     """
     backend: dict[str, object] = {"type": "tap", "id": device.id}
-    for option, fd in (("fd", device.tap_fd), ("vhostfd", device.vhost_fd)):
-        if fd >= 0:
-            backend[option] = f"{device.id}-{option}"
-            await qmp.send_fd(f"{device.id}-{option}", fd)
-    if device.vhost_fd >= 0:
-        backend["vhost"] = True
-    await qmp.execute("netdev_add", backend)
+    sent: list[str] = []
+    try:
+        for option, fd in (("fd", device.tap_fd), ("vhostfd", device.vhost_fd)):
+            if fd >= 0:
+                backend[option] = name = f"{device.id}-{option}"
+                await qmp.send_fd(name, fd)
+                sent.append(name)
+        if device.vhost_fd >= 0:
+            backend["vhost"] = True
+        await qmp.execute("netdev_add", backend)
+    except BaseException:
+        for name in sent:
+            with suppress(HypervisorError):
+                await qmp.execute("closefd", {"fdname": name})
+        raise
     front = {"driver": "virtio-net-pci", "id": f"{device.id}-device", "netdev": device.id, "mac": device.mac}
     try:
         await qmp.execute("device_add", {**front, "bus": port, "romfile": ""})

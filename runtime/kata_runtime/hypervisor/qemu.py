@@ -6,7 +6,7 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -54,8 +54,9 @@ _ORDER = list(BootStage)
 class Vm:
     """A running QEMU. `marks` has CLOCK_MONOTONIC (ns) of each stage's first sign."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, on_console: Callable[[str], None] | None = None) -> None:
         self.child = child
+        self._on_console = on_console
         self.qmp: Qmp
         self.console: Console
         self.marks: dict[BootStage, int] = {BootStage.QEMU: time.monotonic_ns()}
@@ -69,11 +70,18 @@ class Vm:
 
     def on_line(self, stream: str, text: str, when: int) -> None:
         """A line of the console or the firmware's port."""
+        if stream == "console" and self._on_console is not None:
+            self._on_console(text)
         for sign, stage in _MARKS[stream]:
             if sign in text and stage not in self.marks:
                 self.marks[stage] = when
                 if stage is BootStage.READY:
                     self._ready.set()
+
+    def helpers_served_at(self, when: int) -> None:
+        """What QEMU connects to served from `when` on (CLOCK_MONOTONIC, ns): QEMU's own part begins there."""
+        first_sign = self.marks.get(BootStage.FIRMWARE, when)
+        self.marks[BootStage.QEMU] = min(max(self.marks[BootStage.QEMU], when), first_sign)
 
     async def wait_ready(self, timeout: float) -> None:
         """Wait until the agent says that it listens.
@@ -81,7 +89,7 @@ class Vm:
         Raises:
             BootError: QEMU ended, or `timeout` seconds passed.
         """
-        with _trace.span("waitVM") as span:
+        with _trace.stage("waitVM") as span:
             ready = asyncio.ensure_future(self._ready.wait())
             ended = asyncio.ensure_future(self.child.wait())
             try:
@@ -134,7 +142,7 @@ class Vm:
 
     async def stop(self, *, grace: float) -> None:
         """End the VM: wait `grace` seconds for it to power off by itself, then kill it."""
-        with _trace.span("StopVM") as span:
+        with _trace.stage("StopVM") as span:
             try:
                 async with asyncio.timeout(grace):
                     await self.child.wait()
@@ -152,17 +160,18 @@ async def launch_qemu(
     pass_fds: tuple[int, ...] = (),
     namespace: str = "",
     timeout: float = 30.0,
+    on_console: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Vm]:
     """Run a VM for the block; it is booting when this yields, with its monitor connected.
 
     It is in the network namespace that the path `namespace` names, if any. `logs_dir` receives `console.log`,
-    `qemu.log` and, at the end, `qmp.log`.
+    `qemu.log` and, at the end, `qmp.log`; `on_console` each line of the console.
 
     Raises:
         HypervisorError: QEMU ended, or its monitor did not answer within `timeout` seconds; QEMU's words are in it.
     """
     async with AsyncExitStack() as stack:
-        with _trace.span("launchQemu", accelerator=spec.accelerator, vcpus=spec.vcpus, memory_mib=spec.memory) as span:
+        with _trace.stage("launchQemu", accelerator=spec.accelerator, vcpus=spec.vcpus, memory_mib=spec.memory) as span:
             ours, spec, theirs = _socketpairs(spec, stack)
             argv = to_argv(spec)
             launched = launch(
@@ -176,7 +185,7 @@ async def launch_qemu(
             with theirs:
                 child = await stack.enter_async_context(launched)
             span.set(pid=child.pid)
-            vm = Vm(child)
+            vm = Vm(child, on_console)
             for stream in ("console", "firmware"):
                 on_line = functools.partial(vm.on_line, stream)
                 reader = await Console.attach(ours[stream], on_line, _file(logs_dir, f"{stream}.log"))

@@ -113,7 +113,8 @@ class Qmp:
         """
         from qemu.qmp import ExecuteError, QMPError
 
-        with _trace.span(f"qmp.{command}", kind=Kind.CLIENT, **_what(arguments)):
+        with _trace.span(f"qmp.{command}", kind=Kind.CLIENT) as span:
+            span.set(**_what(arguments))
             async with self._one_at_a_time:
                 self._transcript.add("-->", {"execute": command, "arguments": dict(arguments or {})})
                 try:

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, find_program, launch
-from kata_telemetry.span import Site
+from kata_telemetry.span import Level, Site, use
 
 __all__ = ["PROGRAMS", "start_virtiofsd", "to_argv"]
 
@@ -17,6 +18,8 @@ _C_PROGRAM = "/usr/lib/qemu/virtiofsd"
 _RUST_PROGRAM = "/usr/libexec/virtiofsd"
 # Where distributions have it, off PATH.
 PROGRAMS = (_RUST_PROGRAM, _C_PROGRAM)
+# What both say, at their level "info", when QEMU may connect.
+_SERVES = "Waiting for vhost-user socket connection"
 
 
 def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:
@@ -24,6 +27,7 @@ def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[
     if Path(program).resolve() == Path(_C_PROGRAM):
         # -f: stay in the foreground, so that we own it. xattr and flock as the Rust one has them.
         options = ["-f", "-o", f"source={shared}", "-o", f"cache={cache}", "-o", "sandbox=namespace", "-o", "xattr"]
+        options += ["-o", "log_level=info"]
     else:
         options = ["--shared-dir", str(shared), "--cache", cache, "--sandbox", "namespace", "--xattr"]
     return [program, f"--fd={fd}", *options, "--thread-pool-size=1", *extra]
@@ -38,8 +42,8 @@ async def start_virtiofsd(
     cache: str,
     extra: Sequence[str] = (),
     log_path: Path | None = None,
-) -> AsyncIterator[tuple[Child, socket.socket]]:
-    """Run virtiofsd for the block; yields it and a socket connected to it, for QEMU to inherit.
+) -> AsyncIterator[tuple[Child, socket.socket, HelperStart]]:
+    """Run virtiofsd for the block; yields it, a socket connected to it, for QEMU to inherit, and its start.
 
     The socket is listening before virtiofsd starts, so that there is nothing to wait for.
 
@@ -48,11 +52,15 @@ async def start_virtiofsd(
     """
     path = find_program(program or "virtiofsd", package="virtiofsd", also=PROGRAMS)
     async with AsyncExitStack() as stack:
-        with _trace.span("startVirtiofsd", program=path), socket.socket(socket.AF_UNIX) as listener:
+        span = _trace.start("startVirtiofsd", level=Level.ESSENTIAL, program=path)
+        start = HelperStart(span, _SERVES)
+        stack.callback(start.over)
+        with use(span), socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(socket_path))
             listener.listen(1)
             argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra)
-            child = await stack.enter_async_context(launch(argv, pass_fds=[listener.fileno()], log_path=log_path))
+            launched = launch(argv, pass_fds=[listener.fileno()], log_path=log_path, on_line=start.on_line)
+            child = await stack.enter_async_context(launched)
             end = stack.enter_context(socket.socket(socket.AF_UNIX))
             end.connect(str(socket_path))
-        yield child, end
+        yield child, end, start

@@ -110,13 +110,15 @@ _LINUX: _Shape = {
     "maskedPaths": [str],
     "readonlyPaths": [str],
 }
+_HOOKS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _CONFIG: _Shape = {
     "process!": _PROCESS,
     "root!": {"path!": str, "readonly": bool},
     "mounts": [{"destination!": _Absolute, "type": str, "source": str, "options": [str]}],
     "linux": _LINUX,
     "hostname": str,
-    "hooks": dict,
+    "hooks": {kind: [{"path!": _Absolute, "args": [str], "env": [str], "timeout": int}] for kind in _HOOKS},
+    "annotations": dict,
 }
 _NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", _Absolute: "an absolute path"}
 

@@ -210,14 +210,12 @@ class HostMount:
 class GuestSpec:
     """A specification made fit for the guest.
 
-    `mounts` are to be shared with the guest. `sysctls` are `net.*`, which belong to the guest's network namespace and
-    which crun refuses for a container without its own. `hooks` are those that the specification wants run on the host.
+    `mounts` are to be shared with the guest. `hooks` are those that the specification wants run on the host.
     `dropped` says, for a log, what had no meaning in a guest.
     """
 
     spec: Spec
     mounts: tuple[HostMount, ...]
-    sysctls: Mapping[str, str]
     hooks: Mapping[str, Any]
     dropped: tuple[str, ...]
 
@@ -248,7 +246,6 @@ def for_guest(
     linux = spec.get("linux") or {}
     shared: list[HostMount] = []
     listed = [_guest_mount(mount, mounts, bundle, shm, shared, dropped) for mount in spec.get("mounts") or ()]
-    sysctls = linux.get("sysctl") or {}
     result: Spec = {
         "ociVersion": OCI_VERSION,
         "process": guest_process(spec["process"]),
@@ -259,7 +256,7 @@ def for_guest(
             "namespaces": _guest_namespaces(linux),
             "resources": _guest_resources(linux.get("resources") or {}, dropped),
             "devices": _guest_devices(linux.get("devices") or (), dropped),
-            "sysctl": {name: value for name, value in sysctls.items() if not name.startswith("net.")},
+            "sysctl": dict(linux.get("sysctl") or {}),  # the agent sets those of the network
         },
     }
     if any(entry["type"] == "user" for entry in result["linux"]["namespaces"]):
@@ -272,8 +269,7 @@ def for_guest(
     hooks = {kind: value for kind, value in (spec.get("hooks") or {}).items() if value}
     if "startContainer" in hooks:  # the only kind whose path is one in the container
         result["hooks"] = {"startContainer": hooks.pop("startContainer")}
-    net = {name: value for name, value in sysctls.items() if name.startswith("net.")}
-    return GuestSpec(copy.deepcopy(result), tuple(shared), net, copy.deepcopy(hooks), tuple(dropped))
+    return GuestSpec(copy.deepcopy(result), tuple(shared), copy.deepcopy(hooks), tuple(dropped))
 
 
 def _kept(source: Mapping[str, Any], names: Sequence[str]) -> Spec:

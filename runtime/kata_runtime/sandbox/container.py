@@ -15,6 +15,7 @@ from kata_runtime.sandbox.streams import Stdio
 from kata_telemetry.span import NO_SPAN, Site, Span
 
 if TYPE_CHECKING:
+    from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
 
 __all__ = ["Container", "ContainerState"]
@@ -72,7 +73,7 @@ class Container:
         from kata_protos import agent_pb2 as pb
 
         self._require(ContainerState.CREATING)
-        with _trace.span("createContainer", container_id=self.id):
+        with _trace.stage("createContainer", container_id=self.id):
             try:
                 self._stack.enter_context(share_rootfs(self._directory, self.id, rootfs))
                 self._stack.push_async_callback(self.init.close)
@@ -94,7 +95,7 @@ class Container:
         from kata_protos import agent_pb2 as pb
 
         self._require(ContainerState.CREATED)
-        with _trace.span("startContainer", container_id=self.id):
+        with _trace.stage("startContainer", container_id=self.id):
             await self._agent.call(self._agent.service.StartContainer, pb.StartContainerRequest(container_id=self.id))
         self.init.started()
         self._state = ContainerState.RUNNING
@@ -144,13 +145,12 @@ class Container:
             request = pb.UpdateContainerRequest(container_id=self.id, resources=json.dumps(resources).encode())
             await self._agent.call(self._agent.service.UpdateContainer, request)
 
-    async def stats(self) -> dict[str, str]:
-        """The contents of its cgroup's files by name, as the guest has them: text of the guest's, to be distrusted."""
+    async def stats(self) -> "pb.StatsContainerResponse":
+        """Its cgroup's files by name, and the guest's interfaces: all of it the guest's words, to be distrusted."""
         from kata_protos import agent_pb2 as pb
 
         request = pb.StatsContainerRequest(container_id=self.id)
-        answer = await self._agent.call(self._agent.service.StatsContainer, request)
-        return dict(answer.files)
+        return await self._agent.call(self._agent.service.StatsContainer, request)
 
     async def pids(self) -> list[int]:
         """Its processes, as the guest numbers them."""
@@ -165,7 +165,7 @@ class Container:
         from kata_protos import agent_pb2 as pb
 
         try:
-            with _trace.span("stopContainer", container_id=self.id):
+            with _trace.stage("stopContainer", container_id=self.id):
                 request = pb.RemoveContainerRequest(container_id=self.id, timeout=int(timeout))
                 await self._agent.call(self._agent.service.RemoveContainer, request, timeout=timeout + 5)
         finally:

@@ -5,12 +5,12 @@ import logging
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kata_runtime.errors import SandboxError
 from kata_runtime.guest.transport import Transport
 from kata_runtime.sandbox.streams import Stdio, Streams
-from kata_telemetry.span import NO_SPAN, Site, Span, use
+from kata_telemetry.span import NO_SPAN, Level, Site, Span, use
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
@@ -57,6 +57,8 @@ class Process:
         self._agent = agent
         self._transport = transport
         self._lifetime = lifetime
+        # What its spans are about.
+        self._about: dict[str, Any] = {"container_id": container_id} | ({"exec_id": exec_id} if exec_id else {})
         self._span = NO_SPAN
         self._streams: Streams | None = None
         self._created_ns = time.time_ns()
@@ -74,15 +76,13 @@ class Process:
         """Begin to copy its stdio: the agent has it now."""
         if self._streams is not None:
             with use(self._lifetime):
-                self._streams.serve()
+                self._streams.serve(self._about)
 
     def started(self) -> None:
         """It runs."""
         self.state = ProcessState.RUNNING
         with use(self._lifetime):
-            self._span = _trace.start("process", container_id=self.container_id)
-        if self.exec_id:
-            self._span.set(exec_id=self.exec_id)
+            self._span = _trace.start("process", level=Level.ESSENTIAL, lasts=True, **self._about)
 
     async def exec(self, process: Mapping[str, object], stdio: Stdio) -> None:
         """Run it, where it is not the container's first one; `process` is OCI's. If this fails, nothing is left."""
@@ -90,7 +90,7 @@ class Process:
 
         if self.state is not ProcessState.CREATED:
             raise SandboxError(f"process {self.exec_id} of container {self.container_id} is {self.state}, not created")
-        with _trace.span("enterContainer", container_id=self.container_id, exec_id=self.exec_id):
+        with _trace.stage("enterContainer", **self._about):
             try:
                 request = pb.ExecProcessRequest(
                     container_id=self.container_id,
@@ -109,7 +109,7 @@ class Process:
         """Wait for its end; its last output may still be on the way (`drain`)."""
         from kata_protos import agent_pb2 as pb
 
-        with _trace.span("waitProcess", container_id=self.container_id) as span:
+        with _trace.stage("waitProcess", lasts=True, **self._about) as span:
             request = pb.WaitProcessRequest(container_id=self.container_id, exec_id=self.exec_id)
             answer = await self._agent.call(self._agent.service.WaitProcess, request, timeout=None)
             # The guest's word, kept within what can be.

@@ -63,14 +63,14 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
     home = directory.shared / (rootfs.share or container_id)
     point = home / "rootfs"
     with ExitStack() as stack:
-        with _trace.span("bindMountContainerRootfs", container_id=container_id, ephemeral=rootfs.ephemeral):
+        with _trace.stage("bindMountContainerRootfs", container_id=container_id, ephemeral=rootfs.ephemeral):
             for path in (home, point):
                 path.mkdir()
                 stack.callback(path.rmdir)
             if rootfs.layers:
-                with _trace.span("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
+                with _trace.detail("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
                     stack.enter_context(mounted(rootfs.layers, rootfs.path))
-            with _trace.span("shareRootfs", container_id=container_id):
+            with _trace.detail("shareRootfs", container_id=container_id):
                 stack.enter_context(_mounted(directory, container_id, rootfs, point))
             if rootfs.mounts:
                 _share_mounts(stack, home / "mounts", rootfs.mounts)

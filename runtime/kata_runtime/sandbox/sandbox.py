@@ -21,19 +21,20 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
-from kata_runtime.hypervisor.accelerator import Accelerator
+from kata_runtime.guest.agent_log import AgentLog
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
-from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.state import MANAGEMENT_SOCKET, Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_runtime.sandbox.watch import first_failure
-from kata_telemetry.span import Site, SpanContext, current
+from kata_telemetry.span import Level, Site, Span, current, use
 
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
@@ -62,16 +63,18 @@ class SandboxState(StrEnum):
 class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
-    With `share_pid` containers may live in the pid namespace of the first one. `shm_size` is that of the memory which
-    they share at /dev/shm, in bytes; 0 where each has its own.
-    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for no
-    network at all.
+    With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
+    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
+    own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
+    no network at all. With `forward_localhost` connections to that namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
     share_pid: bool = False
+    hold_pid: bool = False
     shm_size: int = 0
     netns: str | None = None
+    forward_localhost: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -139,31 +142,52 @@ class Sandbox:
         self._require(SandboxState.NEW)
         self._set_state(SandboxState.STARTING)
         try:
-            with _trace.span("createSandboxFromConfig"):
-                with _trace.span("createSandbox"):
+            with _trace.stage("createSandboxFromConfig"):
+                with _trace.stage("createSandbox"):
                     with _trace.span("findArtifacts"):
                         artifacts = find_artifacts(self.config, self.options.image_dir)
                     with _trace.span("makeDirectories"):
                         self._stack.enter_context(self._directory.opened())
+                        self._trace.point_from(self._directory.run)
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
                 if self.options.netns is not None:
                     opened = Network.opened(self.options.netns, self._directory.network)
                     self._network = await self._stack.enter_async_context(opened)
-                with _trace.span("startVM"):
-                    vm = start_vm(self.config, self.options.sizes, self._directory, artifacts, logs_dir, self._network)
-                    with _hypervisor_trace.span("StartVM"):
+                with _trace.stage("startVM"):
+                    vm = start_vm(
+                        self.config,
+                        self.options.sizes,
+                        self._directory,
+                        artifacts,
+                        logs_dir,
+                        self._network,
+                        on_console=AgentLog(self.id, self._trace.root).line,
+                    )
+                    with _hypervisor_trace.stage("StartVM"):
                         machine = self._machine = await self._stack.enter_async_context(vm)
                         await self._booted(machine)
-                        boot = current().context
-                    with _agent_trace.span("StartVM"):
+                        boot = current()
+                    with _agent_trace.stage("StartVM"):
                         await self._start_agent(machine, boot)
-        except BaseException:
+                await self._forward_localhost(machine)
+        except BaseException as error:
+            await self._trace.failing(error)
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
+        from kata_runtime.sandbox.management import serve_management
+
+        await self._stack.enter_async_context(serve_management(self._directory.run / MANAGEMENT_SOCKET, self))
         assert self._agent is not None
         self._guard = asyncio.create_task(self._watch(machine, self._agent))
+
+    async def _forward_localhost(self, machine: Machine) -> None:
+        if self._network is None or not (self.options.forward_localhost and self.options.netns):
+            return
+        # What comes later belongs to nobody's call.
+        with use(self._trace.root):
+            await self._stack.enter_async_context(self._network.forward_localhost(machine.transport))
 
     async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
         """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
@@ -179,11 +203,14 @@ class Sandbox:
         imports = asyncio.create_task(_import_client())
         try:
             await machine.vm.wait_ready(self.config.agent.dial_timeout)
+        except BaseException:
+            self._trace.record_boot(machine.vm.marks, None)
+            raise
         finally:
-            self._trace.record_boot(machine.vm.marks)
             await imports
 
-    async def _start_agent(self, machine: Machine, boot: SpanContext) -> None:
+    async def _start_agent(self, machine: Machine, boot: Span) -> None:
+        """`boot` is the span that the guest's boot belongs to."""
         from kata_protos import agent_pb2 as pb
         from kata_runtime.guest import clock
         from kata_runtime.guest.agent import AgentClient
@@ -192,19 +219,30 @@ class Sandbox:
         self._agent = agent
         watch = asyncio.create_task(_tell_of_end(machine, agent), name="VM watch")
         self._stack.callback(watch.cancel)
-        reading = await clock.measure(machine.transport, self._trace.clock)
+        reading = None
+        try:
+            reading = await clock.measure(machine.transport, self._trace.clock)
+        finally:
+            with use(boot):
+                self._trace.record_boot(machine.vm.marks, reading)
+        self._trace.announce(self._directory.run, machine.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
             storages=self._storages(),
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
+            pidns_holder=self.options.hold_pid,
             tracing=self._trace.for_agent(boot, reading),
         )
         await agent.call(agent.service.CreateSandbox, request)
         if self._network is not None:
             await self._network.configure(agent)
         self._trace.follow(agent)
+        note(self._trace.root, reading)
+        if self.config.agent.enable_tracing:
+            kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, reading)
+            self._stack.callback(asyncio.create_task(kept, name="timekeeper").cancel)
 
     def _storages(self) -> "list[pb.Storage]":
         from kata_protos import agent_pb2 as pb
@@ -226,8 +264,7 @@ class Sandbox:
         if self._network is not None:
             assert self._agent is not None
             assert self._machine is not None
-            vhost = self._machine.accelerator is Accelerator.KVM
-            await self._network.update(self._machine.vm, self._agent, vhost=vhost)
+            await self._network.update(self._machine.vm, self._agent, vhost=self._machine.vhost_net)
 
     async def create_container(
         self,
@@ -309,16 +346,47 @@ class Sandbox:
         answer = await self._agent.call(self._agent.service.GetOOMEvent, pb.GetOOMEventRequest(), timeout=None)
         return str(answer.container_id)
 
+    @property
+    def agent_url(self) -> str:
+        """Where its agent can be reached, as Kata writes it."""
+        self._require(SandboxState.READY)
+        assert self._machine is not None
+        return self._machine.transport.kata_address
+
+    @property
+    def tracing(self) -> dict[str, object]:
+        """What of it is traced."""
+        return self._trace.status()
+
+    async def metrics(self, *, openmetrics: bool) -> str:
+        """What its spans say, for Prometheus."""
+        return await asyncio.to_thread(self._trace.metrics, openmetrics=openmetrics)
+
+    async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
+        """Trace it from now on, or no more; see `SandboxTrace.switch`.
+
+        Raises:
+            KataError: it can't be.
+        """
+        from kata_runtime.guest import clock
+
+        self._require(SandboxState.READY)
+        assert self._machine is not None
+        # Clocks drift: the reading of the start may be weeks old.
+        fresh = agent and not self._trace.agent_on
+        reading = await clock.measure(self._machine.transport, self._trace.clock) if fresh else None
+        await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading)
+
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
         if self.state in (SandboxState.STOPPING, SandboxState.STOPPED):
             return
         self._set_state(SandboxState.STOPPING)
         try:
-            with _trace.span("stopSandbox"):
+            with _trace.stage("stopSandbox"):
                 await self._stop_guest()
         finally:
-            with _trace.span("Cleanup"):
+            with _trace.stage("Cleanup"):
                 # Shielded, because this is what keeps the host clean.
                 closing = asyncio.ensure_future(self._stack.aclose())
                 try:
@@ -369,7 +437,8 @@ class Sandbox:
 
 async def _import_client() -> None:
     with _trace.span("importAgentClient"):
-        await asyncio.to_thread(importlib.import_module, "kata_runtime.guest.agent")
+        for name in ("kata_runtime.guest.agent", "kata_runtime.sandbox.management"):
+            await asyncio.to_thread(importlib.import_module, name)
 
 
 async def _tell_of_end(machine: Machine, agent: "AgentClient") -> None:

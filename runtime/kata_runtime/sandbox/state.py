@@ -19,7 +19,10 @@ from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.mount import mounted_below, unmount
 from kata_telemetry.span import Site
 
-__all__ = ["Directories", "SandboxDirectory", "valid_id"]
+__all__ = ["MANAGEMENT_SOCKET", "Directories", "SandboxDirectory", "valid_id"]
+
+# In a sandbox's directory; Kata's name.
+MANAGEMENT_SOCKET = "shim-monitor.sock"
 
 _trace = Site(package="virtcontainers", subsystem="sandbox")
 
@@ -59,6 +62,7 @@ class Directories:
             directory = SandboxDirectory(self, name)
             try:
                 with directory.locked():
+                    directory.close_trace()
                     directory.remove()
                     gone.append(name)
             except SandboxError:
@@ -144,6 +148,17 @@ class SandboxDirectory:
                     f"a sandbox {self.sandbox_id!r} is running", hint="choose another --name, or stop it first"
                 ) from None
             os.close(fd)  # its last holder removed it between our open and our lock
+
+    def close_trace(self) -> None:
+        """Close the trace of a sandbox whose runtime was killed: what was going on ended with it."""
+        try:
+            store = Path(os.readlink(self.run / "trace"))  # noqa: PTH115 - see PTH123
+        except OSError:
+            return
+        from kata_telemetry.abandoned import close_abandoned
+        from kata_telemetry.store import Store
+
+        close_abandoned(Store(store))
 
     def remove(self) -> None:
         """Remove the directories; anything still mounted in them is detached first.

@@ -2,7 +2,9 @@
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kata_runtime.guest.dial import dial
 from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
@@ -48,14 +50,14 @@ class Streams:
     async def _open(self, transport: Transport, name: str) -> None:
         self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, STDIO_PORT, name)
 
-    def serve(self) -> None:
-        """Begin to copy."""
+    def serve(self, about: Mapping[str, Any]) -> None:
+        """Begin to copy; `about` are attributes of the spans."""
         for name in ("stdout", "stderr"):
             fd = getattr(self._stdio, name)
             if fd is not None:
-                self._outputs.append(asyncio.create_task(copy_out(self._sockets.pop(name), fd, name)))
+                self._outputs.append(asyncio.create_task(copy_out(self._sockets.pop(name), fd, name, about)))
         if self._stdio.stdin is not None:
-            self._input = asyncio.create_task(copy_in(self._stdio.stdin, self._sockets.pop("stdin")))
+            self._input = asyncio.create_task(copy_in(self._stdio.stdin, self._sockets.pop("stdin"), about))
 
     async def drain(self) -> None:
         """Wait until all output has been delivered; input that nobody reads any more is let go."""

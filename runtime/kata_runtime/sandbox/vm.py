@@ -3,7 +3,7 @@
 import logging
 import os
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
 from kata_runtime.hypervisor import accelerator, vhost_vsock
 from kata_runtime.hypervisor.accelerator import Accelerator
+from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.hypervisor.qemu import Vm, launch_qemu
 from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
 from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
@@ -45,12 +46,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Machine:
-    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without."""
+    """A VM whose guest boots, how to reach its agent, and the processes that it can't go on without.
+
+    `cid` is its vsock context id on this host; 0 where the kernel does no vsock for it.
+    """
 
     vm: Vm
     transport: Transport
     accelerator: Accelerator
     helpers: tuple[Child, ...]
+    vhost_net: bool = False
+    cid: int = 0
 
 
 def qemu_privileges(sandbox_id: str, kvm: bool) -> Privileges:
@@ -89,8 +95,11 @@ async def start_vm(
     artifacts: Artifacts,
     logs_dir: Path,
     network: Network | None = None,
+    on_console: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Machine]:
     """Run a VM for the block, with the devices of `network`; its guest is booting when this yields.
+
+    `on_console` gets each line of its console.
 
     Raises:
         HostError: a program or device is missing.
@@ -110,8 +119,9 @@ async def start_vm(
         # QEMU's ends of the helpers' sockets. They must not stay open here, or nobody would see that QEMU has ended.
         theirs = stack.enter_context(ExitStack())
         helpers: list[Child] = []
-        vsock, vsock_fds, transport = await _vsock(stack, theirs, helpers, directory, privileges, logs_dir)
-        virtiofsd, fs = await stack.enter_async_context(
+        starts: list[HelperStart] = []
+        vsock, vsock_fds, transport = await _vsock(stack, theirs, helpers, starts, directory, privileges, logs_dir)
+        virtiofsd, fs, fs_start = await stack.enter_async_context(
             start_virtiofsd(
                 qemu.virtio_fs_daemon,
                 directory.shared,
@@ -122,8 +132,10 @@ async def start_vm(
             )
         )
         theirs.enter_context(fs)
+        theirs.callback(fs_start.over)
         helpers.append(virtiofsd)
-        vhost = accel is Accelerator.KVM
+        starts.append(fs_start)
+        vhost = accel is Accelerator.KVM and not qemu.disable_vhost_net
         devices = network.devices(theirs, vhost=vhost) if network else ()
         spec = VmSpec(
             name=directory.sandbox_id,
@@ -150,22 +162,25 @@ async def start_vm(
             logs_dir=logs_dir,
             pass_fds=(*vsock_fds, fs.fileno(), *fds),
             namespace=network.namespace if network else "",
+            on_console=on_console,
         )
         vm = await stack.enter_async_context(launched)
+        vm.helpers_served_at(max(start.ready_ns for start in starts))
         theirs.close()
-        yield Machine(vm, transport, accel, tuple(helpers))
+        cid = vsock.cid if vsock.vhost_fd >= 0 else 0
+        yield Machine(vm, transport, accel, tuple(helpers), vhost, cid)
 
 
 @contextmanager
 def _shared(directory: Path) -> Iterator[None]:
     """`directory` as a mount of its own, see `shared_mount_point`; both of its ends are in the trace."""
     with ExitStack() as mounted:
-        with _trace.span("shareDirectory"):
+        with _trace.detail("shareDirectory"):
             mounted.enter_context(shared_mount_point(directory))
         try:
             yield
         finally:
-            with _trace.span("unshareDirectory"):
+            with _trace.detail("unshareDirectory"):
                 mounted.close()
 
 
@@ -173,6 +188,7 @@ async def _vsock(
     stack: AsyncExitStack,
     theirs: ExitStack,
     helpers: list[Child],
+    starts: list[HelperStart],
     directory: SandboxDirectory,
     privileges: Privileges | None,
     logs_dir: Path,
@@ -186,6 +202,8 @@ async def _vsock(
     started = start_vsock_backend(directory.run, privileges=privileges, log_path=logs_dir / "vsock.log")
     backend = await stack.enter_async_context(started)
     theirs.enter_context(backend.chardev)
+    theirs.callback(backend.start.over)
+    starts.append(backend.start)
     helpers.append(backend.child)
     hybrid = HybridTransport(backend.hybrid_path, backend.agent_path)
     return Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), (backend.chardev.fileno(),), hybrid

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from kata_runtime.mount import Mount
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.bundle import Bundle
+from kata_runtime.sandbox.hooks import HOST_HOOKS
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
 from kata_telemetry.span import Site
 
@@ -24,11 +25,18 @@ class Workload:
 
 
 def of_bundle(
-    bundle: Bundle, share: str, *, disable_guest_seccomp: bool, layers: tuple[Mount, ...] = (), shm: str = ""
+    bundle: Bundle,
+    share: str,
+    *,
+    disable_guest_seccomp: bool,
+    layers: tuple[Mount, ...] = (),
+    shm: str = "",
+    runs_hooks: bool = False,
 ) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
-    `share` is the container's id or `Sandbox.share_name`'s, `shm` is `Sandbox.shm`.
+    `runs_hooks` says that the caller runs those for the host. `share` is the container's id or `Sandbox.share_name`'s,
+    `shm` is `Sandbox.shm`.
 
     Raises:
         RootfsError: it wants what a guest can't be given.
@@ -45,10 +53,8 @@ def of_bundle(
         span.set(host_mounts=len(guest.mounts), dropped=len(guest.dropped))
     if guest.dropped:
         _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
-    if guest.hooks:
-        _log.warning("hooks of the bundle are not run: %s", ", ".join(guest.hooks))
-    if guest.sysctls:
-        _log.warning("sysctls of the bundle are not set: %s", ", ".join(guest.sysctls))
+    if left := [kind for kind in guest.hooks if not (runs_hooks and kind in HOST_HOOKS)]:
+        _log.warning("hooks of the bundle are not run: %s", ", ".join(left))
     readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
     return Workload(
         guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share)

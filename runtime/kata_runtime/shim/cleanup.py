@@ -38,6 +38,7 @@ class KataCleanup(Cleanup):
         directory = SandboxDirectory(Directories(), valid_id(sandbox_id))
         try:
             with directory.locked():
+                directory.close_trace()
                 directory.remove()
         except SandboxError:
             if not os.path.isdir(directory.run):

@@ -9,7 +9,7 @@ from kata_runtime.errors import KataError
 from kata_runtime.shim.failures import to_status
 from kata_runtime.shim.ttrpc.service import Call
 from kata_telemetry.logs import log_fields
-from kata_telemetry.span import Kind, Site, Span, use
+from kata_telemetry.span import Kind, Level, Site, Span, unrecorded, use
 
 __all__ = ["CallFunnel"]
 
@@ -18,9 +18,11 @@ _log = logging.getLogger("kata.shim")
 
 # Kata calls its spans as the methods, but for this one (src/runtime/pkg/containerd-shim-v2/create.go).
 _NAMES = {"Create": "create"}
-# What clients ask again and again, as a health check or a dashboard: only the first ones of each kind are recorded, and
-# all that fail.
-_REPEATING = frozenset({"State", "Stats", "Pids", "PingSandbox", "SandboxStatus", "SandboxMetrics"})
+# The stages of a container's life.
+_ESSENTIAL = frozenset({"Create", "Start", "Kill", "Delete", "Exec", "Shutdown"})
+# What clients ask again and again, as a health check or a dashboard: a detail, and only the first ones of each kind are
+# recorded; but all that fail are.
+_REPEATING = frozenset({"State", "Connect", "Stats", "Pids", "PingSandbox", "SandboxStatus", "SandboxMetrics"})
 _ENOUGH = 32
 # What a request is about: its field -> the span's attribute -> the log's field.
 _ABOUT = {"id": "container_id", "exec_id": "exec_id", "sandbox_id": "sandbox_id"}
@@ -45,8 +47,9 @@ class CallFunnel:
         root = self._root(call)
         with log_fields(method=call.method, **fields), _statuses(), use(root):
             if call.method in _REPEATING:
-                self._seen[call.method] += 1
-                if self._seen[call.method] > _ENOUGH:
+                detailed = root.recording and root.tracer.level >= Level.DETAILED
+                self._seen[call.method] += detailed
+                if not detailed or self._seen[call.method] > _ENOUGH:
                     with self._only_failures(call, about, root):
                         yield
                     return
@@ -54,7 +57,9 @@ class CallFunnel:
                 yield
 
     def _open(self, call: Call, about: dict[str, str], root: Span) -> Span:
-        span = _trace.span(_NAMES.get(call.method, call.method), kind=Kind.SERVER, **about)
+        level = Level.ESSENTIAL if call.method in _ESSENTIAL else Level.NORMAL
+        name = _NAMES.get(call.method, call.method)
+        span = _trace.span(name, kind=Kind.SERVER, level=level, lasts=call.method == "Wait", **about)
         if span.recording:
             span.set(rpc_service=call.service)
             # The caller's span: the parent of the root for the first call, a link for the others.
@@ -66,7 +71,9 @@ class CallFunnel:
     @contextmanager
     def _only_failures(self, call: Call, about: dict[str, str], root: Span) -> Iterator[None]:
         try:
-            yield
+            # Nor what happens in it; the agent counts for itself.
+            with unrecorded():
+                yield
         except Exception:
             with self._open(call, about, root):
                 raise

@@ -1,9 +1,11 @@
 """cgroup v2 files as containerd's metrics. The text is the guest's: what is not a number counts as nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from google.protobuf.message import Message
 
+from kata_protos.agent_pb2 import NetworkStats
 from kata_protos.containerd.cgroups2_pb2 import Metrics, PSIStats
 
 __all__ = ["add_metrics", "to_metrics"]
@@ -22,11 +24,20 @@ _SINGLE = {
 }
 _IO = ("rbytes", "wbytes", "rios", "wios")
 _MAX_DEVICES = 256
+_MAX_INTERFACES = 64
+_INTERFACE_NAME = 15  # IFNAMSIZ less its end
 
 
-def to_metrics(files: Mapping[str, str]) -> Metrics:
-    """`io.containerd.cgroups.v2.Metrics` of the files' contents (kernel documentation, admin-guide/cgroup-v2.rst)."""
+def to_metrics(files: Mapping[str, str], network: Iterable[NetworkStats] = ()) -> Metrics:
+    """`io.containerd.cgroups.v2.Metrics` of the files' contents (kernel documentation, admin-guide/cgroup-v2.rst).
+
+    `network` are the guest's interfaces; only newer clients of containerd's look at them.
+    """
     metrics = Metrics()
+    for interface in islice(network, _MAX_INTERFACES):
+        if len(interface.name) <= _INTERFACE_NAME and interface.name.isprintable():
+            counters = {field.name: value for field, value in interface.ListFields()}
+            metrics.network.add(**counters)
     metrics.pids.current = _number(files.get("pids.current", ""))
     metrics.pids.limit = _number(files.get("pids.max", "max"))
     cpu = _pairs(files.get("cpu.stat", ""))

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextvars
+import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -14,15 +15,17 @@ from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.runtimeoptions_pb2 import Options
 from kata_protos.containerd.sandbox_pb2 import CreateSandboxRequest
 from kata_runtime.config import Config, load
+from kata_runtime.config.annotations import read_annotations, with_annotations
 from kata_runtime.errors import KataError
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
+from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, HookState, run_hooks
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.shim.service import Shim
 from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
 from kata_runtime.shim.ttrpc.service import Call
-from kata_telemetry.span import NO_SPAN, Site, Span, use
+from kata_telemetry.span import NO_SPAN, Level, Site, Span, use
 
 __all__ = ["HOSTNAME_LENGTH", "Pod", "options_of"]
 
@@ -45,6 +48,8 @@ class Pod:
         self._trace: SandboxTrace | None = None
         self._problem: KataError | None = None
         self._sandbox: Sandbox | None = None
+        self._spec: Spec = {}
+        self._bundle = Path()
         # Without the call that happens to begin something: what goes on later is nobody's in particular.
         self._context = contextvars.copy_context()
         self._memory_watch: asyncio.Task[None] | None = None
@@ -100,19 +105,21 @@ class Pod:
 
         What goes wrong is raised by `check`, where it can be answered.
         """
+        if self._config is not None:
+            return
         launch = self._shim.launch
         if isinstance(call.request, task.CreateTaskRequest):
             kind, options = call.request.options.type_url, call.request.options.value
+            annotations = read_annotations(Path(call.request.bundle))
         elif isinstance(call.request, CreateSandboxRequest):
             # Its own options are the pod's; those of the runtime came with `start`.
             kind, options = launch.options[0] if launch.options else ("", b"")
+            annotations = dict(call.request.annotations)
         else:
-            return
-        if self._config is not None:
             return
         reading = time.monotonic_ns()
         try:
-            self._config = load(_config_path(kind, options))
+            self._config = with_annotations(load(_config_path(kind, options)), annotations)
             read = time.monotonic_ns()
             self._trace = SandboxTrace.open(
                 self._config, self.id, command=launch.group.kind, start=launch.started, parent=call.parent
@@ -121,10 +128,11 @@ class Pod:
             self._problem = error
             return
         with use(self._trace.root):
-            _trace.record("startShim", launch.started, launch.forked)
-            _trace.record("startDaemon", launch.forked, self._made)
-            _trace.record("awaitCreate", self._made, reading)
-            _trace.record("loadConfig", reading, read, files=self._config.describe_files())
+            stage = functools.partial(_trace.record, level=Level.ESSENTIAL)
+            stage("startShim", launch.started, launch.forked)
+            stage("startDaemon", launch.forked, self._made)
+            stage("awaitCreate", self._made, reading)
+            stage("loadConfig", reading, read, files=self._config.describe_files())
 
     @property
     def begun(self) -> bool:
@@ -136,8 +144,8 @@ class Pod:
         if self._problem is not None:
             raise self._problem
 
-    async def begin(self, options: SandboxOptions) -> None:
-        """Boot the sandbox.
+    async def begin(self, options: SandboxOptions, spec: Spec | None = None, bundle: Path = Path()) -> None:
+        """Boot the sandbox, then run the host's hooks of `spec`, which is its own container's in `bundle`.
 
         Raises:
             KataError: with the reason; the sandbox has ended then.
@@ -152,6 +160,19 @@ class Pod:
             self._outcome, self._failure = "error", error
             raise
         self._outcome = "killed"
+        self._spec, self._bundle = spec or {}, bundle
+        await self.run_hooks(BEFORE_START, "creating", strict=True)
+
+    async def run_hooks(self, kinds: Sequence[str], status: str, *, strict: bool = False) -> None:
+        """Run hooks of the sandbox's own container; `status` is the container's, in OCI's words.
+
+        Raises:
+            SandboxError: with `strict`, one failed.
+        """
+        if hooks := self._spec.get("hooks"):
+            annotations = self._spec.get("annotations") or {}
+            state = HookState(self.id, status, self.pid, str(self._bundle), annotations)
+            await run_hooks(hooks, kinds, state, strict=strict)
 
     def watch_memory(self, report: Callable[[str], None]) -> None:
         """Call `report` with the id of each container that ran out of memory."""
@@ -163,10 +184,10 @@ class Pod:
 
         self._memory_watch = self.spawn(watch(), "out of memory")
 
-    def export(self) -> None:
-        """Let the trace go to its collector: from here on it costs the workload's start nothing."""
+    def started(self) -> None:
+        """A process runs: from here on the trace costs the workload's start nothing."""
         if self._trace is not None:
-            self._trace.export()
+            self._trace.started()
 
     async def end(self, outcome: str, failure: BaseException | None = None) -> None:
         """Stop the sandbox and all in it. Goes on when the caller is cancelled; safe to repeat."""
@@ -180,8 +201,11 @@ class Pod:
         if self._memory_watch is not None:
             self._memory_watch.cancel()
         if self._sandbox is not None:
-            with use(self.root), _trace.span("Stop"):
+            if self._failure is not None and self._trace is not None:
+                await self._trace.failing(self._failure)
+            with use(self.root), _trace.stage("Stop"):
                 await self._sandbox.stop()
+                await self.run_hooks(AFTER_END, "stopped")
 
     def close_trace(self) -> None:
         """Nothing happens any more."""
@@ -208,6 +232,7 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),
+        forward_localhost=pod,
     )
 
 

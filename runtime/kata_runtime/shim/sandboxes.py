@@ -112,7 +112,7 @@ class KataSandboxes(SandboxService):
             self._state = State.READY
             self._pod.watch_memory(self._tasks.out_of_memory)
             self._watch = self._pod.spawn(self._until_lost(), "end of the VM")
-        self._pod.export()
+        self._pod.started()
         return pb.StartSandboxResponse(pid=self._pod.pid, created_at=_stamp(self._created_ns))
 
     async def _until_lost(self) -> None:
@@ -217,8 +217,10 @@ def _options(request: pb.CreateSandboxRequest, sandbox_id: str) -> SandboxOption
     return SandboxOptions(
         hostname=(config.hostname or sandbox_id)[:HOSTNAME_LENGTH],
         share_pid=config.HasField("linux") and namespaces.pid == POD,
+        hold_pid=True,
         shm_size=_SHM_SIZE,
         netns=request.netns_path,
+        forward_localhost=True,
     )
 
 

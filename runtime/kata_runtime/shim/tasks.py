@@ -21,6 +21,7 @@ from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
 from kata_runtime.oci.spec import SHM, Spec, guest_process, guest_resources
+from kata_runtime.sandbox.hooks import AFTER_START
 from kata_runtime.sandbox.process import Exit
 from kata_runtime.sandbox.workload import of_bundle
 from kata_runtime.shim import grouping
@@ -146,7 +147,7 @@ class KataTasks(TaskService):
             _share_memory(bundle.spec)
         if managed.owner:
             pod = self._shim.launch.group.kind == grouping.SANDBOX
-            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod))
+            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod), bundle.spec, bundle.directory)
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
@@ -155,6 +156,7 @@ class KataTasks(TaskService):
             disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
             layers=layers,
             shm=sandbox.shm,
+            runs_hooks=managed.owner,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
@@ -250,7 +252,9 @@ class KataTasks(TaskService):
             await container.start()
             managed.running()
             self._publish("start", events.TaskStart(container_id=managed.container_id, pid=self._pod.pid))
-        self._pod.export()
+            if isinstance(managed, ManagedContainer) and managed.owner:
+                await self._pod.run_hooks(AFTER_START, "running")
+        self._pod.started()
 
     async def _start_exec(self, managed: ManagedExec) -> None:
         parent = self._container(managed.container_id)
@@ -455,16 +459,22 @@ class KataTasks(TaskService):
         managed = self._container(request.id)
         if managed.container is None or self._pod.over:
             raise FailedPrecondition(f"container {request.id} is not running")
-        metrics = to_metrics(await managed.container.stats())
+        stats = await managed.container.stats()
+        metrics = to_metrics(stats.files, stats.network_stats)
         response = task.StatsResponse()
         response.stats.type_url = metrics.DESCRIPTOR.full_name
         response.stats.value = metrics.SerializeToString()
         return response
 
     async def _all_metrics(self) -> list[Metrics]:
-        """Of the containers that run."""
+        """Of the containers that run; the interfaces, which are the pod's, with the first of them."""
         live = [managed.container for managed in self._containers.values() if managed.status in (RUNNING, PAUSED)]
-        return [to_metrics(await container.stats()) for container in live if container is not None]
+        found: list[Metrics] = []
+        for container in live:
+            if container is not None:
+                stats = await container.stats()
+                found.append(to_metrics(stats.files, () if found else stats.network_stats))
+        return found
 
     async def connect(self, request: task.ConnectRequest) -> task.ConnectResponse:
         """See TaskService."""

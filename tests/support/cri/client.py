@@ -1,6 +1,7 @@
 """containerd's CRI plugin as the kubelet uses it, by generated stubs."""
 
 import json
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from support.containerd import IMAGE, Containerd, eventually
 from support.cri import cri_pb2 as pb
-from support.cri.netns import NetworkNamespace
 from support.cri.websocket import ChannelSocket
+from support.netns import Netns
 
 __all__ = ["Cri", "Pod", "open_cri"]
 
@@ -91,7 +92,7 @@ class Pod:
 class Cri:
     """A connection to the plugin. `handler` is the runtime that pods get (a RuntimeClass's handler)."""
 
-    def __init__(self, containerd: Containerd, network: NetworkNamespace, logs: Path, handler: str = "kata") -> None:
+    def __init__(self, containerd: Containerd, network: Netns, logs: Path, handler: str = "kata") -> None:
         self.containerd = containerd
         self.network = network
         self.handler = handler
@@ -172,9 +173,9 @@ class Cri:
     def stream(self, url: str) -> ChannelSocket:
         """Open a stream of the plugin's streaming server, which listens in the namespace's loopback."""
         parts = urlsplit(url)
-        assert parts.hostname
         assert parts.port
-        return ChannelSocket(self.network.connect(parts.hostname, parts.port), url)
+        server = (parts.hostname, parts.port)
+        return ChannelSocket(self.network.inside(lambda: socket.create_connection(server, TIMEOUT)), url)
 
     def status(self, container: str) -> pb.ContainerStatus:
         """What the plugin says of a container."""
@@ -197,7 +198,7 @@ class Cri:
 
 
 @contextmanager
-def open_cri(containerd: Containerd, network: NetworkNamespace, logs: Path) -> Iterator[Cri]:
+def open_cri(containerd: Containerd, network: Netns, logs: Path) -> Iterator[Cri]:
     """A connection whose pods end with the block."""
     with Cri(containerd, network, logs) as cri:
         eventually(cri.ready, "the CRI plugin does not become ready")

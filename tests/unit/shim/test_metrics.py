@@ -1,5 +1,6 @@
 import pytest
 
+from kata_protos.agent_pb2 import NetworkStats
 from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_runtime.shim.metrics import UNLIMITED, add_metrics, to_metrics
 
@@ -58,3 +59,26 @@ def test_the_sum_of_containers() -> None:
     assert (total.memory.usage, total.cpu.usage_usec) == (3 << 20, 300)
     assert [entry.rbytes for entry in total.io.usage] == [1, 2]
     assert not total.cpu.HasField("psi")
+
+
+def test_counters_of_interfaces() -> None:
+    eth0 = NetworkStats(
+        name="eth0",
+        rx_bytes=1,
+        rx_packets=2,
+        rx_errors=3,
+        rx_dropped=4,
+        tx_bytes=(1 << 64) - 1,
+        tx_packets=6,
+        tx_errors=7,
+        tx_dropped=8,
+    )
+    (entry,) = to_metrics({}, [eth0]).network
+    assert (entry.name, entry.rx_bytes, entry.rx_packets, entry.rx_errors, entry.rx_dropped) == ("eth0", 1, 2, 3, 4)
+    assert (entry.tx_bytes, entry.tx_packets, entry.tx_errors, entry.tx_dropped) == ((1 << 64) - 1, 6, 7, 8)
+
+
+def test_a_guest_with_odd_interfaces() -> None:
+    many = [NetworkStats(name=f"eth{number}") for number in range(1000)]
+    assert len(to_metrics({}, many).network) == 64
+    assert not to_metrics({}, [NetworkStats(name="x" * 16), NetworkStats(name="a\nb")]).network

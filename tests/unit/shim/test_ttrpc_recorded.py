@@ -19,7 +19,7 @@ from support.ttrpc_pair import Wire, recorded, serving, wire_to
 TASK = task_pb2.DESCRIPTOR.services_by_name["Task"]
 EVENTS = events_ttrpc_pb2.DESCRIPTOR.services_by_name["Events"]
 SERVICES = {service.full_name: service for service in (TASK, EVENTS)}
-SESSIONS = ["run", "exec", "events"]
+SESSIONS = ["run", "exec", "terminal", "events"]
 
 
 def calls(name: str) -> list[tuple[int, Request, Response]]:
@@ -33,6 +33,11 @@ def calls(name: str) -> list[tuple[int, Request, Response]]:
             found.append((frame.stream, requests[frame.stream], Response.FromString(frame.data)))
     assert len(requests) == len(found)
     return found
+
+
+def test_every_method_has_been_recorded() -> None:
+    seen = {request.method for name in SESSIONS for _, request, _ in calls(name)}
+    assert seen == {method.name for service in SERVICES.values() for method in service.methods}
 
 
 @pytest.mark.parametrize("name", SESSIONS)

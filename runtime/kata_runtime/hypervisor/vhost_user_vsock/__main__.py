@@ -5,9 +5,10 @@
         [--user UID:GID]
 
 All sockets are made by the parent before this process starts, so there is nothing to wait for: --vhost-fd is one end of
-a socketpair whose other end QEMU has, the others listen already. With --user it becomes that user, without
-supplementary groups, before it reads a byte of QEMU's or the guest's. Exit status: 0 when QEMU hung up or on SIGTERM or
-SIGINT, 1 when QEMU broke the protocol, 2 for a wrong command line; the reason is one line on stderr.
+a socketpair whose other end QEMU has, the others listen already. What the guest connects to is the socket PATH_<port>;
+the directory of PATH becomes the working directory. With --user it then becomes that user, without supplementary
+groups, before it reads a byte of QEMU's or the guest's. Exit status: 0 when QEMU hung up or on SIGTERM or SIGINT, 1 if
+QEMU broke the protocol, 2 for a wrong command line; the reason is one line on stderr.
 """
 
 import os
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         options = _parse(sys.argv[1:] if argv is None else argv)
         level = options.log_level
         server = _server(options, log)
+        _enter(options.uds_path)
         if options.user is not None:
             _become(*options.user)
     except UsageError as error:
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
+        log("info", "serving")
         server.serve(wake_read)
     except FrontendError as error:
         log("error", f"QEMU: {error}")
@@ -154,6 +157,16 @@ def _bad(name: str, value: str) -> NoReturn:
     raise UsageError(f"{name} can't be {value!r}; see --help")
 
 
+def _enter(uds_path: str) -> None:
+    """Work in the directory of what the guest connects to: the way there may be closed to whom we become."""
+    directory = os.path.dirname(uds_path)  # noqa: PTH120 - pathlib is not imported here
+    try:
+        if directory:
+            os.chdir(directory)
+    except OSError as error:
+        raise UsageError(f"--uds-path: can't enter {directory}: {error.strerror}") from error
+
+
 def _become(uid: int, gid: int) -> None:
     """Drop root for good; a process that isn't root can't."""
     try:
@@ -192,7 +205,7 @@ def _server(options: _Options, log: Callable[[str, str], None]) -> Server:
         options.guest_cid,
         log=log,
         hybrid=sockets.get(options.hybrid_fd),
-        uds_path=options.uds_path or None,
+        uds_path=os.path.basename(options.uds_path) or None,  # noqa: PTH119 - pathlib is not imported here
         forwards=[(sockets[fd], port) for port, fd in options.forwards],
         hold_timeout=options.hold_timeout,
         max_connections=max(min(_WANTED_FDS, soft) - _OTHER_FDS, 1),

@@ -11,5 +11,6 @@ what arrives goes to the guest, which has the same MAC address, addresses and ro
 | `model` | interfaces, routes, neighbours; what of them goes to the guest (pure) |
 | `rtnetlink` | pyroute2's messages, on a socket of the namespace |
 | `tap` | the way between an interface and QEMU, and its undoing |
+| `localhost`, `lookup` | the way from the namespace's localhost to the guest's, for port-forwarding |
 | `network` | the owner: what the sandbox calls |
 """

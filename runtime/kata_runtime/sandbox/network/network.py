@@ -5,12 +5,13 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_runtime.errors import HostError
+from kata_runtime.guest.transport import Transport
 from kata_runtime.hypervisor.spec import NetDevice
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_runtime.sandbox.network.tap import TAP_NAME, connect, disconnect, open_tap
@@ -36,6 +37,7 @@ class _Endpoint:
     interface: "Interface"
     number: int
     fd: int
+    connected: bool = False
 
     @property
     def tap(self) -> str:
@@ -73,6 +75,12 @@ class Network:
     def namespace(self) -> str:
         """A path of the namespace that holds as long as this process does."""
         return f"/proc/{os.getpid()}/fd/{self._namespace.fd}"
+
+    def forward_localhost(self, transport: Transport) -> AbstractAsyncContextManager[None]:
+        """Let connections to the namespace's localhost reach the guest's for the block."""
+        from kata_runtime.sandbox.network.localhost import localhost_forwarded
+
+        return localhost_forwarded(self._namespace, transport)
 
     async def add_endpoints(self) -> int:
         """Connect the interfaces that have come since the last time; how many.
@@ -114,6 +122,7 @@ class Network:
             # Before anything changes: only what is in the record will be undone after a SIGKILL.
             self._write_record()
             connect(interface, endpoint.tap)
+            endpoint.connected = True
 
     def _write_record(self) -> None:
         if not self._namespace.path:
@@ -185,7 +194,7 @@ class Network:
                 endpoint.fd = -1
         if not self._endpoints or not self._namespace.path:
             return
-        interfaces = {endpoint.interface.name: endpoint.interface.index for endpoint in self._endpoints}
+        interfaces = {each.interface.name: each.interface.index for each in self._endpoints if each.connected}
         for problem in await self._namespace.run(lambda: disconnect(interfaces)):
             _log.warning("the pod's interface %s", problem)
         self._record.unlink(missing_ok=True)

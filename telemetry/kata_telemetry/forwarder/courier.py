@@ -1,0 +1,163 @@
+"""Brings what the inboxes stored to the collector: one thread and one connection for all sandboxes."""
+
+import logging
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from kata_telemetry.collector import CollectorSettings, Sender, UnavailableError
+from kata_telemetry.export import Delivery, load_progress
+from kata_telemetry.parts import AgentPart
+from kata_telemetry.store import Lock, Store
+
+__all__ = ["Courier", "left"]
+
+_log = logging.getLogger("kata.forwarder")
+
+# Seconds between attempts while the collector is away, doubled from the first to the last.
+FIRST_RETRY: Final = 0.5
+LAST_RETRY: Final = 30.0
+LAST_RETRY_ENDING: Final = 1.0
+# Another process (`trace push`) sends the same store: look again after this (s).
+BUSY: Final = 1.0
+# Batches of one sandbox before the next one has its turn.
+TURN: Final = 64
+# The shortest time worth starting a request (s).
+SHORTEST: Final = 0.05
+
+
+def left(store: Store, settings: CollectorSettings) -> int:
+    """Bytes of the agent's spans that the collector does not have."""
+    part = AgentPart(store)
+    progress = load_progress(store, part).get(settings.target)
+    return max(part.end() - (progress.offset if progress else 0), 0)
+
+
+class Courier:
+    """`tell` from any thread; `stop` waits."""
+
+    def __init__(self, settings: CollectorSettings, sender: Sender) -> None:
+        self._settings = settings
+        self._sender = sender
+        self._changed = threading.Condition()
+        # In order of their turn; the values mean nothing.
+        self._waiting: dict[Store, None] = {}
+        self._deadline: float | None = None
+        self._away = False
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread.start()
+
+    def tell(self, store: Store) -> None:
+        """There is something to send."""
+        with self._changed:
+            if store not in self._waiting:
+                self._waiting[store] = None
+                self._changed.notify()
+
+    def stop(self, grace: float) -> list[Store]:
+        """Send what there is for at most `grace` seconds; the stores of which something is left."""
+        with self._changed:
+            self._deadline = time.monotonic() + grace
+            self._changed.notify()
+        # A request has its own timeout; the margin is for one that does not keep it.
+        self._thread.join(grace + 1)
+        with self._changed:
+            return list(self._waiting)
+
+    # From here on: the thread.
+
+    def _run(self) -> None:
+        attempts = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._deadline is not None)
+                if not self._waiting:
+                    return
+                store = next(iter(self._waiting))
+            try:
+                done = self._deliver(store)
+            except UnavailableError as error:
+                self._say_away(str(error))
+                if not self._pause(attempts, error.retry_after):
+                    return
+                attempts += 1
+                continue
+            except BlockingIOError:
+                if not self._pause(0, BUSY):
+                    return
+                done = False
+            except Exception as error:
+                # It was removed, or its disk is full: nothing that waiting would mend.
+                _log.warning("spans of %s are not forwarded: %s", store.directory.name, error)
+                with self._changed:
+                    self._waiting.pop(store, None)
+                continue
+            attempts = 0
+            with self._changed:
+                self._waiting.pop(store, None)
+                # What came while it was being sent is known by looking, not by `tell`, which saw it waiting.
+                if not done or left(store, self._settings):
+                    self._waiting[store] = None
+
+    def _deliver(self, store: Store) -> bool:
+        """Send what there is, or a turn's share of it; whether that was all. Raises BlockingIOError if others send."""
+        # By its descriptor: the sandbox's name may be used again, and its older trace moved aside, while this goes on.
+        directory = os.open(store.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pinned = Store(Path(f"/proc/self/fd/{directory}"))
+            part = AgentPart(pinned)
+            lock = Lock(part.lock_path)
+            if not lock.acquire():
+                raise BlockingIOError(f"the spans of {store.directory.name} are being sent by another process")
+            try:
+                return self._advance(Delivery(pinned, self._settings, self._sender, part), store.directory.name)
+            finally:
+                lock.release()
+        finally:
+            os.close(directory)
+
+    def _advance(self, delivery: Delivery, name: str) -> bool:
+        before = delivery.progress.spans
+        try:
+            for _ in range(TURN):
+                if not delivery.advance(self._timeout):
+                    return True
+                self._say_back()
+            return False
+        finally:
+            if delivery.progress.spans > before:
+                _log.debug("spans forwarded", extra={"sandbox": name, "spans": delivery.progress.spans - before})
+
+    def _timeout(self) -> float:
+        limit = self._settings.timeout
+        if self._deadline is not None:
+            limit = min(limit, self._deadline - time.monotonic())
+        if limit < SHORTEST:
+            raise UnavailableError("no time left")
+        return limit
+
+    def _pause(self, attempts: int, retry_after: float) -> bool:
+        """Wait before the next attempt; False where there won't be one."""
+        with self._changed:
+            longest = LAST_RETRY if self._deadline is None else LAST_RETRY_ENDING
+            pause = max(min(FIRST_RETRY * 2 ** min(attempts, 10), longest), retry_after) * random.uniform(0.8, 1.2)  # noqa: S311
+            if self._deadline is not None:
+                if time.monotonic() + pause > self._deadline:
+                    return False
+                self._changed.wait_for(lambda: False, pause)
+            else:
+                self._changed.wait_for(lambda: self._deadline is not None, pause)
+        return True
+
+    def _say_away(self, why: str) -> None:
+        if not self._away:
+            _log.warning("the collector %s takes no spans, they are kept: %s", self._settings.target, why)
+        self._away = True
+
+    def _say_back(self) -> None:
+        if self._away:
+            _log.info("the collector %s takes spans again", self._settings.target)
+        self._away = False

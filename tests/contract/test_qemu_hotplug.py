@@ -1,0 +1,115 @@
+"""Devices that come while a VM runs, with QEMU itself; its machine never starts, so there is no guest."""
+
+import os
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_runtime.errors import QmpError
+from kata_runtime.hypervisor.accelerator import Accelerator
+from kata_runtime.hypervisor.argv import hotplug_ports, to_argv
+from kata_runtime.hypervisor.hotplug import add_network
+from kata_runtime.hypervisor.qmp import Qmp, Transcript
+from kata_runtime.hypervisor.spec import HOTPLUG_PORTS, NetDevice, VmSpec
+from kata_runtime.process import launch
+from kata_runtime.sandbox.network.network import Network
+from support.netns import made
+
+QEMU = shutil.which("qemu-system-x86_64") or ""
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0 or not QEMU, reason="needs root and QEMU"),
+    pytest.mark.slow,
+]
+
+
+@asynccontextmanager
+async def stopped_vm(directory: Path, devices: tuple[NetDevice, ...] = (), namespace: str = "") -> AsyncIterator[Qmp]:
+    """Our machine, before its first instruction."""
+    for name in ("kernel", "initrd", "image"):
+        (directory / name).write_bytes(bytes(512))
+    ends = [socket.socketpair() for _ in range(3)]
+    with ExitStack() as stack:
+        for pair in ends:
+            for end in pair:
+                stack.enter_context(end)
+        fds = [theirs.fileno() for _, theirs in ends]
+        spec = VmSpec(
+            name="hotplug",
+            program=QEMU,
+            accelerator=Accelerator.TCG,
+            kernel=directory / "kernel",
+            initrd=directory / "initrd",
+            image=directory / "image",
+            kernel_params="",
+            memory=64,
+            vcpus=1,
+            seccomp="on",
+            qmp_fd=fds[0],
+            console_fd=fds[1],
+            firmware_fd=fds[2],
+            network=devices,
+            hotplug=True,
+        )
+        argv = to_argv(spec)
+        # There is nothing to boot.
+        for option in ("-kernel", "-initrd", "-append"):
+            del argv[argv.index(option) : argv.index(option) + 2]
+        taps = [device.tap_fd for device in devices]
+        ours = ends[0][0]
+        ours.setblocking(False)
+        async with launch([*argv, "-S"], pass_fds=[*fds, *taps], namespace=namespace, grace=0) as child:
+            for _, theirs in ends:
+                theirs.close()
+            try:
+                async with Qmp.connected(ours, name="hotplug", transcript=Transcript(), timeout=30) as qmp:
+                    yield qmp
+            except BaseException as error:
+                error.add_note(child.output)
+                raise
+
+
+async def cards(qmp: Qmp) -> dict[str, str]:
+    """MAC addresses of the machine's network devices, by the id of the device."""
+    found = {}
+    listed: Any = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+    for entry in listed:
+        if entry["type"] == "child<virtio-net-pci>":
+            where = {"path": f"/machine/peripheral/{entry['name']}", "property": "mac"}
+            found[entry["name"]] = str(await qmp.execute("qom-get", where))
+    return found
+
+
+async def test_network_devices_cold_and_hot(tmp_path: Path) -> None:
+    with made() as (pod,), ExitStack() as stack:
+        for number in range(3):
+            pod.ip(f"link add eth{number} address 0a:58:00:00:00:0{number} type veth peer name peer{number}")
+            pod.ip(f"addr add 10.{number}.0.2/24 dev eth{number}")
+        async with Network.opened(str(pod.path), tmp_path / "record") as network:
+            cold, *hot = network.devices(stack, vhost=False)
+            async with stopped_vm(tmp_path, (cold,), network.namespace) as qmp:
+                assert await cards(qmp) == {"network-0-device": "0a:58:00:00:00:00"}
+                for device, port in zip(hot, hotplug_ports(), strict=False):
+                    await add_network(qmp, device, port)
+                assert await cards(qmp) == {f"network-{n}-device": f"0a:58:00:00:00:0{n}" for n in range(3)}
+                # QEMU's own words say what was wrong, and nothing of it is left to be in the way.
+                later = NetDevice("network-9", "0a:58:00:00:00:09", os.dup(hot[0].tap_fd))
+                stack.callback(os.close, later.tap_fd)
+                with pytest.raises(QmpError, match=r"QEMU refused device_add: Bus 'nowhere' not found"):
+                    await add_network(qmp, later, "nowhere")
+                await add_network(qmp, later, hotplug_ports()[2])
+                assert len(await cards(qmp)) == 4
+        stack.close()
+        assert pod.traces() == []
+
+
+async def test_as_many_ports_as_promised(tmp_path: Path) -> None:
+    async with stopped_vm(tmp_path) as qmp:
+        listed: Any = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+        ports = {entry["name"] for entry in listed if entry["type"] == "child<pcie-root-port>"}
+        assert ports == set(hotplug_ports())
+        assert len(ports) == HOTPLUG_PORTS

@@ -1,0 +1,204 @@
+"""Slows stages of a sandbox's start by known times, without a back door in the product.
+
+On the host a program is replaced by a wrapper that waits and then becomes it. In the guest an archive behind the
+initramfs' own replaces two of its programs (the kernel unpacks both, the later file wins): `modprobe` waits, and
+`switch_root` puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import
+and at mount(2). Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
+however slow the machine is meanwhile.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kata_runtime.image import Artifacts, cpio
+
+__all__ = ["Hold", "Holds", "virtiofsd"]
+
+_CONSOLE = re.compile(r"kata-test: hold (\w+) ([\d.]+) ([\d.]+)")
+
+# --- on the host ----------------------------------------------------------------------------------------------------
+
+_WAIT = """#!/bin/sh
+sleep {after}
+begin=$(date +%s%N); sleep {seconds}; echo "{stage} $begin $(date +%s%N)" >>{log}
+exec {program} "$@"
+"""
+# Becomes slow when it is asked to end. Without the wrapper it would be gone with QEMU already.
+_LINGER = """#!{python} -IS
+import signal, subprocess, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
+child = subprocess.Popen(["/bin/sh", "-c", 'exec {program} "$@"', "sh", *sys.argv[1:]], close_fds=False)
+signal.sigwait({{signal.SIGTERM}})
+begin = time.time_ns()
+time.sleep({seconds})
+with open({log!r}, "a") as log:
+    log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
+child.kill()
+child.wait()
+"""
+# The runtime gives wrappers the options of the Rust program, which Debian 12 does not have.
+_C_VIRTIOFSD = (
+    '/usr/lib/qemu/virtiofsd "$1" -f -o source="$3" -o cache="$5" -o sandbox=namespace -o xattr -o log_level=info'
+    " --thread-pool-size=1 #"
+)
+# Python of the host imports this wherever it starts with it on PYTHONPATH.
+_CUSTOMIZE = """
+import sys
+if any(word.endswith({program!r}) for word in sys.orig_argv[:4]):
+    import time
+    begin = time.time_ns()
+    time.sleep({seconds})
+    with open({log!r}, "a") as log:
+        log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
+"""
+
+# --- in the guest ---------------------------------------------------------------------------------------------------
+
+_SHELL = """#!/bin/sh
+hold() {
+	read -r begin rest </proc/uptime
+	busybox sleep "$2"
+	read -r end rest </proc/uptime
+	echo "kata-test: hold $1 $begin $end" >/dev/console
+}
+"""
+_MODPROBE = """hold initramfs {initramfs}
+exec busybox modprobe "$@"
+"""
+_CRUN = """case " $* " in
+*" create "*) hold create {create} ;;
+*" delete "*) hold delete {delete} ;;
+esac
+exec /usr/bin/crun "$@"
+"""
+# "Waiting 1sec" is what the kernel says when resumedelay= makes it wait.
+_SWITCH_ROOT = """#!/bin/sh
+busybox dmesg |
+	busybox sed -n 's/^\\[ *\\([0-9.]*\\)\\] .*Waiting 1sec before.*/kata-test: hold kernel \\1 \\1/p' >/dev/console
+busybox mount -t tmpfs -o mode=755 holds /root/mnt
+busybox cp /holds/crun /holds/agent.py /root/mnt
+export PATH=/mnt:$PATH
+exec busybox switch_root /root /usr/bin/python3.11 -I -S /mnt/agent.py
+"""
+_AGENT = """
+import marshal
+import time
+
+def hold(stage, seconds):
+    begin = time.monotonic_ns()
+    time.sleep(seconds)
+    end = time.monotonic_ns()
+    with open("/dev/console", "w") as console:
+        console.write(f"kata-test: hold {stage} {begin / 1e9:.6f} {end / 1e9:.6f}\\n")
+
+launcher = {"__name__": "launcher"}
+with open("/usr/lib/kata-agent/launcher.pyc", "rb") as file:
+    exec(marshal.loads(file.read()[16:]), launcher)
+seconds = @SECONDS@
+
+class Bundle(launcher["Bundle"]):
+    def exec_module(self, module):
+        if module.__name__ == "grpc":
+            hold("agent", seconds["agent"])
+        super().exec_module(module)
+        if module.__name__ == "kata_agent.container.mounts":
+            mount = module._mount
+            def slow(storage, point):
+                if storage.driver == "virtio-fs":
+                    hold("mount", seconds["mount"])
+                return mount(storage, point)
+            module._mount = slow
+
+launcher["Bundle"] = Bundle
+launcher["main"]()
+"""
+
+
+def virtiofsd() -> str:
+    """The host's virtiofsd, as a wrapper calls it."""
+    rust = Path("/usr/libexec/virtiofsd")
+    return str(rust) if rust.exists() else _C_VIRTIOFSD
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A stage that waited; host time in ns."""
+
+    stage: str
+    begin: int
+    end: int
+
+
+@dataclass
+class Holds:
+    """Makes the wrappers in `directory` and collects what they said."""
+
+    directory: Path
+    _log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # The programs run as somebody else.
+        self._log = self.directory / "holds.log"
+        self._log.touch()
+        self._log.chmod(0o666)
+
+    def wrap(self, stage: str, program: str, seconds: float, *, after: float = 0) -> str:
+        """A program that waits and becomes `program`. It is asked about its wait only from `after` seconds on."""
+        return self._script(stage, _WAIT.replace("{after}", str(after)), program, seconds)
+
+    def linger(self, stage: str, program: str, seconds: float) -> str:
+        """A program that does as `program` and waits when it gets SIGTERM."""
+        return self._script(stage, _LINGER, program, seconds)
+
+    def _script(self, stage: str, template: str, program: str, seconds: float) -> str:
+        path = self.directory / stage / Path(program.split(maxsplit=1)[0]).name
+        path.parent.mkdir()
+        text = template.format(stage=stage, program=program, seconds=seconds, log=str(self._log), python=sys.executable)
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
+
+    def python_path(self, stage: str, program: str, seconds: float) -> str:
+        """A directory for PYTHONPATH that makes a program in Python wait; `program` is how its name ends."""
+        path = self.directory / stage / "sitecustomize.py"
+        path.parent.mkdir()
+        path.write_text(_CUSTOMIZE.format(stage=stage, program=program, seconds=seconds, log=str(self._log)))
+        return str(path.parent)
+
+    def initrd(self, image: Path, **seconds: float) -> str:
+        """The initramfs of `image` with waits in `initramfs`, `agent`, `mount`, `create` and `delete`."""
+        scripts = {
+            "bin/modprobe": _SHELL + _MODPROBE.format(**seconds),
+            "bin/switch_root": _SWITCH_ROOT,
+            "holds/crun": _SHELL + _CRUN.format(**seconds),
+            "holds/agent.py": _AGENT.replace("@SECONDS@", repr(seconds)),
+        }
+        entries = [cpio.directory("holds"), *(cpio.file(name, text.encode(), 0o755) for name, text in scripts.items())]
+        path = self.directory / "initrd.img"
+        original = Artifacts.at(image).initrd.read_bytes()
+        # Archives begin at multiples of four bytes.
+        path.write_bytes(original + bytes(-len(original) % 4) + cpio.archive(entries))
+        return str(path)
+
+    def add(self, stage: str, begin: int, end: int) -> None:
+        """A wait of the test's own; host time in ns."""
+        with self._log.open("a") as log:
+            log.write(f"{stage} {begin} {end}\n")
+
+    def all(self, console: Path, offset: int) -> dict[str, Hold]:
+        """Every wait by its stage; `offset` (ns) turns the guest's clock into the host's."""
+        found = [line.split() for line in self._log.read_text().splitlines()]
+        holds = [Hold(stage, int(begin), int(end)) for stage, begin, end in found]
+        for stage, begin, end in _CONSOLE.findall(console.read_text(errors="replace")):
+            length = 1_000_000_000 if stage == "kernel" else 0
+            holds.append(Hold(stage, _ns(begin) + offset, _ns(end) + length + offset))
+        assert len({hold.stage for hold in holds}) == len(holds), holds
+        return {hold.stage: hold for hold in holds}
+
+
+def _ns(seconds: str) -> int:
+    whole, _, fraction = seconds.partition(".")
+    return int(whole) * 1_000_000_000 + int(fraction.ljust(9, "0")[:9] or "0")

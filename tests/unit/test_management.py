@@ -1,0 +1,158 @@
+"""The management socket, and who misuses it."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from kata_runtime.cli import control
+from kata_runtime.errors import SandboxError
+from kata_runtime.sandbox import management
+from kata_runtime.sandbox.management import serve_management
+from kata_telemetry.span import Level
+
+
+class Fake:
+    """A sandbox that notes what it is asked."""
+
+    agent_url = "vsock://3:1024"
+
+    def __init__(self) -> None:
+        self.tracing: dict[str, object] = {"runtime": False, "agent": False, "level": "normal", "store": ""}
+        self.refuses = False
+        self.hangs: asyncio.Event | None = None
+
+    async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
+        if self.hangs is not None:
+            self.hangs.set()
+            await asyncio.Event().wait()
+        if self.refuses:
+            raise SandboxError("sandbox box is stopping, not ready", hint="too late")
+        self.tracing |= {"runtime": runtime, "agent": agent, **({"level": level.name.lower()} if level else {})}
+
+    async def metrics(self, *, openmetrics: bool) -> str:
+        return "# EOF\n" if openmetrics else "# nothing\n"
+
+
+@asynccontextmanager
+async def served(tmp_path: Path) -> AsyncIterator[tuple[Fake, Path]]:
+    fake, path = Fake(), tmp_path / "m.sock"
+    async with serve_management(path, fake):
+        yield fake, path
+    assert not path.exists()
+
+
+async def ask(path: Path, request: bytes, *, end: bool = False) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(request)
+    if end:
+        writer.write_eof()
+    async with asyncio.timeout(20):
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.read()
+    writer.close()
+    assert f"Content-Length: {len(body)}\r\n".encode() in head
+    return int(head.split(b" ")[1]), body
+
+
+def put(body: bytes) -> bytes:
+    return b"PUT /tracing HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+async def test_it_shows_and_switches(tmp_path: Path) -> None:
+    async with served(tmp_path) as (fake, path):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert await ask(path, b"GET /agent-url HTTP/1.1\r\nHost: x\r\n\r\n") == (200, b"vsock://3:1024")
+        status, body = await ask(path, b"GET /tracing HTTP/1.1\r\n\r\n")
+        assert (status, json.loads(body)["runtime"]) == (200, False)
+        status, body = await ask(path, put(b'{"runtime": true, "agent": true, "level": "detailed"}'))
+        assert (status, json.loads(body)) == (200, fake.tracing)
+        assert fake.tracing["level"] == "detailed"
+        assert await ask(path, b"GET /metrics?x=1 HTTP/1.0\r\n\r\n") == (200, b"# nothing\n")
+        accept = b"Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n\r\n"
+        assert await ask(path, b"GET /metrics HTTP/1.1\r\n" + accept) == (200, b"# EOF\n")
+        fake.refuses = True
+        status, body = await ask(path, put(b'{"runtime": true, "agent": true}'))
+        assert (status, json.loads(body)) == (
+            409,
+            {"error": "sandbox box is stopping, not ready", "hint": "too late"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /else HTTP/1.1\r\n\r\n", 404),
+        (b"DELETE /tracing HTTP/1.1\r\n\r\n", 405),
+        (b"hello\r\n\r\n", 400),
+        (b"\r\n\r\n", 400),
+        (b"GET / SPDY/3\r\n\r\n", 400),
+        (b"\xff\xfe\r\n\r\n", 400),
+        (b"GET /tracing HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n", 431),
+        (b"PUT /tracing HTTP/1.1\r\nContent-Length: 99999\r\n\r\n", 413),
+        (b"PUT /tracing HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 413),
+        (b"PUT /tracing HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        ("PUT /tracing HTTP/1.1\r\nContent-Length: ²\r\n\r\n".encode("latin-1"), 400),
+        (b"PUT /tracing HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 411),
+        (b"PUT /tracing HTTP/1.1\r\n\r\n", 400),
+        (put(b"[]"), 400),
+        (put(b"null"), 400),
+        (put(b'{"runtime": 1, "agent": true}'), 400),
+        (put(b'{"runtime": true}'), 400),
+        (put(b'{"runtime": true, "agent": true, "level": "loud"}'), 400),
+        (put(b'{"runtime": true, "agent": true, "level": "off"}'), 400),
+        (put(b'{"runtime": true, "agent": true, "level": 3}'), 400),
+        (put(b"[" * 4000), 400),
+    ],
+)
+async def test_odd_requests_are_refused(tmp_path: Path, request_: bytes, status: int) -> None:
+    async with served(tmp_path) as (fake, path):
+        assert (await ask(path, request_))[0] == status
+        assert not fake.tracing["runtime"]
+
+
+@pytest.mark.parametrize("cut_off", [b"GET /trac", b"PUT /tracing HTTP/1.1\r\nContent-Length: 5\r\n\r\nab"])
+async def test_requests_that_are_cut_off(tmp_path: Path, cut_off: bytes) -> None:
+    async with served(tmp_path) as (_, path):
+        assert (await ask(path, cut_off, end=True))[0] == 400
+
+
+async def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(management, "_REQUEST_TIMEOUT", 0.05)
+    async with served(tmp_path) as (_, path):
+        assert (await ask(path, b"GET"))[0] == 408
+
+
+async def test_the_number_of_connections_is_bounded(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, path):
+        silent = [await asyncio.open_unix_connection(path) for _ in range(management._MAX_CONNECTIONS)]
+        await asyncio.sleep(0)
+        assert (await ask(path, b"GET /tracing HTTP/1.1\r\n\r\n"))[0] == 503
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_its_end_ends_what_is_being_answered(tmp_path: Path) -> None:
+    async with served(tmp_path) as (fake, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(put(b'{"runtime": true, "agent": true}'))
+        fake.hangs = asyncio.Event()
+        await fake.hangs.wait()
+    async with asyncio.timeout(20):
+        assert await reader.read() == b""
+    writer.close()
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "Directories", lambda: type("D", (), {"run": tmp_path}))
+    with pytest.raises(SandboxError, match="no sandbox 'box' is running"):
+        control.ask("box", "GET", "/tracing")
+    (tmp_path / "box").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "box" / "shim-monitor.sock"))
+    with pytest.raises(SandboxError, match="no sandbox 'box' is running"):
+        control.ask("box", "GET", "/tracing")

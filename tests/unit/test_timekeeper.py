@@ -1,0 +1,80 @@
+"""A guest's clock that drifts is measured again, and the agent told."""
+
+import asyncio
+import time
+from typing import Any
+
+from kata_protos import agent_pb2 as pb
+from kata_runtime.errors import AgentError
+from kata_runtime.guest.clock import CLOCK_PORT, Reading
+from kata_runtime.sandbox.timekeeper import keep_time, note
+from kata_telemetry.clock import GuestClock, HostClock
+from kata_telemetry.span import Tracer, current
+from support.clocks import answering
+from support.fake_transport import FakeTransport
+
+MS = 1_000_000
+
+
+class Agent:
+    """Takes the calls; the first `failures` of them fail."""
+
+    service = type("Service", (), {"SetGuestDateTime": None})
+
+    def __init__(self, wanted: int, failures: int = 0) -> None:
+        self.told: list[pb.Clock] = []
+        self.done = asyncio.Event()
+        self._wanted = wanted
+        self._failures = failures
+
+    async def call(self, _: object, request: pb.SetGuestDateTimeRequest, *, timeout: float) -> None:
+        assert not current().recording
+        if self._failures:
+            self._failures -= 1
+            raise AgentError("SetGuestDateTime", "UNAVAILABLE", "busy")
+        self.told.append(request.clock)
+        if len(self.told) == self._wanted:
+            self.done.set()
+
+
+async def kept(agent: Agent, drift: float) -> dict[str, Any]:
+    """Keep the time of a guest whose clock loses `drift` of each second; the root's attributes when that is told."""
+    host = HostClock()
+    begin = host.now()
+    root = Tracer("kata", lambda _: None).start("rootSpan")
+    first = Reading(host.to_host(0), MS // 10)
+    note(root, first)
+    serve = answering(lambda echo, monotonic: (echo, int(monotonic - (monotonic - begin) * drift)))
+    async with FakeTransport({CLOCK_PORT: serve}) as transport:
+        keeper = asyncio.create_task(keep_time(transport, agent, host, root, first, every=0.01))  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            await agent.done.wait()
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+    return root.attributes
+
+
+async def test_a_drifting_clock_is_told_and_noted_on_the_root() -> None:
+    agent = Agent(wanted=3)
+    attributes = await kept(agent, drift=0.2)
+    offsets = [clock.offset_ns for clock in agent.told]
+    assert offsets == sorted(offsets)
+    assert attributes["clock_drift_ns"] > 0
+    assert attributes["clock_offset_ns"] == offsets[-1]
+    assert attributes["clock_bound_ns"] == agent.told[-1].bound_ns
+
+
+async def test_a_turn_that_fails_is_not_the_last() -> None:
+    agent = Agent(wanted=1, failures=2)
+    await kept(agent, drift=0.5)
+    assert len(agent.told) >= 1
+
+
+def test_each_span_is_stamped_with_the_reading_of_its_time() -> None:
+    clock = GuestClock()
+    clock.set_offset(1000, 10)
+    between = time.monotonic_ns()
+    clock.set_offset(2000, 10)
+    after = time.monotonic_ns()
+    assert clock.to_host(between) == between + 1000
+    assert clock.to_host(after) == after + 2000
