@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.containerd import eventually
 from support.kata_containers import KataContainers, vm_pids
 
 pytestmark = [pytest.mark.containerd, pytest.mark.slow]
@@ -61,17 +62,24 @@ def network(tmp_path: Path) -> Iterator[Network]:
         ip("netns", "delete", name)
 
 
+def ask(address: str) -> bytes:
+    """The server's answer; nothing where it does not listen yet."""
+    try:
+        with socket.create_connection((address, 8001), timeout=60) as stream:
+            stream.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: stream.recv(4096), b""))
+    except ConnectionRefusedError:
+        return b""
+
+
 def test_a_pod_with_a_network(containers: KataContainers, network: Network, proof: Path) -> None:
     before = network.links()
     containers.detached("pod", *SERVER, options=("--with-ns", f"network:{network.path}"))
     (pid,) = vm_pids("pod")
     files = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
     assert {"/dev/vhost-net", "/dev/net/tun"} <= files
-    with socket.create_connection((network.address, 8001), timeout=60) as stream:
-        stream.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
-        stream.settimeout(60)
-        answer = b"".join(iter(lambda: stream.recv(4096), b""))
-    assert answer.endswith(b"pong\n"), answer
+    # That it listens, the server tells nobody.
+    eventually(lambda: ask(network.address).endswith(b"pong\n"), "the server does not answer", seconds=60)
     containers.tasks("delete", "--force", "pod", check=False)
     assert network.links() == before
     with proof.open("a") as report:
