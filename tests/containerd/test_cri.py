@@ -84,7 +84,8 @@ def test_streams(cri: Cri) -> None:
         with cri.attach(shell, stdin=True, stderr=True) as channels:
             channels.send(STDIN, b"attached\n")
             assert channels.until(STDOUT, b"\n") == b"=attached\n"
-    assert pod.log("shell") == [("stdout", "=attached")] * 2
+    # The log is written beside the client's stream.
+    eventually(lambda: pod.log("shell") == [("stdout", "=attached")] * 2, "a line is missing in the log")
 
 
 def test_processes_of_a_pod(cri: Cri) -> None:

@@ -144,16 +144,14 @@ async def test_every_method_and_its_errors(kata: KataContainers) -> None:
     shim = Asked(kata)
     traceparent = f"00-{TRACE_ID}-b7ad6b7169203331-01"
     pid = (await shim.state()).pid
-    connected = await kata.call(
-        BOX, "Connect", task.ConnectRequest(id=BOX), task.ConnectResponse, traceparent=traceparent
-    )
+    connected = await kata.call(BOX, "Connect", task.ConnectRequest(id=BOX), task.ConnectResponse)
     assert (connected.task_pid, connected.version) == (pid, "2")
     bundle = kata.containerd.state / "io.containerd.runtime.v2.task" / "default" / BOX
     assert connected.shim_pid == int((bundle / "shim.pid").read_text())
 
     resources = task.UpdateTaskRequest(id=BOX)
     resources.resources.value = json.dumps({"memory": {"limit": 134217728}, "pids": {"limit": 33}}).encode()
-    await shim.do("Update", resources)
+    await kata.call(BOX, "Update", resources, Empty, traceparent=traceparent)
     metrics = await shim.stats()
     assert (metrics.memory.usage_limit, metrics.pids.limit) == (134217728, 33)
 
@@ -187,7 +185,7 @@ async def test_every_method_and_its_errors(kata: KataContainers) -> None:
 
 
 async def test_a_health_check_does_not_fill_the_trace(kata: KataContainers) -> None:
-    kata.tracing()
+    kata.tracing("detailed")
     kata.detached(BOX, "sleep", "1000")
     for _ in range(50):
         await kata.call(BOX, "State", task.StateRequest(id=BOX), task.StateResponse)
