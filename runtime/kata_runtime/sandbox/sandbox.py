@@ -192,8 +192,8 @@ class Sandbox:
     async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
         """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
         patience = self.config.agent.health_check_request_timeout_ms / 1000
-        failure = await first_failure(machine.helpers, agent, patience=patience)
-        if machine.vm.child.status is None:
+        failure = await first_failure(machine.vm.child, machine.helpers, agent, patience=patience)
+        if failure and machine.vm.child.status is None:
             self._broken = failure
             _log.error("the VM is ended: %s", failure)
             machine.vm.child.send_signal(signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,9 @@ from kata_runtime.process import Child, describe
 
 __all__ = ["Answering", "first_failure"]
 
+# Seconds for a VM to be seen to have ended after a helper, which ends by itself when QEMU's end of its socket closes:
+# that is before the kernel has taken QEMU's memory apart and tells of its end.
+_FOLLOWS = 5.0
 # Seconds between questions: Kata's monitor has the same (kata-facts.md: every 5 s).
 PERIOD = 5.0
 
@@ -21,8 +25,13 @@ class Answering(Protocol):
         """Return if the agent answers within `timeout` seconds, else raise AgentError."""
 
 
-async def first_failure(helpers: Sequence[Child], agent: Answering, *, patience: float, period: float = PERIOD) -> str:
-    """Wait until a helper ends, or the agent has not answered for `patience` seconds; what happened, in words."""
+async def first_failure(
+    vm: Child, helpers: Sequence[Child], agent: Answering, *, patience: float, period: float = PERIOD
+) -> str:
+    """Wait until a helper ends, or the agent has not answered for `patience` seconds; what happened, in words.
+
+    Empty where the helper had no fault, because the VM has ended.
+    """
     waiting = [asyncio.create_task(child.wait()) for child in helpers]
     silence = asyncio.create_task(_silence(agent, patience, period))
     try:
@@ -32,6 +41,11 @@ async def first_failure(helpers: Sequence[Child], agent: Answering, *, patience:
             task.cancel()
     for child in helpers:
         if child.status is not None:
+            if child.status == 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_FOLLOWS):
+                        await vm.wait()
+                        return ""
             return f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status)})"
     return f"the agent has not answered for {patience:g} s"
 
