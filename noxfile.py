@@ -101,10 +101,10 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times compared with a bare QEMU boot in the same run (root); --stdio, --containerd, --forwarder: others."""
+    """Start times compared with a bare QEMU boot in the same run (root); --stdio, --containerd, --forwarder, --spans: others."""
     arguments = list(session.posargs)
     program = "start"
-    for other in ("stdio", "containerd", "forwarder"):
+    for other in ("stdio", "containerd", "forwarder", "spans"):
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other
