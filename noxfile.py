@@ -101,7 +101,7 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times beside a bare QEMU boot in the same run (root); --stdio, --containerd, --forwarder, --spans: others."""
+    """Start times beside a bare QEMU boot (root); --stdio, --containerd, --forwarder, --spans: others."""
     arguments = list(session.posargs)
     program = "start"
     for other in ("stdio", "containerd", "forwarder", "spans"):
