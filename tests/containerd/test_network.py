@@ -135,7 +135,7 @@ def test_interfaces_that_come_between_create_and_start(kata: KataContainers, tmp
         kata.containerd.ctr(*command, timeout=240)
         for address in ("10.7.0.2", "10.7.1.2", "fd07:0::2", "fd07:1::2"):
             assert host.ask(address, 8001, GET).endswith(b"pong\n")
-        assert [entry.name for entry in network_stats(kata, "late")] == ["eth0", "eth1"]
+        assert sorted(entry.name for entry in network_stats(kata, "late")) == ["eth0", "eth1"]
         kata.tasks("delete", "--force", "late")
         # The namespace was the sandbox's own, and has ended with it.
         eventually(lambda: len(host.json("link")) == 1, "the sandbox's namespace goes on")
