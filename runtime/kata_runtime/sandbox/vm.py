@@ -2,13 +2,14 @@
 
 import logging
 import os
+import socket
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from kata_runtime.config.model import Config
+from kata_runtime.config.model import Config, QemuConfig
 from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
 from kata_runtime.hypervisor import accelerator, vhost_vsock
@@ -106,69 +107,68 @@ async def start_vm(
         HypervisorError: QEMU did not start.
     """
     qemu = config.qemu
-    with _trace.span("chooseAccelerator") as span:
-        kvm = accelerator.kvm_usability(rootless=qemu.rootless)
-        accel, warning = accelerator.choose(qemu.accelerator, kvm)
-        span.set(accelerator=accel)
-    if warning:
-        _log.warning(warning)
-    program = find_program(qemu.path or "qemu-system-x86_64", package="qemu-system-x86")
+    accel = _choose_accelerator(qemu)
     privileges = qemu_privileges(directory.sandbox_id, accel is Accelerator.KVM) if qemu.rootless else None
     async with AsyncExitStack() as stack:
         stack.enter_context(_shared(directory.shared))
         # QEMU's ends of the helpers' sockets. They must not stay open here, or nobody would see that QEMU has ended.
         theirs = stack.enter_context(ExitStack())
-        helpers: list[Child] = []
-        starts: list[HelperStart] = []
-        vsock, vsock_fds, transport = await _vsock(stack, theirs, helpers, starts, directory, privileges, logs_dir)
-        virtiofsd, fs, fs_start = await stack.enter_async_context(
-            start_virtiofsd(
-                qemu.virtio_fs_daemon,
-                directory.shared,
-                directory.run / "virtiofs.sock",
-                cache=qemu.virtio_fs_cache,
-                extra=qemu.virtio_fs_extra_args,
-                log_path=logs_dir / "virtiofsd.log",
-            )
-        )
-        theirs.enter_context(fs)
-        theirs.callback(fs_start.over)
-        helpers.append(virtiofsd)
-        starts.append(fs_start)
+        helpers = _Helpers(stack, theirs, logs_dir)
+        vsock, transport = await _vsock(helpers, directory, privileges)
+        shared = await _virtiofs(helpers, qemu, directory)
         vhost = accel is Accelerator.KVM and not qemu.disable_vhost_net
         devices = network.devices(theirs, vhost=vhost) if network else ()
-        spec = VmSpec(
+        spec = replace(
+            _machine_spec(qemu, sizes, artifacts, accel),
             name=directory.sandbox_id,
-            program=program,
-            accelerator=accel,
-            kernel=artifacts.kernel,
-            initrd=artifacts.initrd,
-            image=artifacts.image,
-            kernel_params=qemu.kernel_params,
-            memory=sizes.memory or qemu.default_memory,
-            vcpus=sizes.vcpus or qemu.vcpus(os.cpu_count() or 1),
-            seccomp=qemu.seccompsandbox,
-            machine_type=qemu.machine_type,
-            cpu_features=qemu.cpu_features,
             vsock=vsock,
-            shared=VhostUserFs(fs.fileno(), SHARED_TAG),
+            shared=shared,
             network=devices,
             hotplug=network is not None,
         )
-        fds = [fd for device in devices for fd in (device.tap_fd, device.vhost_fd) if fd >= 0]
+        fds = [vsock.vhost_fd, vsock.chardev_fd, shared.chardev_fd]
+        fds += [fd for device in devices for fd in (device.tap_fd, device.vhost_fd)]
         launched = launch_qemu(
             spec,
             privileges=privileges,
             logs_dir=logs_dir,
-            pass_fds=(*vsock_fds, fs.fileno(), *fds),
+            pass_fds=tuple(fd for fd in fds if fd >= 0),
             namespace=network.namespace if network else "",
             on_console=on_console,
         )
         vm = await stack.enter_async_context(launched)
-        vm.helpers_served_at(max(start.ready_ns for start in starts))
+        vm.helpers_served_at(max(start.ready_ns for start in helpers.starts))
         theirs.close()
         cid = vsock.cid if vsock.vhost_fd >= 0 else 0
-        yield Machine(vm, transport, accel, tuple(helpers), vhost, cid)
+        yield Machine(vm, transport, accel, tuple(helpers.children), vhost, cid)
+
+
+def _choose_accelerator(qemu: QemuConfig) -> Accelerator:
+    """What QEMU runs the guest by; a warning goes to the log."""
+    with _trace.span("chooseAccelerator") as span:
+        accel, warning = accelerator.choose(qemu.accelerator, accelerator.kvm_usability(rootless=qemu.rootless))
+        span.set(accelerator=accel)
+    if warning:
+        _log.warning(warning)
+    return accel
+
+
+def _machine_spec(qemu: QemuConfig, sizes: Sizes, artifacts: Artifacts, accel: Accelerator) -> VmSpec:
+    """The machine as it is configured, without a sandbox's devices."""
+    return VmSpec(
+        name="",
+        program=find_program(qemu.path or "qemu-system-x86_64", package="qemu-system-x86"),
+        accelerator=accel,
+        kernel=artifacts.kernel,
+        initrd=artifacts.initrd,
+        image=artifacts.image,
+        kernel_params=qemu.kernel_params,
+        memory=sizes.memory or qemu.default_memory,
+        vcpus=sizes.vcpus or qemu.vcpus(os.cpu_count() or 1),
+        seccomp=qemu.seccompsandbox,
+        machine_type=qemu.machine_type,
+        cpu_features=qemu.cpu_features,
+    )
 
 
 @contextmanager
@@ -184,26 +184,48 @@ def _shared(directory: Path) -> Iterator[None]:
                 mounted.close()
 
 
+@dataclass
+class _Helpers:
+    """The processes that serve a VM's devices; `stack` ends them, `theirs` closes QEMU's ends here."""
+
+    stack: AsyncExitStack
+    theirs: ExitStack
+    logs_dir: Path
+    children: list[Child] = field(default_factory=list)
+    starts: list[HelperStart] = field(default_factory=list)
+
+    def add(self, child: Child, chardev: socket.socket, start: HelperStart) -> int:
+        """Keep one that is running; the fd of its chardev."""
+        self.theirs.enter_context(chardev)
+        self.theirs.callback(start.over)
+        self.children.append(child)
+        self.starts.append(start)
+        return chardev.fileno()
+
+
 async def _vsock(
-    stack: AsyncExitStack,
-    theirs: ExitStack,
-    helpers: list[Child],
-    starts: list[HelperStart],
-    directory: SandboxDirectory,
-    privileges: Privileges | None,
-    logs_dir: Path,
-) -> tuple[Vsock, tuple[int, ...], Transport]:
-    """The guest's vsock device, the fds that QEMU inherits for it, and the way in."""
+    helpers: _Helpers, directory: SandboxDirectory, privileges: Privileges | None
+) -> tuple[Vsock, Transport]:
+    """The guest's vsock device, and the way in."""
     if vhost_vsock.available():
         cid, fd = vhost_vsock.reserve_cid()
-        theirs.callback(os.close, fd)
-        kernel = await stack.enter_async_context(KernelTransport.opened(cid, directory.run / "agent.sock"))
-        return Vsock(cid, vhost_fd=fd), (fd,), kernel
-    started = start_vsock_backend(directory.run, privileges=privileges, log_path=logs_dir / "vsock.log")
-    backend = await stack.enter_async_context(started)
-    theirs.enter_context(backend.chardev)
-    theirs.callback(backend.start.over)
-    starts.append(backend.start)
-    helpers.append(backend.child)
-    hybrid = HybridTransport(backend.hybrid_path, backend.agent_path)
-    return Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), (backend.chardev.fileno(),), hybrid
+        helpers.theirs.callback(os.close, fd)
+        kernel = await helpers.stack.enter_async_context(KernelTransport.opened(cid, directory.run / "agent.sock"))
+        return Vsock(cid, vhost_fd=fd), kernel
+    started = start_vsock_backend(directory.run, privileges=privileges, log_path=helpers.logs_dir / "vsock.log")
+    backend = await helpers.stack.enter_async_context(started)
+    chardev = helpers.add(backend.child, backend.chardev, backend.start)
+    return Vsock(GUEST_CID, chardev_fd=chardev), HybridTransport(backend.hybrid_path, backend.agent_path)
+
+
+async def _virtiofs(helpers: _Helpers, qemu: QemuConfig, directory: SandboxDirectory) -> VhostUserFs:
+    """The directory that host and guest share."""
+    started = start_virtiofsd(
+        qemu.virtio_fs_daemon,
+        directory.shared,
+        directory.run / "virtiofs.sock",
+        cache=qemu.virtio_fs_cache,
+        extra=qemu.virtio_fs_extra_args,
+        log_path=helpers.logs_dir / "virtiofsd.log",
+    )
+    return VhostUserFs(helpers.add(*await helpers.stack.enter_async_context(started)), SHARED_TAG)
