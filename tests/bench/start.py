@@ -8,7 +8,8 @@ is the ratio of medians, absolute times are only printed. There are two bare boo
   a sandbox costs beyond it is the initramfs, the agent, and the container.
 
 With `--collectors` whole traced runs are compared instead: without a collector, with one that is away, and one that
-takes connections and never answers. With `--tracing` tracing off and on are compared (tests/bench/tracing.py).
+takes connections and never answers. With `--tracing` tracing off, on and detailed are compared
+(tests/bench/tracing.py).
 """
 
 import argparse
@@ -54,14 +55,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--limit", type=float, default=2.0, help="highest ratio of a cold start to the stock boot")
     parser.add_argument("--collectors", action="store_true", help="compare whole runs with bad collectors instead")
-    parser.add_argument("--tracing", action="store_true", help="compare tracing off and on instead")
+    parser.add_argument("--tracing", action="store_true", help="compare tracing off, on and detailed instead")
     parser.add_argument("--output", type=Path, default=Path("artifacts/bench-start.json"))
     options = parser.parse_args()
     if options.collectors:
         return _collectors(options.rounds)
     if options.tracing:
         tracing = runpy.run_path(str(Path(__file__).with_name("tracing.py")))
-        return int(tracing["main"](lambda more: first_output([_RUNTIME, "run", *more]), options.rounds))
+        return int(tracing["main"](lambda more: first_output([_RUNTIME, *more]), options.rounds))
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
         contestants = [
             Contestant(_STOCK, stock_boot(Path(scratch))),

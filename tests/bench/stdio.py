@@ -21,14 +21,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kata_runtime.guest.transport import HybridTransport
-from support import stream_guest
+from support import processor, stream_guest
 from support.containerd import Containerd, running, shim_pid, write_shim
 from support.vsock_guest import python_root
 
@@ -40,10 +40,6 @@ _TIMEOUT = 120
 _RUN, _SHIM = "kata-runtime run", "shim"
 # The raw stream that each way of stdio is measured by.
 _RAW = {"stdout": "source", "stdin": "sink", "cat": "echo"}
-
-
-# Whose processor time is told beside the throughput, by what their command lines have.
-_PROCESSES = {"VM": b"qemu-system", "vsock": b"kata_runtime.hypervisor.vhost_user_vsock"}
 
 
 class Way(NamedTuple):
@@ -113,31 +109,16 @@ def _cpu_told(samples: list[Sample], size: int) -> str:
 def _measure(way: Way, rounds: int, size: int) -> dict[str, list[Sample]]:
     """Everything takes turns."""
     samples: dict[str, list[Sample]] = {verb: [] for pair in _RAW.items() for verb in pair}
-    pids = {"runtime": way.runtime} | {who: _find(mark, way.name) for who, mark in _PROCESSES.items()}
+    pids = {"runtime": way.runtime} | {who: processor.find(mark, way.name) for who, mark in processor.MARKS.items()}
     for number in range(rounds + 1):
         for verb, taken in samples.items():
-            before = {who: _cpu(pid) for who, pid in pids.items()}
+            before = {who: processor.seconds(pid) for who, pid in pids.items()}
             elapsed = _transfer(way, verb, size if number else size // 8)
-            sample = Sample(elapsed, {who: _cpu(pid) - before[who] for who, pid in pids.items()})
+            sample = Sample(elapsed, {who: processor.seconds(pid) - before[who] for who, pid in pids.items()})
             if number:  # the first round warms up
                 taken.append(sample)
         print(f"round {number} of {rounds}", file=sys.stderr)
     return samples
-
-
-def _find(mark: bytes, name: str) -> int:
-    """The process of this sandbox."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            command = (entry / "cmdline").read_bytes()
-            if mark in command and name.encode() in command:
-                return int(entry.name)
-    raise SystemExit(f"no process of sandbox {name} has {mark.decode()} in its command line")
-
-
-def _cpu(pid: int) -> float:
-    """Seconds of processor time of a process's threads (Documentation/scheduler/sched-stats.rst)."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def _transfer(way: Way, verb: str, size: int) -> float:

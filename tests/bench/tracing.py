@@ -1,8 +1,8 @@
-"""What tracing costs, off beside on in one run; `nox -s bench -- --tracing` runs it.
+"""What tracing costs: off, on and detailed in one run; `nox -s bench -- --tracing` runs it.
 
-Two sandboxes live at the same time, one traced on both sides and one not, and take turns. That gives exec latency
-(`true` by exec, to the end of its wait) and stdio throughput (through `cat`, there and back). Starts take turns as
-well. Only the ratios mean something on a shared machine.
+Three sandboxes live at the same time, traced on both sides as much as their names say, and take turns. That gives exec
+latency (`true` by exec, to the end of its wait), the processor time of their VMs, and stdio throughput (through `cat`,
+there and back). Starts take turns as well. Only the ratios mean something on a shared machine.
 """
 
 import argparse
@@ -10,13 +10,17 @@ import asyncio
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
@@ -29,57 +33,83 @@ from kata_telemetry.span import Site, use
 from kata_telemetry.store import Store
 from kata_telemetry.trace import load_store
 from kata_telemetry.writer import StoreWriter
+from support import processor
 
 __all__ = ["main"]
 
-_EXECS = 40  # per sandbox
+# Per sandbox; the first ones import and open what later ones have.
+_EXECS, _WARM = 42, 3
 _STREAMS = 6
 _SIZE = 16 << 20
 _SPANS = 20_000
 _OPTIONS: dict[str, Any] = {"rootfs": None, "bundle": None, "image": "", "tty": False, "env": [], "cwd": "", "user": ""}
 _trace = Site(package="bench", subsystem="tracing")
 
+_Level = Literal["essential", "normal", "detailed"]
+_LEVELS: dict[str, _Level] = {"off": "essential", "on": "normal", "detailed": "detailed"}
+_CONFIGURATION = """
+[runtime]
+trace_dir = "{0}/{1}"
+enable_tracing = {2}
+trace_level = "{3}"
+[agent.kata]
+enable_tracing = {2}
+"""
+
+_Samples = dict[str, list[float]]
+
+
+class _Side(NamedTuple):
+    """One of the sandboxes, a container that sleeps in it, its process for others to be like, and QEMU."""
+
+    trace: SandboxTrace
+    container: Container
+    process: dict[str, Any]
+    vm: int
+
 
 def main(first_output: Callable[[list[str]], float], rounds: int) -> int:
     """Print the tables; 1 where on costs more than 3 % of the first output or 5 % of an exec."""
-    starts = _turns({"off": lambda: first_output([]), "on": lambda: first_output(["--trace"])}, rounds)
+    starts: _Samples = {name: [] for name in _LEVELS}
+    with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
+        for name, level in _LEVELS.items():
+            Path(scratch, f"{name}.toml").write_text(
+                _CONFIGURATION.format(scratch, name, str(name != "off").lower(), level)
+            )
+        for number in range(rounds):
+            for name in _turn(_LEVELS, number):
+                starts[name].append(first_output(["--config", f"{scratch}/{name}.toml", "run"]))
     start = _row("first output", starts, 1.0, "s")
     private_mount_namespace()
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
-        execs, streams, spans = asyncio.run(_beside(Path(scratch)))
-        exec_ = _row("exec", execs, 1e3, "ms")
-        _row("64 KiB pieces there and back", streams, 1e3, f"ms for {_SIZE >> 20} MiB")
-        on, off = (statistics.median(execs[name]) for name in ("on", "off"))
-        print(f"an exec has {spans} spans on both sides: {1e6 * (on - off) / spans:.0f} µs for each of them")
+        exec_ = asyncio.run(_beside(Path(scratch)))
         _store(Path(scratch))
     return 0 if start <= 1.03 and exec_ <= 1.05 else 1
 
 
-def _turns(contestants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds):
-        order = list(contestants) if number % 2 else list(reversed(contestants))
-        for name in order:
-            samples[name].append(contestants[name]())
-    return samples
+def _turn(names: Iterable[str], number: int) -> list[str]:
+    """Everybody goes first, and last, as often as the others."""
+    order = list(names)
+    number %= len(order)
+    return order[number:] + order[:number]
 
 
-def _row(what: str, samples: dict[str, list[float]], factor: float, unit: str) -> float:
+def _row(what: str, samples: _Samples, factor: float, unit: str) -> float:
+    """Print medians, to the same without tracing; returns what tracing (on) costs, 1.0 for nothing."""
     medians = {name: statistics.median(values) for name, values in samples.items()}
-    ratio = medians["on"] / medians["off"]
-    shown = ", ".join(
-        f"{name} {medians[name] * factor:.2f} (least {min(samples[name]) * factor:.2f})" for name in medians
-    )
-    print(f"{what}: {shown} {unit}; on ÷ off {ratio:.3f}", flush=True)
-    return ratio
+    print(f"{what}:")
+    for name, values in samples.items():
+        ratio = medians[name] / medians["off"]
+        least, mean = min(values) * factor, statistics.fmean(values) * factor
+        shown = f"median {medians[name] * factor:8.2f}, least {least:8.2f}, mean {mean:8.2f} {unit}"
+        print(f"  {name:9} {shown}; median ÷ off {ratio:.3f}", flush=True)
+    return medians["on"] / medians["off"]
 
 
 @asynccontextmanager
-async def _sandbox(
-    name: str, traced: bool, scratch: Path
-) -> AsyncIterator[tuple[SandboxTrace, Container, dict[str, Any]]]:
-    runtime = RuntimeConfig(enable_tracing=traced, trace_dir=str(scratch))
-    config = Config(QemuConfig(), AgentConfig(enable_tracing=traced), runtime, ())
+async def _sandbox(name: str, level: _Level, scratch: Path) -> AsyncIterator[_Side]:
+    runtime = RuntimeConfig(enable_tracing=name != "off", trace_level=level, trace_dir=str(scratch / name))
+    config = Config(QemuConfig(), AgentConfig(enable_tracing=name != "off"), runtime, ())
     sandbox_id = f"bench-{name}-{os.getpid()}"
     trace = SandboxTrace.open(config, sandbox_id, command="bench")
     options = SandboxOptions().from_environment(sandbox_id)
@@ -93,54 +123,71 @@ async def _sandbox(
             await sandbox.start()
             container = await sandbox.create_container(sandbox_id, workload.spec, workload.rootfs, Stdio())
             await container.start()
-            yield trace, container, dict(workload.spec["process"])
+            vm = processor.find(processor.MARKS["VM"], sandbox_id)
+            yield _Side(trace, container, dict(workload.spec["process"]), vm)
         finally:
             await sandbox.stop()
             trace.close("exit 0")
 
 
-async def _beside(scratch: Path) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
-    async with _sandbox("off", False, scratch) as off, _sandbox("on", True, scratch) as on:
-        sides = {"off": off, "on": on}
-        execs: dict[str, list[float]] = {name: [] for name in sides}
-        streams: dict[str, list[float]] = {name: [] for name in sides}
-        for number in range(_EXECS + 2):
-            for name in list(sides) if number % 2 else list(reversed(sides)):
+async def _beside(scratch: Path) -> float:
+    """What tracing costs an exec, see `_row`."""
+    async with AsyncExitStack() as stack:
+        sides = {
+            name: await stack.enter_async_context(_sandbox(name, level, scratch)) for name, level in _LEVELS.items()
+        }
+        execs: _Samples = {name: [] for name in sides}
+        streams: _Samples = {name: [] for name in sides}
+        used: dict[str, float] = {}
+        for number in range(-_WARM, _EXECS):
+            if number == 0:
+                used = {name: processor.seconds(side.vm) for name, side in sides.items()}
+            for name in _turn(sides, number):
                 took = await _timed(sides[name], lambda side, n=number: _exec(side, f"e{n}"))  # type: ignore[misc]
-                if number >= 2:  # the first ones import and open what later ones have
+                if number >= 0:
                     execs[name].append(took)
+        used = {name: (processor.seconds(side.vm) - used[name]) / _EXECS for name, side in sides.items()}
         for number in range(_STREAMS):
-            for name in list(sides) if number % 2 else list(reversed(sides)):
+            for name in _turn(sides, number):
                 streams[name].append(await _timed(sides[name], lambda side, n=number: _stream(side, f"s{n}")))  # type: ignore[misc]
-    (directory,) = (path for path in scratch.iterdir() if path.is_dir())
+    ratio = _row("exec", execs, 1e3, "ms")
+    for name in ("on", "detailed"):
+        spans = _exec_spans(scratch / name)
+        more = used[name] - used["off"]
+        print(
+            f"  {name}: {spans['kata']} spans of the runtime and {spans['kata-agent']} of the agent for each exec;"
+            f" the VM's processor time {used[name] * 1e3:.1f} ms, off {used['off'] * 1e3:.1f}:"
+            f" {1e6 * more / spans['kata-agent']:.0f} µs for each of the agent's spans"
+        )
+    _row("64 KiB pieces there and back", streams, 1e3, f"ms for {_SIZE >> 20} MiB")
+    return ratio
+
+
+def _exec_spans(traces: Path) -> Counter[str]:
+    """How many spans one exec has, by service."""
+    (directory,) = (path for path in traces.iterdir() if path.is_dir())
     trace = load_store(Store(directory))
     assert trace is not None
-    spans = sum(span.attributes.get("exec_id") == "e5" for span in trace.spans)
-    return execs, streams, spans
-
-
-_Side = tuple[SandboxTrace, Container, dict[str, Any]]
+    return Counter(span.service for span in trace.spans if span.attributes.get("exec_id") == "e5")
 
 
 async def _timed(side: _Side, work: Callable[[_Side], Awaitable[None]]) -> float:
-    with use(side[0].root):
+    with use(side.trace.root):
         begin = time.monotonic()
         await work(side)
         return time.monotonic() - begin
 
 
 async def _exec(side: _Side, exec_id: str) -> None:
-    _, container, process = side
-    extra = container.process(exec_id)
-    await extra.exec({**process, "args": ["true"]}, Stdio())
+    extra = side.container.process(exec_id)
+    await extra.exec({**side.process, "args": ["true"]}, Stdio())
     await extra.wait()
     await extra.close()
 
 
 async def _stream(side: _Side, exec_id: str) -> None:
     """Feed `cat` and take back what it writes."""
-    _, container, process = side
-    extra = container.process(exec_id)
+    extra = side.container.process(exec_id)
     ours, stdin = socket.socketpair()
     stdout, theirs = socket.socketpair()
 
@@ -156,7 +203,7 @@ async def _stream(side: _Side, exec_id: str) -> None:
 
     feeder = threading.Thread(target=feed)
     with stdin, stdout, theirs:
-        await extra.exec({**process, "args": ["cat"]}, Stdio(stdin.fileno(), theirs.fileno()))
+        await extra.exec({**side.process, "args": ["cat"]}, Stdio(stdin.fileno(), theirs.fileno()))
         feeder.start()
         await asyncio.to_thread(drain)
         await extra.wait()
