@@ -26,9 +26,12 @@ from kata_telemetry.span import Span
 __all__ = ["Batch", "SpanBuffer"]
 
 CAPACITY: Final = 4096
-# Spans per batch, and how long (seconds) to let them gather.
+# Spans per batch, and how long (seconds) to let them gather: until none has come for a while, as what is at work should
+# not wait for what is told of it, and a batch costs an emulated guest more than the spans in it.
 BATCH: Final = 256
-LINGER: Final = 0.1
+FEW: Final = 16  # are encoded sooner than a thread takes over
+QUIET: Final = 0.25
+LINGER: Final = 1.0
 # When to begin where nobody calls begin(), in seconds.
 BEGIN_AFTER: Final = 10.0
 
@@ -54,6 +57,7 @@ class SpanBuffer:
         self._capacity = capacity
         self._spans: deque[Span] = deque()
         self._dropped = 0
+        self._taken = 0
         self._lock = threading.Lock()
         self._state = _State.UNDECIDED
         self._begun = False
@@ -76,6 +80,7 @@ class SpanBuffer:
                 self._spans.popleft()
                 self._dropped += 1
             self._spans.append(span)
+            self._taken += 1
         self._notify()
 
     def enable(self) -> None:
@@ -123,9 +128,7 @@ class SpanBuffer:
                     await waiter.until(lambda: self._begun or self._hurried)
             while True:
                 await waiter.until(lambda: self._closed or (self.enabled and bool(self._spans)))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LINGER):
-                        await waiter.until(lambda: self._hurried)
+                await self._gather(waiter)
                 spans, dropped = self._take()
                 if not spans:
                     if dropped:
@@ -136,6 +139,18 @@ class SpanBuffer:
                         yield batch
         finally:
             self._waiter = None
+
+    async def _gather(self, waiter: "_Waiter") -> None:
+        """Wait for more to come, see QUIET and LINGER."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while not self._hurried:
+                    taken = self._taken
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(QUIET):
+                            await waiter.until(lambda: self._hurried)
+                    if taken == self._taken:
+                        return
 
     @property
     def _closed(self) -> bool:
@@ -166,7 +181,7 @@ class SpanBuffer:
         try:
             while pending:
                 part = pending[0]
-                encoded = await asyncio.to_thread(otlp.encode, part)
+                encoded = otlp.encode(part) if len(part) <= FEW else await asyncio.to_thread(otlp.encode, part)
                 if len(encoded.data) <= MAX_BATCH:
                     yield Batch(encoded.data, dropped + encoded.failed)
                     dropped = 0

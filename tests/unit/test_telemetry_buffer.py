@@ -117,3 +117,36 @@ async def test_it_waits_for_its_moment() -> None:
     spans.begin()
     async with asyncio.timeout(5):
         assert names(await first) == ["boot"]
+
+
+@pytest.mark.parametrize(("quiet", "linger"), [(0.01, 600), (600, 0.01)], ids=["once it is quiet", "at last anyway"])
+async def test_spans_gather_and_then_go(monkeypatch: pytest.MonkeyPatch, quiet: float, linger: float) -> None:
+    monkeypatch.setattr(buffer, "QUIET", quiet)
+    monkeypatch.setattr(buffer, "LINGER", linger)
+    spans = SpanBuffer()
+    spans.enable()
+    spans.begin()
+    record(spans, "one", "two")
+    async with asyncio.timeout(60):
+        assert names(await anext(spans.drain())) == ["one", "two"]
+
+
+async def test_what_comes_meanwhile_puts_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "LINGER", 600)
+    monkeypatch.setattr(buffer, "QUIET", 0.01)
+    spans = SpanBuffer()
+    spans.enable()
+    spans.begin()
+    record(spans, "one")
+    batch = asyncio.ensure_future(anext(spans.drain()))
+    loop, timeout = asyncio.get_running_loop(), asyncio.timeout
+
+    def another(delay: float) -> asyncio.Timeout:
+        # Something happens in each quiet time, until it is enough.
+        if delay == 0.01 and len(spans) < 5:
+            loop.call_soon(record, spans, "more")
+        return timeout(delay)
+
+    monkeypatch.setattr(asyncio, "timeout", another)
+    async with timeout(60):
+        assert names(await batch) == ["one", *["more"] * 4]
