@@ -1,5 +1,6 @@
 """Configuration: search order, drop-ins, errors that name file and key, and the cache of the validated result."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -171,17 +172,26 @@ def test_unreadable(files: Files, name: str) -> None:
         files.load(KATA_CONF_FILE=str(files.root / name))
 
 
-def test_second_start_needs_neither_pydantic_nor_tomli(files: Files) -> None:
+@pytest.mark.parametrize("apart", [False, True], ids=["second start", "validated apart"])
+def test_neither_pydantic_nor_tomli(files: Files, apart: bool) -> None:
     path = files.write(files.etc, '[runtime]\notlp_headers = { a = "b" }\n[agent.kata]\nkernel_modules = ["m"]')
     first = files.load(path)
+    if apart:
+        shutil.rmtree(files.cache)
     # A process of its own, because this one has both loaded.
     code = (
         "import sys; from pathlib import Path; from kata_runtime.config import load;"
-        f"c = load(Path({str(path)!r}), cache=Path({str(files.cache)!r}));"
+        f"c = load(Path({str(path)!r}), cache=Path({str(files.cache)!r}), apart={apart});"
         "print(c); print('pydantic' in sys.modules, 'tomli' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert shown.splitlines() == [repr(first), "False False"]
+
+
+def test_what_is_wrong_is_told_also_where_it_is_validated_apart(files: Files) -> None:
+    path = files.write(files.etc, "[runtime]\nenable_tracing = 3")
+    with pytest.raises(ConfigError, match="enable_tracing"):
+        load(path, environ={}, default_paths=(), cache=files.cache, apart=True)
 
 
 def test_cache_gives_the_same_configuration_and_sees_changes(files: Files) -> None:

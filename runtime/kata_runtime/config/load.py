@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ DEFAULT_PATHS = (
     Path("/usr/share/defaults/kata-containers/configuration.toml"),
 )
 ENVIRONMENT = "KATA_CONF_FILE"
+# Seconds; it takes a tenth of one.
+_APART_TIMEOUT = 10
 
 
 def load(
@@ -33,6 +37,7 @@ def load(
     environ: Mapping[str, str] = os.environ,
     default_paths: tuple[Path, ...] = DEFAULT_PATHS,
     cache: Path | None = None,
+    apart: bool = False,
 ) -> Config:
     """The configuration of this machine.
 
@@ -41,7 +46,8 @@ def load(
     (beside the first default path where there is no main file), and change single keys.
 
     `cache` is a directory for validated results, by default one under /run (root) or `$XDG_RUNTIME_DIR`; where it can't
-    be used safely nothing is cached.
+    be used safely nothing is cached. With `apart` a process of its own validates what is not cached: for callers that
+    live long, because pydantic would stay in their memory (12 MiB).
 
     Raises:
         ConfigError: a file that was asked for is missing, or one can't be read, parsed, or validated.
@@ -53,6 +59,9 @@ def load(
         return Config.default()
     store = _Cache.open(cache or _cache_directory(environ))
     remembered = store.get(sources) if store else None
+    if remembered is None and store and apart and main:
+        _load_apart(main, store)
+        remembered = store.get(sources)
     if remembered is not None:
         return remembered
     from kata_runtime.config.validate import validate
@@ -61,6 +70,19 @@ def load(
     if store:
         store.put(sources, config)
     return config
+
+
+def _load_apart(main: Path, store: "_Cache") -> None:
+    """Have another process fill the cache. Where it can't, the caller finds out why by doing it itself."""
+    import subprocess
+
+    program = "import sys; from pathlib import Path; from kata_runtime.config.load import load; "
+    program += "load(Path(sys.argv[1]), cache=Path(sys.argv[2]))"
+    argv = (sys.executable, "-c", program, str(main), str(store.directory))
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(argv, env=environment, timeout=_APART_TIMEOUT, check=False, **quiet)  # type: ignore[call-overload]
 
 
 def _main_file(explicit: Path | None, environ: Mapping[str, str], default_paths: tuple[Path, ...]) -> Path | None:
@@ -127,7 +149,7 @@ class _Cache:
     """Validated configurations in a directory that nobody else may write to. Every failure means: not cached."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
 
     @classmethod
     def open(cls, directory: Path | None) -> "_Cache | None":
@@ -164,7 +186,7 @@ class _Cache:
 
     def _path(self, sources: list[_Source]) -> Path:
         names = "\0".join(str(source.path) for source in sources)
-        return self._directory / f"{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
+        return self.directory / f"{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
 
     @staticmethod
     def _key(sources: list[_Source]) -> list[list[str | int]]:

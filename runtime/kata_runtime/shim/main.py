@@ -78,6 +78,9 @@ def _kata(launch: "Launch", listener: "socket") -> int:
     # While there is one thread only. Nothing that is mounted for a container outlives the shim, however it ends;
     # containerd unmounts its own in its own.
     private_mount_namespace()
+    from kata_runtime.shim import memory
+
+    memory.spare()
     from kata_runtime.shim import daemon, tasks
 
     return daemon.main(launch, listener, tasks.open_service)

@@ -119,7 +119,7 @@ class Pod:
             return
         reading = time.monotonic_ns()
         try:
-            self._config = with_annotations(load(_config_path(kind, options)), annotations)
+            self._config = with_annotations(load(_config_path(kind, options), apart=True), annotations)
             read = time.monotonic_ns()
             self._trace = SandboxTrace.open(
                 self._config, self.id, command=launch.group.kind, start=launch.started, parent=call.parent

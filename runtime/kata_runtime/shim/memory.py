@@ -1,0 +1,28 @@
+"""Keeps the shim small: a host has one per pod."""
+
+import ctypes
+import sys
+from types import ModuleType
+from typing import Final
+
+__all__ = ["spare"]
+
+# Parameter of mallopt(3): how many heaps for threads there may be. By default each of grpc's threads gets its own.
+_M_ARENA_MAX: Final = -8
+
+
+def spare() -> None:
+    """Before the imports of the long life: no `ssl`, which asyncio asks for and the shim's sockets never want.
+
+    grpc has an own one; the exporter of spans, which may want TLS, is another process.
+    """
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment] # documented: `import ssl` raises ImportError
+    import asyncio.sslproto  # noqa: F401 - it takes note that there is none
+
+    # qemu.qmp names a class of it in annotations.
+    stand_in = ModuleType("ssl")
+    stand_in.SSLContext = object  # type: ignore[attr-defined]
+    sys.modules["ssl"] = stand_in
