@@ -52,6 +52,12 @@ class App {
       el("span", { class: "id", title: "trace id" }, model.trace_id));
     $("total").textContent = duration(model.root.duration) + (model.root.open ? "+" : "");
     $("total-note").textContent = `${percent(model.unaccounted, model.root.duration)} unaccounted`;
+    if (model.failure) {
+      const { span, lines } = model.failure;
+      $("failure").hidden = false;
+      $("failure").replaceChildren(...lines.map((line) => el("p", {}, line)),
+        el("button", { type: "button", onclick: () => this.select(model.spans[span]) }, "Show it"));
+    }
     if (model.remarks.length) {
       $("remarks").hidden = false;
       $("remarks").replaceChildren(...model.remarks.map((remark) => el("p", {}, remark)));
