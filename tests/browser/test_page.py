@@ -254,6 +254,13 @@ def test_the_tables(page: Page) -> None:
     page.browser.click("#tab-slowest")
     first = "document.querySelector('#view-slowest tbody .text').textContent"
     page.browser.until(f"{first} === 'boot.kernel'")
+    # What only waited for others is not in full colour.
+    bars = page.browser.run(
+        "return Object.fromEntries([...document.querySelectorAll('#view-slowest tbody tr')].map((row) => ["
+        "row.querySelector('.text').textContent, ['.amount:not(.shade)', '.shade'].map((s) => !!row.querySelector(s))]))"
+    )
+    assert bars["boot.kernel"] == [True, False]
+    assert bars["AgentService.WaitProcess"] == [False, True]
     page.browser.click("#view-slowest thead button")
     page.browser.run(
         "[...document.querySelectorAll('#view-slowest thead button')].find((b) => b.textContent === 'Duration').click()"
