@@ -18,7 +18,8 @@ GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 @dataclass
 class Collected:
-    """What a fake received. `script` are answers to give before behaving well: "hang", "busy", "bad", "partial"."""
+    """What a fake received. `script` are answers to give before behaving well: "hang", "busy", "bad", "partial",
+    and "late", which is taken and answered when the test sets `released`."""
 
     endpoint: str = ""
     script: list[str] = field(default_factory=list)
@@ -31,10 +32,10 @@ class Collected:
         with self.changed:
             answer = self.script.pop(0) if self.script else "ok"
             self.headers.append(headers)
-            if answer in {"ok", "partial"}:
+            if answer in {"ok", "partial", "late"}:
                 self.requests.append(data)
             self.changed.notify_all()
-        if answer == "hang":
+        if answer in {"hang", "late"}:
             self.released.wait(60)
         return answer
 
@@ -72,7 +73,7 @@ def http_collector(*script: str, port: int = 0, tls: Path | None = None) -> Iter
             answer = collected.take(data, {key.lower(): value for key, value in self.headers.items()})
             if self.path != "/v1/traces":
                 answer = "lost"
-            status = {"busy": 503, "bad": 400, "ok": 200, "partial": 200, "hang": 200, "lost": 404}[answer]
+            status = {"busy": 503, "bad": 400, "ok": 200, "partial": 200, "hang": 200, "late": 200, "lost": 404}[answer]
             body = _response(answer)
             with contextlib.suppress(OSError):
                 self.send_response(status)
