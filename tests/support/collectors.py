@@ -4,6 +4,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,11 +46,18 @@ class Collected:
 
     @property
     def names(self) -> list[str]:
-        found = []
+        return [span.name for span in self._spans()]
+
+    @property
+    def span_ids(self) -> "Counter[str]":
+        """How often each span arrived; ids in hex."""
+        return Counter(span.span_id.hex() for span in self._spans())
+
+    def _spans(self) -> Iterator[Any]:
         for data in self.requests:
             for resource in otlp.parse(data).resource_spans:
-                found += [span.name for scope in resource.scope_spans for span in scope.spans]
-        return found
+                for scope in resource.scope_spans:
+                    yield from scope.spans
 
 
 def _response(answer: str) -> bytes:

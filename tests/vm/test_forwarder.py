@@ -18,7 +18,7 @@ from kata_telemetry.collector import CollectorSettings
 from kata_telemetry.forwarder.courier import left
 from kata_telemetry.store import Store
 from kata_telemetry.trace import Trace, load_store
-from support.collectors import Collected, free_port, grpc_collector
+from support.collectors import free_port, grpc_collector
 from support.forwarder_process import forwarder_process
 from support.kata import Kata
 from support.rotel import rotel
@@ -46,17 +46,6 @@ def options(kata: Kata, name: str) -> list[str]:
 
 def prefix() -> str:
     return f"fw{os.getpid()}"
-
-
-def span_ids(collected: Collected) -> "Counter[str]":
-    """How often each span arrived."""
-    return Counter(
-        span.span_id.hex()
-        for data in collected.requests
-        for resource in otlp.parse(data).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    )
 
 
 def forwarding(kata: Kata, endpoint: str) -> None:
@@ -108,7 +97,7 @@ def test_every_span_arrives_and_the_forwarder_may_be_restarted(kata: Kata, artif
                 first.process.wait()
             else:
                 assert first.stop() == 0
-            before = span_ids(collected)
+            before = collected.span_ids
             with forwarder_process(artifacts / "second.log", *arguments) as second:
                 running.communicate(b"\n", timeout=60)
                 assert running.returncode == 0
@@ -116,7 +105,7 @@ def test_every_span_arrives_and_the_forwarder_may_be_restarted(kata: Kata, artif
         await_exporters(kata)
         trace = whole(Store(kata.trace_dir / name))
         assert trace.services == ["kata", "kata-agent"]
-        arrived, expected = span_ids(collected), Counter(span.span_id for span in trace.spans)
+        arrived, expected = collected.span_ids, Counter(span.span_id for span in trace.spans)
         assert set(arrived) == set(expected)
         assert arrived == expected or (ended == "killed" and arrived - expected <= before)
 
@@ -219,7 +208,7 @@ def test_a_collector_that_was_down_for_twenty_sandboxes(kata: Kata, artifacts: P
                 pushed = kata("trace", "push", "--all")
                 assert pushed.returncode == 0, pushed.stderr
             assert forwarder.stop() == 0
-            assert span_ids(collected) == expected
+            assert collected.span_ids == expected
 
 
 def await_exporters(kata: Kata) -> None:
