@@ -260,7 +260,7 @@ def test_the_tables(page: Page) -> None:
         "row.querySelector('.text').textContent, ['.amount:not(.shade)', '.shade'].map((s) => !!row.querySelector(s))]))"
     )
     assert bars["boot.kernel"] == [True, False]
-    assert bars["AgentService.WaitProcess"] == [False, True]
+    assert bars["startVsockBackend"] == [False, True]
     page.browser.click("#view-slowest thead button")
     page.browser.run(
         "[...document.querySelectorAll('#view-slowest thead button')].find((b) => b.textContent === 'Duration').click()"
