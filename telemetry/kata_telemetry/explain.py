@@ -88,7 +88,9 @@ def _opening(trace: Trace, start: Start, failed: TraceSpan | None) -> str:
     elif failed is not None:
         state = "then something failed"
     else:
-        state = f"it ended with {printable(meta.outcome)}" if meta.outcome else "it ended without a word"
+        # A file of OTLP has no outcome; a root that has ended tells that it did.
+        silent = "it ended without a word" if trace.root.open else "it ended"
+        state = f"it ended with {printable(meta.outcome)}" if meta.outcome else silent
     if not start.reached:
         return f"{who}: {whole} so far without a first process; {state}."
     return f"{who} took {duration(start.total)} to its first process and {whole} in all; {state}."

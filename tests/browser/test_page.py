@@ -257,7 +257,8 @@ def test_the_tables(page: Page) -> None:
     # What only waited for others is not in full colour.
     bars = page.browser.run(
         "return Object.fromEntries([...document.querySelectorAll('#view-slowest tbody tr')].map((row) => ["
-        "row.querySelector('.text').textContent, ['.amount:not(.shade)', '.shade'].map((s) => !!row.querySelector(s))]))"
+        "row.querySelector('.text').textContent,"
+        "['.amount:not(.shade)', '.shade'].map((s) => !!row.querySelector(s))]))"
     )
     assert bars["boot.kernel"] == [True, False]
     assert bars["startVsockBackend"] == [False, True]

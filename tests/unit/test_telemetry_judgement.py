@@ -330,6 +330,10 @@ def test_how_the_sandbox_ended_is_told_where_the_first_failure_does_not() -> Non
     assert not any("ended with" in line for line in explain(trace_of(make)))
 
 
+def test_a_trace_without_an_outcome_has_ended_where_its_root_has() -> None:
+    assert explain(trace_of(container_start(), outcome=""))[0].endswith("; it ended.")
+
+
 def test_a_killed_writer() -> None:
     make = Maker()
     root = make.add("rootSpan", 0, 0)

@@ -154,7 +154,7 @@ class _Waterfall:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begin / 1e9))
         parts = [f"sandbox {sandbox}" if sandbox else "", meta.name, meta.command, began]
         state = "running" if trace.live else meta.outcome
-        parts += [f"{len(trace.spans)} spans", state or "ended without a word"]
+        parts += [f"{len(trace.spans)} spans", state or ("ended without a word" if trace.root.open else "ended")]
         text = f" {self.glyphs.event} ".join(printable(part) for part in parts if part)
         return [
             [Fragment(crop(text, self.width), "head")],

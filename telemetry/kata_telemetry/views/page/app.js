@@ -68,7 +68,9 @@ class App {
     const { live, outcome, root, errors } = this.model;
     if (live) return el("span", { class: "pill live" }, "running");
     const failed = root.failed || (errors && !outcome);
-    return el("span", { class: `pill${failed || !outcome ? " bad" : ""}` }, outcome || "ended without a word");
+    // A file of OTLP has no outcome; a root that has ended tells that it did.
+    const silent = root.open ? "ended without a word" : "ended";
+    return el("span", { class: `pill${failed || (!outcome && root.open) ? " bad" : ""}` }, outcome || silent);
   }
 
   legend() {
