@@ -90,6 +90,11 @@ def test_no_line_is_wider_than_asked(width: int) -> None:
             assert len(line) <= max(width, 80)
 
 
+def test_a_name_that_is_the_id_is_said_once() -> None:
+    assert shown(container_start(), {"name": SANDBOX})[0].count(SANDBOX) == 1
+    assert " · web · " in shown(container_start(), {"name": "web"})[0]
+
+
 def test_errors_are_shown_with_their_message() -> None:
     lines = shown(container_start(error="no such file"))
     # Where it began; what it travelled through on its way up says no more than that it failed.

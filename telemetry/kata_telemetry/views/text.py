@@ -152,7 +152,8 @@ class _Waterfall:
         meta, trace = self.trace.meta, self.trace
         sandbox = meta.sandbox_id or str(trace.root.attributes.get("sandbox_id", ""))
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begin / 1e9))
-        parts = [f"sandbox {sandbox}" if sandbox else "", meta.name, meta.command, began]
+        name = meta.name if meta.name != sandbox else ""
+        parts = [f"sandbox {sandbox}" if sandbox else "", name, meta.command, began]
         state = "running" if trace.live else meta.outcome
         parts += [f"{len(trace.spans)} spans", state or ("ended without a word" if trace.root.open else "ended")]
         text = f" {self.glyphs.event} ".join(printable(part) for part in parts if part)
