@@ -1,8 +1,8 @@
 """Runs against runs: which stage, and which span on the critical path, takes longer than before.
 
 A run's time is cut twice, each time without gap or overlap: into stages (`analysis.split`) and into the spans that the
-end waited for (`analysis.critical_path`). So the parts of a difference add up to it, and a parent is not blamed for
-what its child did.
+end waited for (`analysis.critical_path`). So the parts of a difference of two runs add up to it (medians of more need
+not), and a parent is not blamed for what its child did.
 """
 
 from bisect import bisect_right

@@ -121,6 +121,15 @@ def test_a_difference_within_the_noise_says_so() -> None:
     assert "within what the 3 runs of the baseline vary by" in comparison.sentence(result)
 
 
+def test_medians_that_do_not_add_up_are_said_not_to() -> None:
+    # Each run is slow in a stage of its own, so that no stage's median is.
+    before = [run_of(trace_of(slowed(name, 500))) for name in ("boot.kernel", "crun create", "sync")]
+    told = " ".join(comparison.text(compare(before, [run_of(trace_of(container_start()))]), 100))
+    assert "The stages add up to 0 s, not to the total" in told
+    told = " ".join(comparison.text(compare(before[:1], before[1:2]), 100))
+    assert "add up" not in told
+
+
 def test_no_difference() -> None:
     same = run_of(trace_of(container_start()))
     assert comparison.sentence(compare([same], [same])) == "No difference: 3.01 s against 3.01 s."

@@ -57,6 +57,13 @@ def text(result: Comparison, width: int) -> Iterator[str]:
     yield from _wrap(sentence(result), width)
     yield ""
     yield from _table("STAGE", [*((row, row.name[0]) for row in result.stages), (result.total, "total")], width)
+    parts = sum(row.change for row in result.stages)
+    if abs(parts - result.total.change) > max(NEGLIGIBLE, abs(result.total.change) // 10):
+        yield from _wrap(
+            f"The stages add up to {_signed(parts)}, not to the total: medians do not add up where runs are slow in "
+            "different stages.",
+            width,
+        )
     changed = [row for row in result.spans if row.change or row.duration_change]
     if changed:
         yield ""
