@@ -12,6 +12,7 @@ import pytest
 
 from docker.fetch import BIN
 from support.containerd import Containerd, make_image, missing, running, write_shim
+from support.cri.client import bridge
 from support.engine import Engine
 from support.netns import Netns, made
 
@@ -27,10 +28,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def containerd(artifacts: Path, guest_image: None, tmp_path: Path) -> Iterator[Containerd]:
+def containerd(artifacts: Path, guest_image: None, network: Netns, tmp_path: Path) -> Iterator[Containerd]:
     """A containerd with our shim, for engines that bring their own images."""
     write_shim(tmp_path / "containerd-shim-kata-v2", sys.executable, ROOT / "tests" / "support" / "kata_shim.py")
-    with running(tmp_path, None) as containerd:
+    # Its shims run the hooks by which nerdctl makes a bridge, and the firewall's rules for it.
+    with running(tmp_path, None, prefix=network.prefix) as containerd:
         yield containerd
         shutil.copy(containerd.log, artifacts)
 
@@ -65,12 +67,12 @@ def docker(containerd: Containerd, network: Netns, image: Path, artifacts: Path)
         "--pidfile",
         home / "docker.pid",
     ]
-    bridge = ["--iptables=false", "--ip6tables=false", "--userland-proxy=false", "--bip=10.144.9.1/24"]
+    networks = ["--iptables=false", "--ip6tables=false", "--userland-proxy=false", "--bip=10.144.9.1/24"]
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "DOCKER_HOST": f"unix://{home}/d.sock"}
     engine = Engine((BIN / "docker",), "busybox", network, containerd, environment)
     with (artifacts / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen(
-            [*network.prefix, *command, "-H", f"unix://{home}/d.sock", *places, *bridge],
+            [*network.prefix, *command, "-H", f"unix://{home}/d.sock", *places, *networks],
             stdout=log,
             stderr=log,
             env=environment,
@@ -98,6 +100,11 @@ def nerdctl(containerd: Containerd, network: Netns, image: Path) -> Engine:
     home = containerd.directory
     base = "docker.io/library/busybox"
     containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--base-name", base, image)
+    # Its own network would have its addresses in /var/lib/cni.
+    bridge(home / "cni")
     places = ("--data-root", home / "nerdctl", "--cni-path", "/usr/lib/cni", "--cni-netconfpath", home / "cni")
     command = (BIN / "nerdctl", "--address", containerd.address, "--namespace", containerd.namespace, *places)
-    return Engine((*command, "--cgroup-manager=cgroupfs"), "busybox:test", network, containerd, {**os.environ})
+    named = ("--network", "kata-test")
+    return Engine(
+        (*command, "--cgroup-manager=cgroupfs"), "busybox:test", network, containerd, {**os.environ}, bridge=named
+    )

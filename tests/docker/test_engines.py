@@ -1,7 +1,9 @@
 """Docker and nerdctl with `io.containerd.kata.v2`, each line of docs/containerd.md: `nox -s docker`."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,23 @@ def test_run(engine: Engine) -> None:
     # nerdctl 2.3.5 never ends where more than a pipe holds comes back from its logging program, also with runc.
     data = b"there and back\n" * (100_000 if Path(engine.command[0]).name == "docker" else 100)
     done = engine(
-        "run", "--rm", "-i", *KATA, engine.image, "sh", "-c", "cat; echo why >&2; exit 7", data=data, check=False
+        "run",
+        "--rm",
+        "-i",
+        *KATA,
+        *engine.bridge,
+        engine.image,
+        "sh",
+        "-c",
+        "cat; echo why >&2; exit 7",
+        data=data,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (7, data)
     assert done.stderr.endswith(b"why\n")
-    assert engine.says("run", "--rm", "-t", *KATA, engine.image, "sh", "-c", "test -t 1 && echo tty") == "tty"
+    assert "a tty" in engine.on_a_terminal(
+        "run", "--rm", "-t", *KATA, *engine.bridge, engine.image, "sh", "-c", "test -t 1 && echo a tty"
+    )
     eventually(lambda: not list((engine.containerd.state / "io.containerd.runtime.v2.task").glob("*/*")), "a bundle")
 
 
@@ -48,7 +62,9 @@ def test_a_command_that_is_not_there(docker: Engine) -> None:
 
 
 def test_life(engine: Engine) -> None:
-    box = engine.says("run", "-d", "--name", "web", *KATA, engine.image, "sh", "-c", WEB).splitlines()[-1]
+    box = engine.says("run", "-d", "--name", "web", *KATA, *engine.bridge, engine.image, "sh", "-c", WEB).splitlines()[
+        -1
+    ]
     (pid,) = vm_pids(box)
     assert engine.says("inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "web") == f"{pid} running"
     done = engine("exec", "web", "sh", "-c", "echo inside; exit 5", check=False)
@@ -78,6 +94,17 @@ def test_life(engine: Engine) -> None:
     )
     engine("rm", "web")
     assert vm_pids(box) == []
+
+
+def test_a_killed_shims_network_goes(nerdctl: Engine) -> None:
+    """nerdctl takes it down by a poststop hook, which `delete` runs where the shim can't any more."""
+    addresses = nerdctl.containerd.directory / "cni" / "ipam" / "kata-test"
+    nerdctl("run", "-d", "--name", "victim", *KATA, *nerdctl.bridge, nerdctl.image, "sleep", "1000")
+    assert len(list(addresses.glob("10.*"))) == 1
+    (pid,) = (nerdctl.containerd.state / "io.containerd.runtime.v2.task").glob("*/*/shim.pid")
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    eventually(lambda: not list(addresses.glob("10.*")), "its address is still taken")
+    nerdctl("rm", "-f", "victim")
 
 
 def test_the_runtime_of_daemon_json(docker: Engine, artifacts: Path) -> None:

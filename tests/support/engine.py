@@ -1,5 +1,7 @@
 """What stands above containerd: Docker and nerdctl, by their command lines."""
 
+import os
+import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +17,14 @@ TIMEOUT = 120
 
 @dataclass
 class Engine:
-    """A command line (docker, nerdctl) and where it is run. `image` is busybox."""
+    """A command line (docker, nerdctl) and where it is run. `image` is busybox, `bridge` what `run` needs for one."""
 
     command: tuple[str | Path, ...]
     image: str
     network: Netns
     containerd: Containerd
     environment: dict[str, str]
+    bridge: tuple[str, ...] = ()
 
     def __call__(
         self, *arguments: str | Path, data: bytes | None = None, check: bool = True
@@ -36,6 +39,13 @@ class Engine:
         )
         assert not check or done.returncode == 0, (arguments, done)
         return done
+
+    def on_a_terminal(self, *arguments: str | Path) -> str:
+        """What it prints on a terminal."""
+        command = shlex.join(map(str, [*self.network.prefix, *self.command, *arguments]))
+        script = ["script", "--quiet", "--return", "--command", command, os.devnull]
+        done = subprocess.run(script, capture_output=True, check=True, timeout=TIMEOUT, env=self.environment)
+        return done.stdout.decode()
 
     def says(self, *arguments: str | Path) -> str:
         """What it prints on stdout."""
