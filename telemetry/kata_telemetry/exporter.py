@@ -7,7 +7,6 @@ will come (also where the runtime was killed). From then on it has `--grace` sec
 
 import argparse
 import os
-import random
 import sys
 import threading
 import time
@@ -17,19 +16,13 @@ from typing import Final
 from kata_telemetry.abandoned import close_abandoned
 from kata_telemetry.collector import CollectorSettings, SettingsError, UnavailableError, connect
 from kata_telemetry.export import GRACE, USELESS, Delivery, push_leftovers
+from kata_telemetry.pace import Pace
 from kata_telemetry.store import Lock, Store, StoreError
 
 __all__ = ["main"]
 
-# Seconds between attempts: doubled from the first to the second, and spread so that many sandboxes don't come at once.
-FIRST_RETRY: Final = 0.5
-LAST_RETRY: Final = 30.0
-# While the grace period runs there is no time for long pauses.
-LAST_RETRY_ENDING: Final = 1.0
 # How long to wait, in seconds, for the end of a runtime that was killed, when its pipe has ended.
 PATIENCE: Final = 5.0
-# The shortest time worth starting a request.
-SHORTEST: Final = 0.05
 
 
 class Exporter:
@@ -40,7 +33,7 @@ class Exporter:
         self._grace = grace
         self._changed = threading.Condition()
         self._news = True
-        self._deadline: float | None = None
+        self._pace = Pace(delivery.settings.timeout, self._changed)
         self._done = False
 
     def tell(self) -> None:
@@ -52,14 +45,13 @@ class Exporter:
     def end(self) -> None:
         """Nothing more will come."""
         with self._changed:
-            self._deadline = time.monotonic() + self._grace
             self._news = True
-            self._changed.notify_all()
+            self._pace.end(self._grace)
 
     @property
     def deadline(self) -> float | None:
         """When the grace period ends (monotonic, s), once the end has come."""
-        return self._deadline
+        return self._pace.deadline
 
     @property
     def done(self) -> bool:
@@ -68,46 +60,22 @@ class Exporter:
 
     def run(self) -> None:
         """Deliver until the end, at most to the end of the grace period. Raises StoreError."""
-        attempts = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._news)
                 self._news = False
-                ending = self._deadline is not None
+                ending = self._pace.deadline is not None
             try:
-                while self._delivery.advance(self._timeout):
-                    attempts = 0
+                while self._delivery.advance(self._pace.timeout):
+                    self._pace.succeeded()
             except UnavailableError as error:
-                if not self._pause(attempts, error.retry_after):
+                if not self._pace.pause(error.retry_after):
                     return
-                attempts += 1
+                self._news = True
                 continue
             if ending:
                 self._done = True
                 return
-
-    def _timeout(self) -> float:
-        limit = self._delivery.settings.timeout
-        if self._deadline is not None:
-            limit = min(limit, self._deadline - time.monotonic())
-        if limit < SHORTEST:
-            raise UnavailableError("no time left")
-        return limit
-
-    def _pause(self, attempts: int, retry_after: float) -> bool:
-        """Wait before the next attempt; False where there won't be one. The end of the sandbox cuts a pause short."""
-        with self._changed:
-            ending = self._deadline is not None
-            longest = LAST_RETRY_ENDING if ending else LAST_RETRY
-            pause = max(min(FIRST_RETRY * 2 ** min(attempts, 10), longest), retry_after) * random.uniform(0.8, 1.2)  # noqa: S311
-            if self._deadline is not None:
-                if time.monotonic() + pause > self._deadline:
-                    return False
-                self._changed.wait_for(lambda: False, pause)
-            else:
-                self._changed.wait_for(lambda: self._deadline is not None, pause)
-            self._news = True
-        return True
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,9 @@
 """What tracing costs: off, on and detailed in one run; `nox -s bench -- --tracing` runs it.
 
-Three sandboxes live at the same time, traced on both sides as much as their names say, and take turns. That gives exec
-latency (`true` by exec, to the end of its wait), the processor time of their VMs, and stdio throughput (through `cat`,
-there and back). Starts take turns as well. Only the ratios mean something on a shared machine.
+Off comes in two ways: as configured by default, with the flight recorder, and bare without it. Four sandboxes live at
+the same time, traced on both sides as much as their names say, and take turns. That gives exec latency (`true` by exec,
+to the end of its wait), the processor time of their VMs, and stdio throughput (through `cat`, there and back). Starts
+take turns as well. Only the ratios mean something on a shared machine.
 """
 
 import argparse
@@ -45,15 +46,29 @@ _SPANS = 20_000
 _OPTIONS: dict[str, Any] = {"rootfs": None, "bundle": None, "image": "", "tty": False, "env": [], "cwd": "", "user": ""}
 _trace = Site(package="bench", subsystem="tracing")
 
-_Level = Literal["essential", "normal", "detailed"]
-_LEVELS: dict[str, _Level] = {"off": "essential", "on": "normal", "detailed": "detailed"}
+
+class _Way(NamedTuple):
+    """One of the contestants' configurations."""
+
+    traced: bool = True
+    level: Literal["normal", "detailed"] = "normal"
+    recorder: bool = True
+
+
+_WAYS = {
+    "bare": _Way(traced=False, recorder=False),
+    "off": _Way(traced=False),
+    "on": _Way(),
+    "detailed": _Way(level="detailed"),
+}
 _CONFIGURATION = """
 [runtime]
-trace_dir = "{0}/{1}"
-enable_tracing = {2}
-trace_level = "{3}"
+trace_dir = "{directory}"
+enable_tracing = {traced}
+trace_level = "{level}"
+flight_recorder = {recorder}
 [agent.kata]
-enable_tracing = {2}
+enable_tracing = {traced}
 """
 
 _Samples = dict[str, list[float]]
@@ -70,14 +85,13 @@ class _Side(NamedTuple):
 
 def main(first_output: Callable[[list[str]], float], rounds: int) -> int:
     """Print the tables; 1 where on costs more than 3 % of the first output or 5 % of an exec."""
-    starts: _Samples = {name: [] for name in _LEVELS}
+    starts: _Samples = {name: [] for name in _WAYS}
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
-        for name, level in _LEVELS.items():
-            Path(scratch, f"{name}.toml").write_text(
-                _CONFIGURATION.format(scratch, name, str(name != "off").lower(), level)
-            )
+        for name, (traced, level, recorder) in _WAYS.items():
+            told = {"traced": str(traced).lower(), "level": level, "recorder": str(recorder).lower()}
+            Path(scratch, f"{name}.toml").write_text(_CONFIGURATION.format(directory=f"{scratch}/{name}", **told))
         for number in range(rounds):
-            for name in _turn(_LEVELS, number):
+            for name in _turn(_WAYS, number):
                 starts[name].append(first_output(["--config", f"{scratch}/{name}.toml", "run"]))
     start = _row("first output", starts, 1.0, "s")
     private_mount_namespace()
@@ -107,9 +121,14 @@ def _row(what: str, samples: _Samples, factor: float, unit: str) -> float:
 
 
 @asynccontextmanager
-async def _sandbox(name: str, level: _Level, scratch: Path) -> AsyncIterator[_Side]:
-    runtime = RuntimeConfig(enable_tracing=name != "off", trace_level=level, trace_dir=str(scratch / name))
-    config = Config(QemuConfig(), AgentConfig(enable_tracing=name != "off"), runtime, ())
+async def _sandbox(name: str, way: _Way, scratch: Path) -> AsyncIterator[_Side]:
+    runtime = RuntimeConfig(
+        enable_tracing=way.traced,
+        trace_level=way.level,
+        flight_recorder=way.recorder,
+        trace_dir=str(scratch / name),
+    )
+    config = Config(QemuConfig(), AgentConfig(enable_tracing=way.traced), runtime, ())
     sandbox_id = f"bench-{name}-{os.getpid()}"
     trace = SandboxTrace.open(config, sandbox_id, command="bench")
     options = SandboxOptions().from_environment(sandbox_id)
@@ -133,9 +152,7 @@ async def _sandbox(name: str, level: _Level, scratch: Path) -> AsyncIterator[_Si
 async def _beside(scratch: Path) -> float:
     """What tracing costs an exec, see `_row`."""
     async with AsyncExitStack() as stack:
-        sides = {
-            name: await stack.enter_async_context(_sandbox(name, level, scratch)) for name, level in _LEVELS.items()
-        }
+        sides = {name: await stack.enter_async_context(_sandbox(name, way, scratch)) for name, way in _WAYS.items()}
         execs: _Samples = {name: [] for name in sides}
         streams: _Samples = {name: [] for name in sides}
         used: dict[str, float] = {}

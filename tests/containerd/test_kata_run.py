@@ -133,7 +133,7 @@ def test_containers_of_a_pod(kata: KataContainers) -> None:
 
     member("pod", "sandbox", "sleep", "1000")
     member("a", "container", "sleep", "1000")
-    for _ in range(3):  # it ends, and comes again in the living pod
+    for _ in range(50):  # it ends, and comes again in the living pod
         member("b", "container", "sh", "-c", "echo here > /dev/shm/mark; sleep 1000")
         assert kata.exec("b", "e", "cat", "/dev/shm/mark").stdout == b"here\n"
         kata.tasks("delete", "--force", "b")
@@ -261,6 +261,8 @@ def test_fifty_one_after_the_other_and_ten_at_once(kata: KataContainers) -> None
         assert done.returncode == 0, (number, done.stderr)
     at_once = [f"{mark}p{number}" for number in range(10)]
     running = [kata.containerd.popen("run", "--rm", *RUNTIME, IMAGE, name, "true") for name in at_once]
+    seen = ("shim", "qemu-system", "virtiofsd", "mounts")
+    eventually(lambda: all(leaks.census(mark)[kind] > counted[kind] for kind in seen), "the census does not see them")
     for process in running:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output

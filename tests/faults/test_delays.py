@@ -18,8 +18,10 @@ from kata_runtime.image import DEFAULT_OUTPUT
 from kata_telemetry.analysis import critical_path
 from kata_telemetry.store import Store
 from kata_telemetry.trace import Trace, load_store
+from support.collectors import grpc_collector
 from support.holds import Hold, Holds, virtiofsd
 from support.kata import Kata
+from support.netns import made
 
 pytestmark = pytest.mark.vm
 
@@ -72,6 +74,55 @@ def wrong(trace: Trace, hold: Hold, name: str, seconds: float) -> list[str]:
         told = ", ".join(f"{name} {took / 1e9:.3f} s" for name, took in shares.items())
         found.append(f"{hold.stage}: {(hold.end - hold.begin) / 1e9:.3f} s should be {name}'s, but are: {told}")
     return found
+
+
+def test_a_pods_network_that_is_set_up_slowly(kata: Kata, holds: Holds) -> None:
+    """tc on the host, then the interface in the guest."""
+    kata.environment["PYTHONPATH"] = holds.slow_tc("tc", "/kata-runtime", 0.6)
+    kata.tracing(runtime=True, agent=True)
+    kata.configure("hypervisor.qemu", initrd=holds.initrd(image(), interface=0.9))
+    with made(2) as (pod, host):
+        pod.ip(f"link add eth0 type veth peer name veth0 netns {host.name}")
+        host.ip("link set veth0 up")
+        pod.ip("addr add 10.7.0.2/24 dev eth0")
+        pod.ip("link set eth0 up")
+        done = kata.run("cat", "/proc/net/dev", options=["--netns", str(pod.path)])
+        assert done.returncode == 0, done.stderr
+        assert b"eth0:" in done.stdout
+        assert pod.traces() == []
+    trace = the_trace(kata)
+    found = happened(kata, holds, trace)
+    assert found.keys() == {"tc", "interface"}
+    assert wrong(trace, found["tc"], "setupTCFiltering", 0.6) == []
+    assert wrong(trace, found["interface"], "setUpInterface", 0.9) == []
+
+
+def test_a_collector_that_answers_late(kata: Kata, holds: Holds) -> None:
+    """Its time is nobody's in the trace, and nobody's end waits for it: it answers when the run is over."""
+    with grpc_collector("late") as collected:
+        kata.tracing(runtime=True, agent=True)
+        kata.configure("runtime", otlp_endpoint=collected.endpoint, otlp_timeout=60.0)
+        command = ("run", "-i", "--", "sh", "-c", "echo ready; cat")
+        with kata.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+            assert run.stdin is not None
+            assert run.stdout is not None
+            assert run.stdout.readline() == b"ready\n"
+            assert collected.wait(lambda c: bool(c.requests), 60)
+            begin = time.time_ns()
+            time.sleep(0.8)
+            run.stdin.close()
+            holds.add("collector", begin, time.time_ns())
+            assert run.stdout.read() == b""
+            assert run.wait(60) == 0
+            over = time.time_ns()
+        collected.released.set()
+        trace = the_trace(kata)
+        # What it was late with comes, once.
+        assert collected.wait(lambda c: len(c.names) >= len(trace.spans), 60)
+        assert sorted(collected.names) == sorted(span.name for span in trace.spans)
+    assert trace.root.end <= over
+    # Meanwhile the sandbox waited for the test, and for nothing else.
+    assert wrong(trace, happened(kata, holds, trace)["collector"], "stdio.stdin", 0.8) == []
 
 
 def image() -> Path:

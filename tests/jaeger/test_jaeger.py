@@ -81,6 +81,20 @@ class Jaeger:
         return self.until(look)
 
 
+def well_formed(trace: Any) -> dict[str, Any]:
+    """Spans by id, of a trace on whose page Jaeger would show no warning: each once, one root, no parent missing."""
+    spans = {span["spanID"]: span for span in trace["spans"]}
+    assert len(spans) == len(trace["spans"])
+    # Clock skew, invalid parents, duplicate ids.
+    assert [(span["operationName"], span["warnings"]) for span in spans.values() if span["warnings"]] == []
+    assert not trace["warnings"]
+    assert [span["operationName"] for span in spans.values() if not span["references"]] == ["rootSpan"]
+    for span in spans.values():
+        for reference in span["references"]:
+            assert reference["spanID"] in spans, span["operationName"]
+    return spans
+
+
 @pytest.mark.parametrize("transport", ["runtime", "forwarder"])
 def test_jaeger_has_the_trace(kata: Kata, artifacts: Path, transport: str) -> None:
     name = f"jg{os.getpid()}-{transport}"
@@ -97,19 +111,35 @@ def test_jaeger_has_the_trace(kata: Kata, artifacts: Path, transport: str) -> No
         shown = json.loads(kata("trace", "show", "--format", "json", name).stdout)
         trace = jaeger.trace(shown["trace_id"], len(shown["spans"]))
         (artifacts / "jaeger.json").write_text(json.dumps(trace, indent=1))
-        spans = {span["spanID"]: span for span in trace["spans"]}
-        assert len(trace["spans"]) == len(spans) == len(shown["spans"])  # each once
+        spans = well_formed(trace)
+        assert len(spans) == len(shown["spans"])
         assert len(spans) >= 65
         services = {process["serviceName"] for process in trace["processes"].values()}
         assert services == {"kata", "kata-agent"}
-        # What Jaeger's page would show as warnings: clock skew, invalid parents, duplicate ids.
-        assert [(span["operationName"], span["warnings"]) for span in spans.values() if span["warnings"]] == []
-        assert not trace["warnings"]
-        roots = [span for span in spans.values() if not span["references"]]
-        assert [root["operationName"] for root in roots] == ["rootSpan"]
-        for span in spans.values():
-            for reference in span["references"]:
-                assert reference["spanID"] in spans, span["operationName"]
         assert set(jaeger.get("services")["data"]) >= services
         found = jaeger.get("traces?service=kata&operation=rootSpan&limit=5")["data"]
         assert [each["traceID"] for each in found] == [shown["trace_id"]]
+
+
+def test_jaeger_shows_a_sandbox_that_runs(kata: Kata, artifacts: Path) -> None:
+    name = f"jg{os.getpid()}-live"
+    with Jaeger().running(artifacts / "jaeger.log") as jaeger:
+        kata.tracing(runtime=True, agent=True)
+        kata.configure("runtime", otlp_endpoint=jaeger.endpoint, trace_root="start")
+        with kata.start("run", "-i", "--name", name, "--", "cat", stdin=subprocess.PIPE) as child:
+
+            def live() -> Any:
+                """The trace as a page would find it, by its root, once the container runs."""
+                found = jaeger.get("traces?service=kata&operation=rootSpan")
+                names = {span["operationName"] for each in found["data"] for span in each["spans"]} if found else set()
+                return found["data"][0] if "start_container" in names else None
+
+            running = well_formed(jaeger.until(live))
+            assert child.poll() is None
+            assert child.stdin
+            child.stdin.close()
+            assert child.wait(60) == 0
+        shown = json.loads(kata("trace", "show", "--format", "json", name).stdout)
+        ended = well_formed(jaeger.trace(shown["trace_id"], len(shown["spans"])))
+        assert len(ended) == len(shown["spans"])
+        assert set(running) < set(ended)

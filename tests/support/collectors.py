@@ -4,6 +4,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 @dataclass
 class Collected:
-    """What a fake received. `script` are answers to give before behaving well: "hang", "busy", "bad", "partial"."""
+    """What a fake received. `script` are answers to give before behaving well: "hang", "busy", "bad", "partial",
+    and "late", which is taken and answered when the test sets `released`."""
 
     endpoint: str = ""
     script: list[str] = field(default_factory=list)
@@ -31,10 +33,10 @@ class Collected:
         with self.changed:
             answer = self.script.pop(0) if self.script else "ok"
             self.headers.append(headers)
-            if answer in {"ok", "partial"}:
+            if answer in {"ok", "partial", "late"}:
                 self.requests.append(data)
             self.changed.notify_all()
-        if answer == "hang":
+        if answer in {"hang", "late"}:
             self.released.wait(60)
         return answer
 
@@ -44,11 +46,18 @@ class Collected:
 
     @property
     def names(self) -> list[str]:
-        found = []
+        return [span.name for span in self._spans()]
+
+    @property
+    def span_ids(self) -> "Counter[str]":
+        """How often each span arrived; ids in hex."""
+        return Counter(span.span_id.hex() for span in self._spans())
+
+    def _spans(self) -> Iterator[Any]:
         for data in self.requests:
             for resource in otlp.parse(data).resource_spans:
-                found += [span.name for scope in resource.scope_spans for span in scope.spans]
-        return found
+                for scope in resource.scope_spans:
+                    yield from scope.spans
 
 
 def _response(answer: str) -> bytes:
@@ -72,7 +81,7 @@ def http_collector(*script: str, port: int = 0, tls: Path | None = None) -> Iter
             answer = collected.take(data, {key.lower(): value for key, value in self.headers.items()})
             if self.path != "/v1/traces":
                 answer = "lost"
-            status = {"busy": 503, "bad": 400, "ok": 200, "partial": 200, "hang": 200, "lost": 404}[answer]
+            status = {"busy": 503, "bad": 400, "ok": 200, "partial": 200, "hang": 200, "late": 200, "lost": 404}[answer]
             body = _response(answer)
             with contextlib.suppress(OSError):
                 self.send_response(status)

@@ -2,8 +2,8 @@
 
 On the host a program is replaced by a wrapper that waits and then becomes it. In the guest an archive behind the
 initramfs' own replaces one of its programs (the kernel unpacks both, the later file wins): `switch_root` waits,
-puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import and at
-mount(2). Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
+puts a `crun` that waits in front of the real one and starts the agent by a script that waits at an import, at mount(2)
+and at an interface. Each wait says when it began and ended, so that a test can ask the trace about exactly that time,
 however slow the machine is meanwhile.
 """
 
@@ -54,10 +54,30 @@ if any(word.endswith({program!r}) for word in sys.orig_argv[:4]):
         log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
 """
 
+# A kernel that answers late when it is asked for a filter of tc (RTM_NEWTFILTER, linux/rtnetlink.h).
+_SLOW_TC = """
+import socket, struct, sys
+if any(word.endswith({program!r}) for word in sys.orig_argv[:4]):
+    import time
+    plain = socket.socket.send
+
+    def send(self, data, *flags):
+        if self.family == socket.AF_NETLINK and struct.unpack_from("=IH", data)[1] == 44:
+            socket.socket.send = plain
+            begin = time.time_ns()
+            time.sleep({seconds})
+            with open({log!r}, "a") as log:
+                log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
+        return plain(self, data, *flags)
+
+    socket.socket.send = send
+"""
+
 # --- in the guest ---------------------------------------------------------------------------------------------------
 
 _SHELL = """#!/bin/sh
 hold() {
+	[ "$2" != 0 ] || return 0
 	read -r begin rest </proc/uptime
 	busybox sleep "$2"
 	read -r end rest </proc/uptime
@@ -74,10 +94,12 @@ exec /usr/bin/crun "$@"
 _SWITCH_ROOT = """#!/bin/sh
 busybox dmesg |
 	busybox sed -n 's/^\\[ *\\([0-9.]*\\)\\] .*Waiting 1sec before.*/kata-test: hold kernel \\1 \\1/p' >/dev/console
-read -r begin rest </root/proc/uptime
-busybox sleep {initramfs}
-read -r end rest </root/proc/uptime
-echo "kata-test: hold initramfs $begin $end" >/dev/console
+if [ {initramfs} != 0 ]; then
+	read -r begin rest </root/proc/uptime
+	busybox sleep {initramfs}
+	read -r end rest </root/proc/uptime
+	echo "kata-test: hold initramfs $begin $end" >/dev/console
+fi
 busybox mount -t tmpfs -o mode=755 holds /root/mnt
 busybox cp /holds/crun /holds/agent.py /root/mnt
 export PATH=/mnt:$PATH
@@ -88,6 +110,8 @@ import marshal
 import time
 
 def hold(stage, seconds):
+    if not seconds:
+        return
     begin = time.monotonic_ns()
     time.sleep(seconds)
     end = time.monotonic_ns()
@@ -111,6 +135,12 @@ class Bundle(launcher["Bundle"]):
                     hold("mount", seconds["mount"])
                 return mount(storage, point)
             module._mount = slow
+        if module.__name__ == "kata_agent.container.network":
+            set_up = module._set_up
+            def slow_set_up(*arguments):
+                hold("interface", seconds["interface"])
+                return set_up(*arguments)
+            module._set_up = slow_set_up
 
 launcher["Bundle"] = Bundle
 launcher["main"]()
@@ -164,13 +194,22 @@ class Holds:
 
     def python_path(self, stage: str, program: str, seconds: float) -> str:
         """A directory for PYTHONPATH that makes a program in Python wait; `program` is how its name ends."""
+        return self._customize(stage, _CUSTOMIZE, program, seconds)
+
+    def slow_tc(self, stage: str, program: str, seconds: float) -> str:
+        """The same, where the first filter that it wants of tc comes late."""
+        return self._customize(stage, _SLOW_TC, program, seconds)
+
+    def _customize(self, stage: str, template: str, program: str, seconds: float) -> str:
         path = self.directory / stage / "sitecustomize.py"
         path.parent.mkdir()
-        path.write_text(_CUSTOMIZE.format(stage=stage, program=program, seconds=seconds, log=str(self._log)))
+        path.write_text(template.format(stage=stage, program=program, seconds=seconds, log=str(self._log)))
         return str(path.parent)
 
     def initrd(self, image: Path, **seconds: float) -> str:
-        """The initramfs of `image` with waits in `initramfs`, `agent`, `mount`, `create` and `delete`."""
+        """The initramfs of `image` with waits in `initramfs`, `agent`, `mount`, `create`, `delete` and `interface`."""
+        seconds = dict.fromkeys(("initramfs", "agent", "mount", "create", "delete", "interface"), 0.0) | seconds
+        seconds = {stage: wait or 0 for stage, wait in seconds.items()}
         scripts = {
             "bin/switch_root": _SWITCH_ROOT.format(initramfs=seconds["initramfs"]),
             "holds/crun": _SHELL + _CRUN.format(**seconds),

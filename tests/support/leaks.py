@@ -63,7 +63,7 @@ def look(before: Snapshot | None = None, roots: Iterable[Path] = ROOTS, settle: 
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     sockets = [line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "/" in line]
     return Snapshot(
-        processes=_descendants(),
+        processes={pid: f"{pid} {command[:200]}" for pid, command in _descendants().items()},
         mounts={point: point for point in mounts if of_ours(point)},
         sockets={path: path for path in sockets if of_ours(path)},
         directories={name: f"{name} with {_names(path)}" for name, path in dead.items() if path.is_dir()},
@@ -73,21 +73,34 @@ def look(before: Snapshot | None = None, roots: Iterable[Path] = ROOTS, settle: 
 def census(mark: str) -> dict[str, int]:
     """How many things there are whose name or command line holds `mark`, by kind.
 
-    Network namespaces have no such name: those are counted that a process below this one is in.
+    Mounts are those of all namespaces that a process below this one is in. Network namespaces have no such name: that
+    many are they.
     """
-    commands = [command for command in _descendants().values() if mark in command]
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
+    descendants = _descendants()
+    commands = [command for command in descendants.values() if mark in command]
     sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if mark in line]
     cgroups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if mark in name]
     directories = [path for root in ROOTS if root.is_dir() for path in root.iterdir() if mark in path.name]
-    namespaces = set()
-    for pid in _descendants():
-        with contextlib.suppress(OSError):
-            namespaces.add(os.readlink(f"/proc/{pid}/ns/net"))  # noqa: PTH115 - a name of the kernel's
+    networks = {_namespace(pid, "net") for pid in descendants} - {""}
+    tables = {_namespace(pid, "mnt"): pid for pid in (os.getpid(), *descendants)}
+    mounts = {line for pid in tables.values() for line in _mounts(pid) if mark in line}
     helpers = ("qemu-system", "virtiofsd", "vhost_user_vsock", "shim")
     found = {helper: sum(helper in command for command in commands) for helper in helpers}
     found |= {"mounts": len(mounts), "sockets": len(sockets), "cgroups": len(cgroups)}
-    return found | {"directories": len(directories), "network namespaces": len(namespaces)}
+    return found | {"directories": len(directories), "network namespaces": len(networks)}
+
+
+def _namespace(pid: int, kind: str) -> str:
+    """Its name; empty where the process has ended."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/ns/{kind}")  # noqa: PTH115 - a name of the kernel's
+    return ""
+
+
+def _mounts(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    return []
 
 
 def _names(directory: Path) -> str:
@@ -111,7 +124,7 @@ def _alive(roots: Iterable[Path], name: str) -> bool:
 
 
 def _descendants() -> dict[int, str]:
-    """Living processes below this one, as "pid command line"."""
+    """Command lines of the living processes below this one, by pid."""
     parents: dict[int, int] = {}
     for path in Path("/proc").iterdir():
         if path.name.isdecimal():
@@ -128,7 +141,7 @@ def _descendants() -> dict[int, str]:
         if above == os.getpid() and pid != above:
             with contextlib.suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found[pid] = f"{pid} {command.strip()[:200]}"
+                found[pid] = command.strip()
     return found
 
 

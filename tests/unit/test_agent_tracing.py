@@ -1,6 +1,7 @@
 """The agent's switch and buffer for spans."""
 
 import asyncio
+import socket
 from collections import Counter
 
 from kata_agent.server.funnel import Funnel
@@ -166,3 +167,27 @@ async def test_what_is_asked_again_and_again_does_not_fill_the_trace() -> None:
     tracing.close()
     got = Counter([name async for batch, _ in tracing.stream() for name in names(batch)])
     assert got == {"stats_container": 32, "pause_container": 100}
+
+
+async def test_off_waits_for_no_forwarder_and_on_begins_again() -> None:
+    """The runtime gets what the forwarder did not take, and the next stream is one of its own."""
+
+    async def nobody() -> socket.socket:
+        raise ConnectionRefusedError
+
+    tracing = Tracing(dial=nobody)
+    forwarded = ON._replace(forward=True)
+    tracing._leisure.set()
+    for name in ("first", "second"):
+        tracing.configure(forwarded)
+        streaming = asyncio.create_task(collect(tracing))
+        call(tracing, name)
+        await asyncio.sleep(0)
+        tracing.configure(OFF)
+        assert await streaming == [name]
+    tracing.configure(forwarded)
+    streaming = asyncio.create_task(collect(tracing))
+    await asyncio.sleep(0)
+    call(tracing, "last")
+    tracing.close()
+    assert await streaming == ["last"]

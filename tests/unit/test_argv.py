@@ -83,6 +83,16 @@ def test_only_an_emulated_guest_clears_pages_before_virtiofsd_fills_them(
     assert [word for word in parameters if word.startswith("init_on_alloc=")] == [f"init_on_alloc={expected}"]
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "khz", "told"),
+    [(Accelerator.TCG, 2_445_426, ["tsc_early_khz=2445426"]), (Accelerator.TCG, 0, []), (Accelerator.KVM, 1, [])],
+)
+def test_only_an_emulated_guest_is_told_its_counters_rate(accelerator: Accelerator, khz: int, told: list[str]) -> None:
+    """KVM tells it itself."""
+    parameters = kernel_command_line(dataclasses.replace(SPEC, accelerator=accelerator, tsc_khz=khz)).split()
+    assert [word for word in parameters if word.startswith("tsc_")] == told
+
+
 def test_nothing_of_the_sandbox_is_on_the_kernel_command_line() -> None:
     """A template's clones share it (docs/architecture.md)."""
     assert kernel_command_line(dataclasses.replace(SPEC, name="other")) == kernel_command_line(SPEC)

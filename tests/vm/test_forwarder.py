@@ -5,6 +5,7 @@ import os
 import re
 import select
 import subprocess
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from kata_telemetry import otlp
+from kata_telemetry.announce import Announcement
 from kata_telemetry.collector import CollectorSettings
 from kata_telemetry.forwarder.courier import left
 from kata_telemetry.store import Store
 from kata_telemetry.trace import Trace, load_store
-from support.collectors import Collected, free_port, grpc_collector
+from support.collectors import free_port, grpc_collector
 from support.forwarder_process import forwarder_process
 from support.kata import Kata
 from support.rotel import rotel
+from support.running import Running
 
 pytestmark = pytest.mark.vm
 
@@ -43,17 +46,6 @@ def options(kata: Kata, name: str) -> list[str]:
 
 def prefix() -> str:
     return f"fw{os.getpid()}"
-
-
-def span_ids(collected: Collected) -> "Counter[str]":
-    """How often each span arrived."""
-    return Counter(
-        span.span_id.hex()
-        for data in collected.requests
-        for resource in otlp.parse(data).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    )
 
 
 def forwarding(kata: Kata, endpoint: str) -> None:
@@ -105,7 +97,7 @@ def test_every_span_arrives_and_the_forwarder_may_be_restarted(kata: Kata, artif
                 first.process.wait()
             else:
                 assert first.stop() == 0
-            before = span_ids(collected)
+            before = collected.span_ids
             with forwarder_process(artifacts / "second.log", *arguments) as second:
                 running.communicate(b"\n", timeout=60)
                 assert running.returncode == 0
@@ -113,7 +105,7 @@ def test_every_span_arrives_and_the_forwarder_may_be_restarted(kata: Kata, artif
         await_exporters(kata)
         trace = whole(Store(kata.trace_dir / name))
         assert trace.services == ["kata", "kata-agent"]
-        arrived, expected = span_ids(collected), Counter(span.span_id for span in trace.spans)
+        arrived, expected = collected.span_ids, Counter(span.span_id for span in trace.spans)
         assert set(arrived) == set(expected)
         assert arrived == expected or (ended == "killed" and arrived - expected <= before)
 
@@ -140,6 +132,45 @@ def test_the_agent_alone(kata: Kata, artifacts: Path) -> None:
         assert forwarder.stop() == 0
     trace = whole(Store(kata.trace_dir / name))
     assert (trace.services, trace.root.name) == (["kata-agent"], "rootSpan")
+
+
+def test_switched_on_in_a_running_sandbox(kata: Kata, artifacts: Path) -> None:
+    """The forwarder takes the agent's spans then, too; when it has gone, off does not wait for it, and on goes on."""
+    name = f"{prefix()}-5"
+    kata.configure("agent.kata", trace_transport="forwarder")
+    arguments = ["--otlp-endpoint", "http://127.0.0.1:1", *options(kata, prefix())]
+    store = Store(kata.trace_dir / name)
+
+    def control(verb: str) -> None:
+        done = kata("trace", verb, name)
+        assert done.returncode == 0, done.stderr
+
+    with Running.shell(kata, name) as sandbox:
+        with forwarder_process(artifacts / "forwarder.log", *arguments) as forwarder:
+            assert Announcement.read(Path("/run/kata", name)) is None
+            control("on")
+            said = Announcement.read(Path("/run/kata", name))
+            assert said is not None
+            assert (said.sandbox_id, said.store) == (name, str(store.directory))
+            control("off")
+            assert forwarder.stop() == 0
+        assert b'"kata-agent"' not in store.spans.read_bytes()
+        live = load_store(store)
+        assert live is not None
+        # The flight recorder's, too.
+        assert {"create_sandbox", "start_container"} <= {span.name for span in live.spans}
+        control("on")
+        begin = time.monotonic()
+        control("off")
+        assert time.monotonic() - begin < 10  # it would be 15
+        assert b'"kata-agent"' in store.spans.read_bytes()
+        control("on")
+        assert sandbox.finish()[0] == 0
+    trace = whole(store)
+    names = [span.name for span in trace.spans]
+    assert names.count("set_tracing") == 3  # those of "off" are in no part
+    assert {"destroy_sandbox", "remove_container"} <= set(names)
+    assert len({span.span_id for span in trace.spans}) == len(names)
 
 
 @pytest.mark.slow
@@ -177,7 +208,7 @@ def test_a_collector_that_was_down_for_twenty_sandboxes(kata: Kata, artifacts: P
                 pushed = kata("trace", "push", "--all")
                 assert pushed.returncode == 0, pushed.stderr
             assert forwarder.stop() == 0
-            assert span_ids(collected) == expected
+            assert collected.span_ids == expected
 
 
 def await_exporters(kata: Kata) -> None:

@@ -29,7 +29,8 @@ FLUSH: Final = 2.0
 
 
 class Forwarding:
-    """`dial` connects to the forwarder (a non-blocking stream; OSError); `ending` is set at the sandbox's end."""
+    """`dial` connects to the forwarder (a non-blocking stream; OSError); `ending` is set when no more spans will
+    come: at the sandbox's end, or when tracing is switched off."""
 
     def __init__(self, dial: Callable[[], Awaitable[socket.socket]], ending: asyncio.Event) -> None:
         self._dial = dial

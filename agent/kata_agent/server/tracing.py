@@ -146,6 +146,8 @@ class Tracing:
             self._owed.extend(self._pending)
             self._pending.clear()
             self._leisure.set()
+        # A forwarder that is not there is waited for no longer: the runtime gets the rest.
+        self._ending.set()
         self._pending = deque(self._pending, keep)
 
     def records(self, level: Level) -> bool:
@@ -210,6 +212,9 @@ class Tracing:
         if self._forward and self._dial:
             from kata_agent.server.forwarding import Forwarding
 
+            self._ending = asyncio.Event()
+            if self._closed or not self._enabled:
+                self._ending.set()
             batches = Forwarding(self._dial, self._ending).run(batches)
         async with aclosing(batches):
             async for batch in batches:

@@ -9,7 +9,11 @@ __all__ = ["hotplug_ports", "kernel_command_line", "to_argv"]
 
 def kernel_command_line(spec: VmSpec) -> str:
     """Nothing of one sandbox is in it (docs/architecture.md); the configuration's parameters come last and win."""
-    ours = (*KERNEL_PARAMETERS, *KERNEL_PARAMETERS_OF[spec.accelerator])
+    ours = [*KERNEL_PARAMETERS, *KERNEL_PARAMETERS_OF[spec.accelerator]]
+    if spec.accelerator is Accelerator.TCG and spec.tsc_khz:
+        # The emulated counter is the host's. A kernel that has to measure it is misled where the host is busy
+        # (docs/decisions/0005-boot.md).
+        ours.append(f"tsc_early_khz={spec.tsc_khz}")
     return " ".join(filter(None, [*ours, spec.kernel_params]))
 
 

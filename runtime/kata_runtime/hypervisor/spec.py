@@ -41,7 +41,10 @@ class NetDevice:
 
 @dataclass(frozen=True)
 class VmSpec:
-    """One QEMU process. Sizes in MiB; fds are open and inherited by QEMU; `launch_qemu` fills in the last three."""
+    """One QEMU process. Sizes in MiB; fds are open and inherited by QEMU; `launch_qemu` fills in the last three.
+
+    `tsc_khz` is the rate of the host's time stamp counter, 0 where it is not known.
+    """
 
     name: str
     program: str
@@ -62,3 +65,4 @@ class VmSpec:
     hotplug: bool = False
     machine_type: str = "q35"
     cpu_features: str = ""
+    tsc_khz: int = 0

@@ -378,7 +378,8 @@ class Sandbox:
         # Clocks drift: the reading of the start may be weeks old.
         fresh = agent and not self._trace.agent_on
         reading = await clock.measure(self._machine.transport, self._trace.clock) if fresh else None
-        await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading)
+        cid = self._machine.cid
+        await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading, cid=cid)
 
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""

@@ -22,6 +22,8 @@ __all__ = ["INTERVAL", "keep_time", "note"]
 
 # Seconds. At 50 millionths the clocks part by 1.5 ms meanwhile; a measurement takes some ms of both sides.
 INTERVAL = 30.0
+# Nanoseconds in one interval that no slewing makes: somebody has set the clock, or it runs at a wrong rate.
+STEP = 50_000_000
 _log = logging.getLogger("kata.clock")
 
 
@@ -54,5 +56,9 @@ async def keep_time(
             except AgentError as error:
                 _log.debug("the guest's clock was not measured", extra={"error": str(error)})
                 continue
+            if moved > STEP:
+                by = reading.offset_ns - best.offset_ns
+                root.event("clockStepped", offset_change_ns=by)
+                _log.warning("the guest's clock was off by %.3f s; so are its last spans", -by / 1e9)
             best = reading
             note(root, reading, reading.offset_ns - first.offset_ns)

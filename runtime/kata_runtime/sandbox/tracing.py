@@ -66,7 +66,7 @@ class SandboxTrace:
         )
         self.clock = self.tracer.clock
         self.root: Span
-        # Whether the trace forwarder knows of the sandbox; where tracing is switched on later, the runtime takes them.
+        # Whether the trace forwarder knows of the sandbox. The flight recorders' spans always come by the runtime.
         self._announced = False
         # Which sides put their spans into the store.
         self.runtime_on = self.agent_on = False
@@ -223,10 +223,6 @@ class SandboxTrace:
             transport=pb.Tracing.FORWARDER if self._announced else pb.Tracing.RUNTIME,
         )
 
-    @property
-    def _forwarded(self) -> bool:
-        return self.agent_on and self._config.agent.trace_transport == "forwarder"
-
     def announce(self, directory: Path, cid: int) -> None:
         """Tell the trace forwarder, where it takes the agent's spans, whose they are; `cid` is 0 where the guest has a
         socket of its own.
@@ -234,7 +230,11 @@ class SandboxTrace:
         Raises:
             HostError: it can't be written.
         """
-        if self._writer is None or not self._forwarded:
+        if self.agent_on:
+            self._announce(directory, cid)
+
+    def _announce(self, directory: Path, cid: int) -> None:
+        if self._writer is None or self._config.agent.trace_transport != "forwarder":
             return
         from kata_telemetry.announce import Announcement
 
@@ -320,11 +320,18 @@ class SandboxTrace:
         return True
 
     async def switch(
-        self, *, runtime: bool, agent: bool, level: Level | None = None, reading: "Reading | None" = None
+        self,
+        *,
+        runtime: bool,
+        agent: bool,
+        level: Level | None = None,
+        reading: "Reading | None" = None,
+        cid: int | None = None,
     ) -> None:
         """Trace these sides from now on, up to `level`. What was recorded in memory before is included.
 
-        One sandbox makes one trace, however often it is switched. `reading` is a new one of the guest's clock.
+        One sandbox makes one trace, however often it is switched. `reading` is a new one of the guest's clock. With
+        `cid`, as for `announce`, the agent's spans go to the trace forwarder where the configuration says so.
 
         Raises:
             SandboxError: the agent's trace is one of its own, which the runtime can't join.
@@ -345,6 +352,8 @@ class SandboxTrace:
                 self._leave_boot_to_agent()
             if runtime:
                 self._begin_runtime()
+            if agent and not self.agent_on and cid is not None and self._directory is not None:
+                self._announce(self._directory, cid)
             await self._switch_agent(agent, reading)
             if not runtime and self.runtime_on:
                 assert self._writer is not None

@@ -17,6 +17,7 @@ from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.hypervisor.qemu import Vm, launch_qemu
 from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.tsc import TscMeter, tsc_reader
 from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
 from kata_runtime.hypervisor.vsock_backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
@@ -108,6 +109,8 @@ async def start_vm(
     """
     qemu = config.qemu
     accel = _choose_accelerator(qemu)
+    # What it measures by is the time that the helpers take to start.
+    tsc = TscMeter(tsc_reader() if accel is Accelerator.TCG else None)
     privileges = qemu_privileges(directory.sandbox_id, accel is Accelerator.KVM) if qemu.rootless else None
     async with AsyncExitStack() as stack:
         stack.enter_context(_shared(directory.shared))
@@ -125,6 +128,7 @@ async def start_vm(
             shared=shared,
             network=devices,
             hotplug=network is not None,
+            tsc_khz=tsc.khz(),
         )
         fds = [vsock.vhost_fd, vsock.chardev_fd, shared.chardev_fd]
         fds += [fd for device in devices for fd in (device.tap_fd, device.vhost_fd)]

@@ -1,6 +1,7 @@
 """Keeps the shim small: a host has one per pod."""
 
 import ctypes
+import importlib
 import sys
 from types import ModuleType
 from typing import Final
@@ -25,4 +26,14 @@ def spare() -> None:
     # qemu.qmp names a class of it in annotations.
     stand_in = ModuleType("ssl")
     stand_in.SSLContext = object  # type: ignore[attr-defined]
+    stand_in.__getattr__ = _of_the_real_one  # type: ignore[method-assign]
     sys.modules["ssl"] = stand_in
+
+
+def _of_the_real_one(name: str) -> object:
+    """Who wants more of `ssl` has it after all: prometheus_client imports it, as soon as somebody asks for metrics."""
+    if name.startswith("__"):
+        raise AttributeError(name)  # the import machinery looks for these
+    if getattr(sys.modules.get("ssl"), "__spec__", None) is None:
+        sys.modules.pop("ssl", None)
+    return getattr(importlib.import_module("ssl"), name)

@@ -2,14 +2,13 @@
 
 import logging
 import os
-import random
 import threading
-import time
 from pathlib import Path
 from typing import Final
 
 from kata_telemetry.collector import CollectorSettings, Sender, UnavailableError
 from kata_telemetry.export import Delivery, load_progress
+from kata_telemetry.pace import Pace
 from kata_telemetry.parts import AgentPart
 from kata_telemetry.store import Lock, Store
 
@@ -17,16 +16,10 @@ __all__ = ["Courier", "left"]
 
 _log = logging.getLogger("kata.forwarder")
 
-# Seconds between attempts while the collector is away, doubled from the first to the last.
-FIRST_RETRY: Final = 0.5
-LAST_RETRY: Final = 30.0
-LAST_RETRY_ENDING: Final = 1.0
 # Another process (`trace push`) sends the same store: look again after this (s).
 BUSY: Final = 1.0
 # Batches of one sandbox before the next one has its turn.
 TURN: Final = 64
-# The shortest time worth starting a request (s).
-SHORTEST: Final = 0.05
 
 
 def left(store: Store, settings: CollectorSettings) -> int:
@@ -45,7 +38,7 @@ class Courier:
         self._changed = threading.Condition()
         # In order of their turn; the values mean nothing.
         self._waiting: dict[Store, None] = {}
-        self._deadline: float | None = None
+        self._pace = Pace(settings.timeout, self._changed)
         self._away = False
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
@@ -60,8 +53,7 @@ class Courier:
     def stop(self, grace: float) -> list[Store]:
         """Send what there is for at most `grace` seconds; the stores of which something is left."""
         with self._changed:
-            self._deadline = time.monotonic() + grace
-            self._changed.notify()
+            self._pace.end(grace)
         # A request has its own timeout; the margin is for one that does not keep it.
         self._thread.join(grace + 1)
         with self._changed:
@@ -70,10 +62,9 @@ class Courier:
     # From here on: the thread.
 
     def _run(self) -> None:
-        attempts = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._deadline is not None)
+                self._changed.wait_for(lambda: self._waiting or self._pace.deadline is not None)
                 if not self._waiting:
                     return
                 store = next(iter(self._waiting))
@@ -81,12 +72,11 @@ class Courier:
                 done = self._deliver(store)
             except UnavailableError as error:
                 self._say_away(str(error))
-                if not self._pause(attempts, error.retry_after):
+                if not self._pace.pause(error.retry_after):
                     return
-                attempts += 1
                 continue
             except BlockingIOError:
-                if not self._pause(0, BUSY):
+                if not self._pace.pause(BUSY):
                     return
                 done = False
             except Exception as error:
@@ -95,7 +85,7 @@ class Courier:
                 with self._changed:
                     self._waiting.pop(store, None)
                 continue
-            attempts = 0
+            self._pace.succeeded()
             with self._changed:
                 self._waiting.pop(store, None)
                 # What came while it was being sent is known by looking, not by `tell`, which saw it waiting.
@@ -123,34 +113,13 @@ class Courier:
         before = delivery.progress.spans
         try:
             for _ in range(TURN):
-                if not delivery.advance(self._timeout):
+                if not delivery.advance(self._pace.timeout):
                     return True
                 self._say_back()
             return False
         finally:
             if delivery.progress.spans > before:
                 _log.debug("spans forwarded", extra={"sandbox": name, "spans": delivery.progress.spans - before})
-
-    def _timeout(self) -> float:
-        limit = self._settings.timeout
-        if self._deadline is not None:
-            limit = min(limit, self._deadline - time.monotonic())
-        if limit < SHORTEST:
-            raise UnavailableError("no time left")
-        return limit
-
-    def _pause(self, attempts: int, retry_after: float) -> bool:
-        """Wait before the next attempt; False where there won't be one."""
-        with self._changed:
-            longest = LAST_RETRY if self._deadline is None else LAST_RETRY_ENDING
-            pause = max(min(FIRST_RETRY * 2 ** min(attempts, 10), longest), retry_after) * random.uniform(0.8, 1.2)  # noqa: S311
-            if self._deadline is not None:
-                if time.monotonic() + pause > self._deadline:
-                    return False
-                self._changed.wait_for(lambda: False, pause)
-            else:
-                self._changed.wait_for(lambda: self._deadline is not None, pause)
-        return True
 
     def _say_away(self, why: str) -> None:
         if not self._away:
