@@ -94,6 +94,13 @@ def containerd2(session: nox.Session) -> None:
 
 
 @nox.session
+def docker(session: nox.Session) -> None:
+    """Docker (Debian 13's) and nerdctl above the tests' containerd (root); fetches both: minutes, the first time."""
+    session.run(sys.executable, "tests/docker/fetch.py", external=True)
+    pytest(session, "docker")
+
+
+@nox.session
 def nested(session: nox.Session) -> None:
     """Tests on real KVM and vhost-vsock, in a guest that has both (root); `-- --help` tells more."""
     python(session, "support.l1", *session.posargs, env={"PYTHONPATH": "tests"})

@@ -29,6 +29,11 @@ def test_a_pod_by_the_sandbox_service(cri: Cri) -> None:
     assert len(vm_pids(pod.id)) == 1
     first = pod.container("first", "/bin/sh", "-c", "echo here > /dev/shm/mark; hostname; exec sleep 1000")
     eventually(lambda: pod.log("first") == [("stdout", "unpaused")], "no output")
+    stats = cri.call("PodSandboxStats", pb.PodSandboxStatsRequest(pod_sandbox_id=pod.id)).stats.linux
+    assert stats.cpu.usage_core_nano_seconds.value > 0
+    assert 0 < stats.memory.working_set_bytes.value < 64 << 20
+    assert (stats.network.default_interface.name, stats.process.process_count.value) == ("eth0", 1)
+    assert [container.attributes.id for container in stats.containers] == [first]
     # There is no pause container: a container that ends and comes again does not end the pod.
     for number in range(2):
         job = pod.container("job", "/bin/sh", "-c", f"cat /dev/shm/mark; exit {number}")

@@ -40,6 +40,8 @@ IMAGE = "localhost/busybox:test"
 PAUSE = "localhost/busybox:pause"
 _APPLETS = ("sh", "true", "false", "echo", "cat", "sleep", "kill", "dd", "ls", "head", "wc", "env", "nc", "ps", "stty",
             "hostname", "httpd", "ip", "touch", "rm", "seq", "nslookup", "mount", "id")  # fmt: skip
+# Of cgroup v1, by ctr 2 at every run.
+_QUIET = {**os.environ, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "true"}
 # What a pod's own container runs: nothing, for ever.
 _PAUSE = ("--config.entrypoint", "/bin/sleep", "--config.cmd", "2147483647")
 
@@ -125,7 +127,9 @@ def write_shim(path: Path, python: str, program: Path, environment: Mapping[str,
 class Containerd:
     """A running containerd; `state` has the bundles, `log` its output and the shims'."""
 
-    def __init__(self, directory: Path, shims: Path, cri: CriSettings | None = None) -> None:
+    def __init__(
+        self, directory: Path, shims: Path, cri: CriSettings | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         self.namespace = "k8s.io" if cri else "default"
         self.address = directory / "c.sock"
@@ -134,7 +138,7 @@ class Containerd:
         self._shims = shims
         self._process: subprocess.Popen[bytes] | None = None
         self._config = directory / "config.toml"
-        self._cri = cri
+        self._prefix = cri.prefix if cri else tuple(prefix)
         disabled = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
                     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]  # fmt: skip
         if cri is None:
@@ -166,7 +170,7 @@ class Containerd:
         environment = {**os.environ, "PATH": f"{self._shims}:{os.environ['PATH']}"}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*(self._cri.prefix if self._cri else ()), "containerd", "--config", self._config],
+                [*self._prefix, "containerd", "--config", self._config],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -195,6 +199,7 @@ class Containerd:
             check=check,
             timeout=timeout,
             input=data,
+            env=_QUIET,
         )
 
     def _command(self, arguments: Sequence[str | Path]) -> list[str | Path]:
@@ -223,15 +228,18 @@ class Containerd:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env=_QUIET,
         )
 
 
 @contextmanager
-def running(shims: Path, image: Path | None, cri: CriSettings | None = None) -> Iterator[Containerd]:
-    """A containerd that has the image (if any) and is gone afterwards, with all its tasks."""
+def running(
+    shims: Path, image: Path | None, cri: CriSettings | None = None, prefix: Sequence[str] = ()
+) -> Iterator[Containerd]:
+    """A containerd that has the image (if any) and is gone afterwards, with all its tasks; `prefix` runs it."""
     # Unix sockets have short names, pytest's directories long ones.
     with tempfile.TemporaryDirectory(prefix="kc-", dir="/tmp") as directory:
-        containerd = Containerd(Path(directory), shims, cri)
+        containerd = Containerd(Path(directory), shims, cri, prefix)
         try:
             containerd.start()
             if image is not None:

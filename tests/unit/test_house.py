@@ -52,8 +52,8 @@ def test_every_decision_is_in_the_index() -> None:
 def test_dev_tests_with_every_session_that_tests() -> None:
     """A session that `./dev test` forgets is one that nobody runs."""
     [quick] = re.findall(r"^QUICK = \(([^)]*)\)", read("dev"), re.MULTILINE)
-    # containerd2 and jaeger need programs that take minutes to build.
-    other = {"vm", "containerd", "containerd2", "nested", "faults", "bench", "jaeger", "protos"}
+    # containerd2, docker and jaeger need programs that take minutes to build.
+    other = {"vm", "containerd", "containerd2", "docker", "nested", "faults", "bench", "jaeger", "protos"}
     assert nox_sessions() - set(re.findall(r"\w+", quick)) == other
     assert re.findall(r'"-s", "(\w+)"', read("dev")) == ["nested"]
     assert re.findall(r'for name in \(("vm", "faults", "containerd")\)', read("dev"))

@@ -30,6 +30,19 @@ def read_bundle(directory: Path) -> Bundle:
     Raises:
         RootfsError: it is no bundle, or its config.json can't be used; the message names the field.
     """
+    spec = read_spec(directory)
+    rootfs = directory.absolute() / spec["root"]["path"]
+    if not rootfs.is_dir():
+        raise RootfsError(f"{directory / 'config.json'}: root.path: {rootfs} is not a directory")
+    return Bundle(directory.absolute(), rootfs, spec)
+
+
+def read_spec(directory: Path) -> Spec:
+    """Read and check a bundle's config.json, whose root filesystem may be gone.
+
+    Raises:
+        RootfsError: as `read_bundle`.
+    """
     path = directory / "config.json"
     try:
         with path.open("rb") as file:
@@ -48,10 +61,7 @@ def read_bundle(directory: Path) -> Bundle:
     if problem := _problem(spec, _CONFIG, ""):
         hint = "the OCI runtime specification says how it is written"
         raise RootfsError(f"{path}: {problem}", hint=hint)
-    rootfs = directory.absolute() / spec["root"]["path"]
-    if not rootfs.is_dir():
-        raise RootfsError(f"{path}: root.path: {rootfs} is not a directory")
-    return Bundle(directory.absolute(), rootfs, spec)
+    return dict(spec)
 
 
 def read_process(content: bytes) -> Spec:

@@ -66,7 +66,8 @@ class SandboxOptions:
     With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
     with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
     own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
-    no network at all. With `forward_localhost` connections to that namespace's localhost reach the guest's.
+    no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
+    namespace's localhost reach the guest's.
     """
 
     hostname: str = ""
@@ -74,6 +75,7 @@ class SandboxOptions:
     hold_pid: bool = False
     shm_size: int = 0
     netns: str | None = None
+    dns: tuple[str, ...] = ()
     forward_localhost: bool = False
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
@@ -230,6 +232,7 @@ class Sandbox:
             hostname=self.options.hostname or self.id,
             sandbox_id=self.id,
             storages=self._storages(),
+            dns=self.options.dns,
             kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
             sandbox_pidns=self.options.share_pid,
             pidns_holder=self.options.hold_pid,

@@ -5,6 +5,7 @@ Directories remain, in which nobody holds the lock.
 """
 
 import os
+from pathlib import Path
 
 from kata_runtime.shim.delete import Cleanup
 from kata_runtime.shim.launch import Launch, read_file
@@ -15,6 +16,8 @@ __all__ = ["VM_PID_FILE", "KataCleanup"]
 VM_PID_FILE = "vm.pid"
 # As in kata_runtime.sandbox.state, which is not imported where there is nothing to do: clients wait for `delete`.
 _PLACES = ("/run/kata", "/var/lib/kata-containers/sandboxes")
+# Seconds for all hooks: containerd allows 5 for all of `delete`.
+_HOOKS = 2.0
 
 
 class KataCleanup(Cleanup):
@@ -24,6 +27,7 @@ class KataCleanup(Cleanup):
         """Remove the sandbox's directories unless it lives (then it is another one of this id)."""
         if any(os.path.isdir(f"{place}/{launch.group.sandbox_id}") for place in _PLACES):
             self._remove(launch.group.sandbox_id)
+            self._run_hooks(launch)
         return self.container(launch)
 
     def container(self, launch: Launch) -> int:
@@ -43,3 +47,30 @@ class KataCleanup(Cleanup):
         except SandboxError:
             if not os.path.isdir(directory.run):
                 raise
+
+    def _run_hooks(self, launch: Launch) -> None:
+        """Those that the shim did not come to run: an engine takes its network down by them."""
+        try:
+            if b'"poststop"' not in Path(launch.bundle, "config.json").read_bytes():
+                return
+        except FileNotFoundError:
+            return  # containerd was quicker
+        import asyncio
+        import logging
+
+        from kata_runtime.oci.bundle import read_spec
+        from kata_runtime.sandbox.hooks import AFTER_END, HookState, run_hooks
+
+        spec = read_spec(Path(launch.bundle))
+        annotations = spec.get("annotations") or {}
+        state = HookState(launch.id, "stopped", self.container(launch), launch.bundle, annotations)
+
+        async def run() -> None:
+            async with asyncio.timeout(_HOOKS):
+                await run_hooks(spec.get("hooks") or {}, AFTER_END, state, strict=False)
+
+        try:
+            asyncio.run(run())
+        except TimeoutError:
+            # A failure of theirs is nobody's but theirs (runtime.md of the OCI specification, "Lifecycle").
+            logging.getLogger("kata.hooks").warning("poststop hooks were ended after %g s", _HOOKS)

@@ -16,7 +16,7 @@ from kata_runtime.shim import log
 from kata_runtime.shim.events import Publisher
 from kata_runtime.shim.funnel import CallFunnel
 from kata_runtime.shim.launch import Launch
-from kata_runtime.shim.service import OpenService, Shim
+from kata_runtime.shim.service import OpenService, Shim, TaskService
 from kata_runtime.shim.ttrpc.server import Server
 from kata_runtime.shim.ttrpc.service import bind
 from kata_telemetry.logs import log_fields
@@ -29,6 +29,9 @@ _log = logging.getLogger("kata.shim")
 _GRACE = 0.5
 # Seconds for containerd to close its connection, once it has the answer to the call that ends the shim.
 _FAREWELL = 0.5
+
+# Seconds without a connection after which a shim that holds nothing ends: time for a containerd that restarts.
+_ALONE = 10.0
 
 _TASK_SERVICES = (task_pb2.DESCRIPTOR.services_by_name["Task"], task_v3_pb2.DESCRIPTOR.services_by_name["Task"])
 _SANDBOX_SERVICE = sandbox_pb2.DESCRIPTOR.services_by_name["Sandbox"]
@@ -57,7 +60,7 @@ def main(launch: Launch, listener: socket.socket, open_service: OpenService) -> 
 
 
 async def serve(launch: Launch, listener: socket.socket, open_service: OpenService) -> None:
-    """Serve until `Shim.stop`, SIGTERM or SIGINT."""
+    """Serve until `Shim.stop`, SIGTERM or SIGINT, or until nobody is there who could say so."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,5 +77,22 @@ async def serve(launch: Launch, listener: socket.socket, open_service: OpenServi
         server = await stack.enter_async_context(Server(services, funnel=funnel, grace=_GRACE, farewell=_FAREWELL))
         await server.listen(listener)
         _log.info("the shim serves %s", launch.address)
+        alone = asyncio.create_task(_abandoned(server, service, stop))
+        stack.callback(alone.cancel)
         await stop.wait()
         _log.info("the shim ends")
+
+
+async def _abandoned(server: Server, service: TaskService, stop: asyncio.Event) -> None:
+    """End a shim that nobody will ever end.
+
+    A containerd whose client has gone cancels its own tidying up too: it closes the connection and forgets the shim,
+    before or after the sandbox was made.
+    """
+    while True:
+        await server.alone(_ALONE)
+        if not service.needed:
+            _log.warning("nobody has been connected for %g s, and nothing is here: the shim was abandoned", _ALONE)
+            stop.set()
+            return
+        await server.visited()

@@ -32,6 +32,9 @@ __all__ = ["HOSTNAME_LENGTH", "Pod", "options_of"]
 _trace = Site(package="containerdshim", subsystem="task")
 _log = logging.getLogger("kata.shim")
 
+_RESOLV_CONF = "/etc/resolv.conf"
+# Bytes; longer than any that is of use.
+_RESOLV_CONF_LENGTH = 16 << 10
 # sethostname(2).
 HOSTNAME_LENGTH = 64
 
@@ -232,8 +235,21 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),
+        dns=_resolver(spec),
         forward_localhost=pod,
     )
+
+
+def _resolver(spec: Spec) -> tuple[str, ...]:
+    """What the container is given as resolv.conf, for the guest's own; as Kata does it (kata_agent.go, getDNS)."""
+    for mount in spec.get("mounts") or ():
+        if mount["destination"] == _RESOLV_CONF:
+            try:
+                with Path(mount.get("source") or "").open("rb") as file:
+                    return tuple(file.read(_RESOLV_CONF_LENGTH).decode(errors="replace").splitlines())
+            except OSError:
+                return ()
+    return ()
 
 
 def _shm_size(spec: Spec) -> int:

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kata_protos.containerd import sandbox_pb2 as pb
 from kata_protos.containerd.cgroups2_pb2 import Metrics
-from kata_protos.containerd.cri_pb2 import POD, PodSandboxConfig
+from kata_protos.containerd.cri_pb2 import POD, DNSConfig, PodSandboxConfig
 from kata_runtime.sandbox.sandbox import SandboxOptions
 from kata_runtime.shim.metrics import add_metrics
 from kata_runtime.shim.pod import HOSTNAME_LENGTH, Pod
@@ -78,6 +78,11 @@ class KataSandboxes(SandboxService):
     def lives(self) -> bool:
         """Whether there is a sandbox that no container's end ends."""
         return self._state in (State.CREATED, State.READY)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a sandbox runs."""
+        return self._state is State.READY
 
     def _check(self, sandbox_id: str) -> None:
         if self._state is State.NONE or sandbox_id != self._pod.id:
@@ -220,8 +225,17 @@ def _options(request: pb.CreateSandboxRequest, sandbox_id: str) -> SandboxOption
         hold_pid=True,
         shm_size=_SHM_SIZE,
         netns=request.netns_path,
+        dns=_resolver(config.dns_config),
         forward_localhost=True,
     )
+
+
+def _resolver(dns: DNSConfig) -> tuple[str, ...]:
+    """The lines of a resolv.conf(5) that says the same."""
+    lines = [f"nameserver {server}" for server in dns.servers]
+    lines += [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return tuple(lines)
 
 
 def _stamp(at_ns: int) -> Timestamp | None:

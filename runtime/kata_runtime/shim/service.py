@@ -74,6 +74,11 @@ class TaskService(ABC):
 
     sandbox: SandboxService | None = None
 
+    @property
+    def needed(self) -> bool:
+        """Whether something is here that a client may come back for: a container, ended or not, or a sandbox."""
+        return True
+
     def root_span(self, call: Call) -> Span:
         """The span under which a call is recorded; asked before every call. `call.parent` is the caller's own."""
         return NO_SPAN

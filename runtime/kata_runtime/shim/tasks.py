@@ -76,6 +76,11 @@ class KataTasks(TaskService):
         tasks = Tasks(self._all_metrics, self._out_of_memory, self._all_ended, shim.stop)
         self._sandboxes = self.sandbox = KataSandboxes(self._pod, tasks)
 
+    @property
+    def needed(self) -> bool:
+        """See TaskService."""
+        return bool(self._containers) or self._sandboxes.ready
+
     def root_span(self, call: Call) -> Span:
         """See TaskService."""
         self._pod.open_trace(call)
@@ -113,6 +118,21 @@ class KataTasks(TaskService):
         if exec_id not in container.execs:
             raise NotFound(f"container {container_id} has no exec {exec_id}")
         return container.execs[exec_id]
+
+    async def _asked_container(self, container_id: str) -> ManagedContainer:
+        """A call that comes while its container is being created waits for the outcome, as with runc's shim.
+
+        nerdctl's `run -i` depends on it: it asks for the task as soon as its stdin ends, and gives up closing it else.
+        """
+        found = self._containers.get(container_id)
+        if found is not None and found.container is None:
+            async with found.lock:
+                pass
+        return self._container(container_id)
+
+    async def _asked(self, container_id: str, exec_id: str) -> Managed:
+        await self._asked_container(container_id)
+        return self._process(container_id, exec_id)
 
     # Create
 
@@ -233,7 +253,7 @@ class KataTasks(TaskService):
 
     async def start(self, request: task.StartRequest) -> task.StartResponse:
         """See TaskService."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         await _to_its_end(self._start(managed))
         return task.StartResponse(pid=self._pod.pid)
 
@@ -278,7 +298,7 @@ class KataTasks(TaskService):
 
     async def exec(self, request: task.ExecProcessRequest) -> Empty:
         """See TaskService."""
-        container = self._container(request.id)
+        container = await self._asked_container(request.id)
         if not request.exec_id:
             raise InvalidArgument("an exec needs an id")
         if request.exec_id in container.execs:
@@ -296,7 +316,7 @@ class KataTasks(TaskService):
 
     async def delete(self, request: task.DeleteRequest) -> task.DeleteResponse:
         """See TaskService. With the sandbox's own container the VM goes."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         await _to_its_end(self._delete(managed))
         return task.DeleteResponse(pid=self._pod.pid, exit_status=managed.exit_status, exited_at=managed.exited_at)
 
@@ -355,7 +375,7 @@ class KataTasks(TaskService):
 
     async def state(self, request: task.StateRequest) -> task.StateResponse:
         """See TaskService."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         return task.StateResponse(
             id=request.exec_id or request.id,
             bundle=self._container(request.id).bundle,
@@ -372,13 +392,13 @@ class KataTasks(TaskService):
 
     async def wait(self, request: task.WaitRequest) -> task.WaitResponse:
         """See TaskService."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         await managed.known.wait()
         return task.WaitResponse(exit_status=managed.exit_status, exited_at=managed.exited_at)
 
     async def pids(self, request: task.PidsRequest) -> task.PidsResponse:
         """See TaskService. The numbers are the guest's."""
-        managed = self._container(request.id)
+        managed = await self._asked_container(request.id)
         response = task.PidsResponse()
         if managed.container is not None and managed.status != STOPPED:
             for pid in await managed.container.pids():
@@ -387,7 +407,7 @@ class KataTasks(TaskService):
 
     async def kill(self, request: task.KillRequest) -> Empty:
         """See TaskService."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         if managed.status == STOPPED:
             raise NotFound(f"{managed.what} has ended already")
         if managed.process is None:
@@ -402,7 +422,7 @@ class KataTasks(TaskService):
 
     async def pause(self, request: task.PauseRequest) -> Empty:
         """See TaskService."""
-        managed = self._container(request.id)
+        managed = await self._asked_container(request.id)
         async with managed.lock:
             if managed.status != RUNNING or managed.container is None:
                 raise FailedPrecondition(f"container {request.id} is not running")
@@ -413,7 +433,7 @@ class KataTasks(TaskService):
 
     async def resume(self, request: task.ResumeRequest) -> Empty:
         """See TaskService."""
-        managed = self._container(request.id)
+        managed = await self._asked_container(request.id)
         async with managed.lock:
             if managed.status != PAUSED or managed.container is None:
                 raise FailedPrecondition(f"container {request.id} is not paused")
@@ -428,7 +448,7 @@ class KataTasks(TaskService):
 
     async def resize_pty(self, request: task.ResizePtyRequest) -> Empty:
         """See TaskService."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         if managed.process is not None:
             await managed.process.resize(request.height, request.width)
         elif isinstance(managed, ManagedExec):
@@ -437,14 +457,14 @@ class KataTasks(TaskService):
 
     async def close_io(self, request: task.CloseIORequest) -> Empty:
         """See TaskService."""
-        managed = self._process(request.id, request.exec_id)
+        managed = await self._asked(request.id, request.exec_id)
         if request.stdin and managed.host is not None:
             managed.host.end_input()
         return Empty()
 
     async def update(self, request: task.UpdateTaskRequest) -> Empty:
         """See TaskService."""
-        managed = self._container(request.id)
+        managed = await self._asked_container(request.id)
         if managed.container is None or managed.status == STOPPED:
             raise FailedPrecondition(f"container {request.id} is not running")
         resources, dropped = guest_resources(read_resources(request.resources.value))
@@ -456,7 +476,7 @@ class KataTasks(TaskService):
 
     async def stats(self, request: task.StatsRequest) -> task.StatsResponse:
         """See TaskService. Also after its end: containerd 2 looks there whether memory ran out."""
-        managed = self._container(request.id)
+        managed = await self._asked_container(request.id)
         if managed.container is None or self._pod.over:
             raise FailedPrecondition(f"container {request.id} is not running")
         stats = await managed.container.stats()

@@ -120,12 +120,16 @@ class Cri:
 
     def call(self, method: str, request: Any) -> Any:
         """One call of the RuntimeService; raises grpc.RpcError."""
+        return self.begin(method, request, TIMEOUT).result()
+
+    def begin(self, method: str, request: Any, timeout: float | None) -> Any:
+        """A call as a future; cancelled, it is cancelled at the plugin."""
         described = _SERVICE.methods_by_name[method]
         answer = GetMessageClass(described.output_type)
         send = self._channel.unary_unary(
             f"/{_SERVICE.full_name}/{method}", type(request).SerializeToString, answer.FromString
         )
-        return send(request, timeout=TIMEOUT)
+        return send.future(request, timeout=timeout)
 
     def ready(self) -> bool:
         """Whether the plugin has its runtime and its network."""

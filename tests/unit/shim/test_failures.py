@@ -1,6 +1,16 @@
 import pytest
 
-from kata_runtime.errors import AgentError, BootError, ConfigError, HostError, KataError, RootfsError, SandboxError
+from kata_runtime.errors import (
+    AgentError,
+    BootError,
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    ConfigError,
+    HostError,
+    KataError,
+    RootfsError,
+    SandboxError,
+)
 from kata_runtime.shim.failures import to_status
 from kata_runtime.shim.ttrpc.errors import Code, NotFound
 
@@ -28,3 +38,10 @@ def test_people_get_the_hint_too() -> None:
     assert str(to_status(HostError("no QEMU", hint="install it"))) == "no QEMU (install it)"
     refused = NotFound("gone")
     assert to_status(refused) is refused
+
+
+def test_docker_finds_its_words() -> None:
+    missing = CommandNotFoundError("CreateContainer", "NOT_FOUND", "`x` not found in $PATH: No such file or directory")
+    assert "no such file or directory" in str(to_status(missing))
+    refused = CommandNotExecutableError("CreateContainer", "FAILED_PRECONDITION", "open executable: Permission denied")
+    assert "permission denied" in str(to_status(refused))

@@ -77,6 +77,9 @@ class Server:
         self.context = contextvars.copy_context()
         self.closing = False
         self.connections: set[_ServerConnection] = set()
+        self._visited = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._listeners: list[asyncio.Server] = []
 
     async def __aenter__(self) -> Self:
@@ -97,6 +100,33 @@ class Server:
         loop = asyncio.get_running_loop()
         _, connection = await loop.connect_accepted_socket(lambda: _ServerConnection(self), connected)
         return connection
+
+    def connected(self, connection: "_ServerConnection") -> None:
+        """A client has come."""
+        self.connections.add(connection)
+        self._visited.set()
+        self._empty.clear()
+
+    def disconnected(self, connection: "_ServerConnection") -> None:
+        """A client has gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._visited.clear()
+            self._empty.set()
+
+    async def visited(self) -> None:
+        """Return when somebody is connected."""
+        await self._visited.wait()
+
+    async def alone(self, patience: float) -> None:
+        """Return when nobody has been connected for `patience` seconds."""
+        while True:
+            await self._empty.wait()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._visited.wait()
+            except TimeoutError:
+                return
 
     async def close(self, grace: float = 5.0) -> None:
         """Accept nothing new, give running calls `grace` seconds, cancel the rest, and let the connections end.
@@ -144,12 +174,12 @@ class _ServerConnection(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._server.connections.add(self)
+        self._server.connected(self)
 
     def ended(self) -> None:
         if self.partial:
             _log.warning("a ttrpc client left in the middle of a frame")
-        self._server.connections.discard(self)
+        self._server.disconnected(self)
         for stream in self._streams.values():
             stream.inbox.end(ConnectionLost("the client closed the connection"))
         for task in self.tasks:
