@@ -5,7 +5,6 @@ Directories remain, in which nobody holds the lock.
 """
 
 import os
-from pathlib import Path
 
 from kata_runtime.shim.delete import Cleanup
 from kata_runtime.shim.launch import Launch, read_file
@@ -51,12 +50,14 @@ class KataCleanup(Cleanup):
     def _run_hooks(self, launch: Launch) -> None:
         """Those that the shim did not come to run: an engine takes its network down by them."""
         try:
-            if b'"poststop"' not in Path(launch.bundle, "config.json").read_bytes():
-                return
+            with open(f"{launch.bundle}/config.json", "rb") as file:
+                if b'"poststop"' not in file.read():
+                    return
         except FileNotFoundError:
             return  # containerd was quicker
         import asyncio
         import logging
+        from pathlib import Path
 
         from kata_runtime.oci.bundle import read_spec
         from kata_runtime.sandbox.hooks import AFTER_END, HookState, run_hooks

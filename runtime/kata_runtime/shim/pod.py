@@ -243,9 +243,10 @@ def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
 def _resolver(spec: Spec) -> tuple[str, ...]:
     """What the container is given as resolv.conf, for the guest's own; as Kata does it (kata_agent.go, getDNS)."""
     for mount in spec.get("mounts") or ():
-        if mount["destination"] == _RESOLV_CONF:
+        source = Path(mount.get("source") or "")
+        if mount["destination"] == _RESOLV_CONF and source.is_file():  # a fifo would be waited for
             try:
-                with Path(mount.get("source") or "").open("rb") as file:
+                with source.open("rb") as file:
                     return tuple(file.read(_RESOLV_CONF_LENGTH).decode(errors="replace").splitlines())
             except OSError:
                 return ()

@@ -1,5 +1,6 @@
 """What the guest's own resolv.conf says."""
 
+import os
 from pathlib import Path
 
 from google.protobuf.any_pb2 import Any
@@ -30,5 +31,8 @@ def test_of_the_sandboxs_own_container(tmp_path: Path) -> None:
     source.write_text("# of an engine\nnameserver 192.0.2.1\n")
     mounts = [{"destination": "/etc/resolv.conf", "source": str(source)}]
     assert options_of({"mounts": mounts}, "box", pod=False).dns == ("# of an engine", "nameserver 192.0.2.1")
+    source.unlink()
+    os.mkfifo(source)
+    assert options_of({"mounts": mounts}, "box", pod=False).dns == ()
     source.unlink()
     assert options_of({"mounts": mounts}, "box", pod=False).dns == ()
