@@ -11,10 +11,11 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,7 @@ from typing import IO
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run", "run_foreign"]
+__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run", "run_foreign", "run_python"]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
@@ -278,6 +279,25 @@ async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> 
                 raise ProcessError(argv, -signal.SIGKILL, f"no end within {timeout:g} s") from None
             if status != 0:
                 raise ProcessError(argv, status, child.output)
+
+
+def run_python(program: str, *arguments: str, timeout: float) -> None:
+    """Run some Python, where `sys` and this process's modules can be imported, and wait for `timeout` seconds.
+
+    Nobody is told what became of it: for what can be done without.
+    """
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+    argv = (sys.executable, "-c", f"import sys; {program}", *arguments)
+    with suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(
+            argv,
+            env=environment,
+            timeout=timeout,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
 
 def _spawn_foreign(path: str, argv: Sequence[str], data: bytes, environment: Mapping[str, str]) -> Child:

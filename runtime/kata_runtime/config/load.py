@@ -8,9 +8,7 @@ import hashlib
 import json
 import os
 import stat
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +72,11 @@ def load(
 
 def _load_apart(main: Path, store: "_Cache") -> None:
     """Have another process fill the cache. Where it can't, the caller finds out why by doing it itself."""
-    import subprocess
+    from kata_runtime.process import run_python
 
-    program = "import sys; from pathlib import Path; from kata_runtime.config.load import load; "
+    program = "from pathlib import Path; from kata_runtime.config.load import load; "
     program += "load(Path(sys.argv[1]), cache=Path(sys.argv[2]))"
-    argv = (sys.executable, "-c", program, str(main), str(store.directory))
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with suppress(OSError, subprocess.SubprocessError):
-        subprocess.run(argv, env=environment, timeout=_APART_TIMEOUT, check=False, **quiet)  # type: ignore[call-overload]
+    run_python(program, str(main), str(store.directory), timeout=_APART_TIMEOUT)
 
 
 def _main_file(explicit: Path | None, environ: Mapping[str, str], default_paths: tuple[Path, ...]) -> Path | None:
