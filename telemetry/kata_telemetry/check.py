@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from kata_telemetry.analysis import split
 from kata_telemetry.stages import Role, Stage
 from kata_telemetry.trace import Trace, TraceSpan
-from kata_telemetry.views.cells import printable
+from kata_telemetry.views.cells import headline, printable
 from kata_telemetry.views.units import duration, percent
 
 __all__ = ["STAGE_PREFIX", "Rules", "check", "summary"]
@@ -120,7 +120,7 @@ def _errors(trace: Trace, rules: Rules) -> Iterator[str]:
     failed = [span for span in trace.walk() if span.failed]
     if failed and not rules.errors:
         deepest = max(failed, key=lambda span: span.depth)
-        message = printable(deepest.message)[:200] or "failed"
+        message = headline(deepest.message)[:200] or "failed"
         yield f"errors: {len(failed)} spans failed: {_names(failed)}; the deepest: {message}"
 
 

@@ -5,6 +5,7 @@ end waited for (`analysis.critical_path`). So the parts of a difference add up t
 what its child did.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,6 +29,8 @@ class Run:
     stages: Mapping[str, int]
     durations: Mapping[Path, int]
     critical: Mapping[Path, int]
+    # The critical path again, cut where stages change.
+    inside: Mapping[tuple[str, Path], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Comparison:
     total: Row
     stages: list[Row]
     spans: list[Row]
+    # By stage, if it changed: the span that did most of that, by what it contributed to this stage alone.
+    blamed: Mapping[str, Row]
     baseline: list[str]
     candidate: list[str]
     # Whether the candidate's median lies beyond all that the baseline's runs showed; always so with one run of each.
@@ -69,11 +74,20 @@ def run_of(trace: Trace) -> Run:
         path = _path(span, paths)
         durations[path] = durations.get(path, 0) + max(span.duration, 0)
     critical: dict[Path, int] = {}
+    inside: dict[tuple[str, Path], int] = {}
+    begins = [piece.start for piece in parts.slices]
     for segment in critical_path(trace.root):
         path = paths[segment.span.span_id]
         critical[path] = critical.get(path, 0) + segment.end - segment.start
+        index = max(bisect_right(begins, segment.start) - 1, 0)
+        while index < len(begins) and begins[index] < segment.end:
+            piece = parts.slices[index]
+            key = (piece.stage.value if piece.stage else UNACCOUNTED, path)
+            took = min(segment.end, piece.end) - max(segment.start, piece.start)
+            inside[key] = inside.get(key, 0) + max(took, 0)
+            index += 1
     stages = {stage.value: took for stage, took in parts.stages.items()} | {UNACCOUNTED: parts.unaccounted}
-    return Run(trace.meta.sandbox_id or trace.trace_id, parts.total, stages, durations, critical)
+    return Run(trace.meta.sandbox_id or trace.trace_id, parts.total, stages, durations, critical, inside)
 
 
 def _path(span: TraceSpan, paths: dict[str, Path]) -> Path:
@@ -99,11 +113,18 @@ def compare(baseline: Sequence[Run], candidate: Sequence[Run]) -> Comparison:
     for path, before, after in _columns([run.durations for run in baseline], [run.durations for run in candidate]):
         waited = critical.get(path, ([0] * len(baseline), [0] * len(candidate)))
         spans.append(_row(path, before, after, *waited))
+    blamed: dict[str, Row] = {}
+    changes = {row.name[0]: row.change for row in stages}
+    for (stage, path), before, after in _columns([run.inside for run in baseline], [run.inside for run in candidate]):
+        row = _row(path, before, after, before, after)
+        if row.change * changes[stage] > 0 and (stage not in blamed or _weight(row) < _weight(blamed[stage])):
+            blamed[stage] = row
     clear = len(baseline) == 1 or not min(totals_before) <= total.after_p50 <= max(totals_before)
     return Comparison(
         total,
         sorted(stages, key=_weight),
         sorted(spans, key=_weight),
+        blamed,
         [run.label for run in baseline],
         [run.label for run in candidate],
         clear,

@@ -8,11 +8,11 @@ from kata_telemetry.analysis import critical_path, split
 from kata_telemetry.compare import UNACCOUNTED, median
 from kata_telemetry.stages import Stage
 from kata_telemetry.trace import Trace, TraceSpan
-from kata_telemetry.views.cells import crop, printable
+from kata_telemetry.views.cells import crop, headline, printable
 from kata_telemetry.views.remarks import remarks
 from kata_telemetry.views.units import duration, percent
 
-__all__ = ["MAX_EARLIER", "MAX_LINES", "Start", "explain", "start_of"]
+__all__ = ["MAX_EARLIER", "MAX_LINES", "Start", "explain", "failure", "first_failure", "start_of"]
 
 MAX_LINES: Final = 12
 # Earlier traces that are worth reading for their medians.
@@ -25,6 +25,9 @@ UNUSUAL: Final = 1.5
 UNUSUAL_NS: Final = 50_000_000
 # What ends a start: the container's process runs.
 STARTED: Final = frozenset({"Start", "start_container", "AgentService.StartContainer"})
+# How a message quotes the guest's console, and words that make a line of it worth quoting, the best first.
+QUOTED: Final = "  | "
+TELLING: Final = ("panic", "traceback", "error", "can't", "failed")
 # A stop is worth a line from this share of the whole on.
 LONG_STOP: Final = 0.15
 
@@ -56,11 +59,11 @@ def start_of(trace: Trace) -> Start:
 
 def explain(trace: Trace, earlier: Sequence[Start] = ()) -> list[str]:
     """Lines about `trace`; `earlier` are starts of other sandboxes that went well."""
-    failed = _first_failure(trace)
+    failed = first_failure(trace)
     start = start_of(trace)
     lines = [_opening(trace, start, failed)]
     if failed is not None:
-        lines += _failure(failed)
+        lines += failure(trace, failed)
     elif not (trace.live or trace.meta.outcome) and trace.root.open:
         lines += _death(trace)
     lines += _dominated(trace, start)
@@ -85,13 +88,15 @@ def _opening(trace: Trace, start: Start, failed: TraceSpan | None) -> str:
     elif failed is not None:
         state = "then something failed"
     else:
-        state = f"it ended with {printable(meta.outcome)}" if meta.outcome else "it ended without a word"
+        # A file of OTLP has no outcome; a root that has ended tells that it did.
+        silent = "it ended without a word" if trace.root.open else "it ended"
+        state = f"it ended with {printable(meta.outcome)}" if meta.outcome else silent
     if not start.reached:
         return f"{who}: {whole} so far without a first process; {state}."
     return f"{who} took {duration(start.total)} to its first process and {whole} in all; {state}."
 
 
-def _first_failure(trace: Trace) -> TraceSpan | None:
+def first_failure(trace: Trace) -> TraceSpan | None:
     """The deepest failed span of the failure that came first: errors travel upwards."""
     inside: set[str] = set()
     leaves = []
@@ -103,13 +108,29 @@ def _first_failure(trace: Trace) -> TraceSpan | None:
     return min(leaves, key=lambda span: (span.end, -span.depth), default=None)
 
 
-def _failure(span: TraceSpan) -> Iterator[str]:
+def failure(trace: Trace, span: TraceSpan) -> Iterator[str]:
+    """What `span`, the first that failed, says about it."""
     message = span.message or next(
         (str(e.attributes.get("exception.message", "")) for e in span.events if e.name == "exception"), ""
     )
-    said = crop(printable(message.strip()), MAX_TEXT) or "it left no message"
+    said = crop(headline(message), MAX_TEXT) or "it left no message"
     yield f"The cause is {printable(span.name)} ({_who(span)}), which failed after {duration(span.duration)}: {said}"
+    if words := _last_words(message):
+        yield f"Last words of the guest: {crop(words, MAX_TEXT)}"
+    end = headline(trace.root.message)
+    if trace.root is not span and end and end not in said and said not in end:
+        yield f"The sandbox ended with: {crop(end, MAX_TEXT)}"
     yield f"It was reached by {_way(span)}."
+
+
+def _last_words(message: str) -> str:
+    """Of the lines of the guest's console in a message, the one that says most: a panic, an error, else the last."""
+    console = [line.strip()[2:].strip() for line in message.splitlines() if line.startswith(QUOTED)]
+    for telling in TELLING:
+        for line in console:
+            if telling in line.lower():
+                return printable(line)
+    return printable(console[-1]) if console else ""
 
 
 def _death(trace: Trace) -> Iterator[str]:

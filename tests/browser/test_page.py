@@ -254,6 +254,14 @@ def test_the_tables(page: Page) -> None:
     page.browser.click("#tab-slowest")
     first = "document.querySelector('#view-slowest tbody .text').textContent"
     page.browser.until(f"{first} === 'boot.kernel'")
+    # What only waited for others is not in full colour.
+    bars = page.browser.run(
+        "return Object.fromEntries([...document.querySelectorAll('#view-slowest tbody tr')].map((row) => ["
+        "row.querySelector('.text').textContent,"
+        "['.amount:not(.shade)', '.shade'].map((s) => !!row.querySelector(s))]))"
+    )
+    assert bars["boot.kernel"] == [True, False]
+    assert bars["startVsockBackend"] == [False, True]
     page.browser.click("#view-slowest thead button")
     page.browser.run(
         "[...document.querySelectorAll('#view-slowest thead button')].find((b) => b.textContent === 'Duration').click()"
@@ -339,3 +347,27 @@ def test_it_fits_and_can_be_read(page: Page, theme: str, width: int) -> None:
     )
     assert min(ratio) >= 4.5, ratio
     page.browser.devtools("Emulation.setEmulatedMedia", features=[])
+
+
+def test_why_it_failed_is_told_at_once(page: Page) -> None:
+    page.show(container_start(error="no such file\nand more"), outcome="error")
+    assert "The cause is crun create" in page.text("#failure")
+    assert "no such file" in page.text("#failure")
+    assert "and more" not in page.text("#failure")
+    page.browser.click("#failure button")
+    page.browser.until("document.querySelector('.row[aria-selected=true] .text')?.textContent === 'crun create'")
+    page.show(container_start())
+    assert page.browser.run("return document.getElementById('failure').hidden")
+
+
+def test_the_grid_is_as_high_as_the_rows_before_anybody_draws(page: Page) -> None:
+    page.show(container_start())
+    # In the frame of a change of size nothing has been drawn again yet: a screenshot shows just that.
+    below = page.browser.run(
+        "document.querySelector('.main').style.cssText = 'flex: none; height: 500px';"
+        "const [line, box] = ['#grid i', '#scroller'].map((s) => document.querySelector(s).getBoundingClientRect());"
+        "return [box.top - line.top, box.bottom - line.bottom, box.height]"
+    )
+    assert abs(below[0]) <= 1
+    assert abs(below[1]) <= 1
+    assert below[2] > 300

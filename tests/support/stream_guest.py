@@ -1,15 +1,16 @@
 """What runs in a container of the stdio benchmark: one program that moves bytes by every way that is compared.
 
-Standard library only; it is copied into the container. A client connects to AF_VSOCK port argv[1] and says `VERB SIZE`
-in a line:
+Standard library only; it is copied into the container. A client connects to AF_VSOCK port argv[1], or to TCP port
+argv[2] where there is one, and says `VERB SIZE` in a line:
 
-    source, sink, echo    over that connection, as raw as a vsock stream can be had
+    source, sink, echo    over that connection, as raw as a stream can be had
     stdout, stdin, cat    the same by this process's stdio
 
 Each moves SIZE bytes in pieces of 64 KiB, and says "." when it is done (on a way that it doesn't move bytes over).
 """
 
 import os
+import select
 import socket
 import sys
 
@@ -70,15 +71,19 @@ def serve(peer: socket.socket) -> None:
 
 
 def main() -> None:
-    """Serve until killed; "ready" on stderr."""
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    listener.bind((0xFFFFFFFF, int(sys.argv[1])))
-    listener.listen()
+    """Serve until killed, one client after the other; "ready" on stderr."""
+    vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    vsock.bind((0xFFFFFFFF, int(sys.argv[1])))
+    vsock.listen()
+    listeners = [vsock]
+    if len(sys.argv) > 2:
+        listeners.append(socket.create_server(("", int(sys.argv[2]))))
     os.write(2, b"ready\n")
     while True:
-        peer, _ = listener.accept()
-        with peer:
-            serve(peer)
+        for listener in select.select(listeners, (), ())[0]:
+            peer, _ = listener.accept()
+            with peer:
+                serve(peer)
 
 
 if __name__ == "__main__":

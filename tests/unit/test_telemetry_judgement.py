@@ -22,9 +22,9 @@ from support.traces import BEGIN, MS, SANDBOX, Maker, container_start, write_sto
 few = settings(max_examples=40, deadline=None)
 
 
-def slowed(name: str, amount: int) -> Maker:
-    """A container's start in which `name` takes `amount` ms longer, and everything after it happens later."""
-    make = container_start()
+def slowed(name: str, amount: int, make: Maker | None = None) -> Maker:
+    """A container's start (or `make`) in which `name` takes `amount` ms longer; all that comes after it is later."""
+    make = make or container_start()
     at = next(e["span"] for e in make.spans if e["span"]["name"] == name)
     until = int(at["endTimeUnixNano"])
     for span in (entry["span"] for entry in make.spans):
@@ -100,6 +100,18 @@ def test_runs_against_runs() -> None:
     assert "Mostly stage container (+315 ms), in crun create (+315 ms on the critical path)." in said
     assert "Against that, stage kernel got faster (-15.0 ms)" not in said  # a twentieth is not worth a word
     assert "vary by" not in said
+
+
+def test_the_span_that_is_blamed_lies_in_the_stage_that_is_blamed() -> None:
+    # The stage is slower by two of its spans, each less than one of another stage, which is not the largest.
+    make = slowed("imports", 300)
+    make = slowed("clockSync", 300, make)
+    result = compare([run_of(trace_of(container_start()))], [run_of(trace_of(slowed("sync", 400, make)))])
+    assert result.stages[0].name == ("agent",)
+    assert result.spans[0].name[-1] == "sync"
+    said = comparison.sentence(result)
+    assert "Mostly stage agent (+600 ms), in " in said
+    assert "sync (+400" not in said
 
 
 def test_a_difference_within_the_noise_says_so() -> None:
@@ -298,6 +310,28 @@ def test_the_first_failure_is_the_cause() -> None:
     make.add("Stop", 80, 90, root, error="second")
     make.add("inner", 10, 20, make.add("outer", 5, 30, root, error="outer says"), error="first")
     assert "The cause is inner" in explain(trace_of(make))[1]
+
+
+def test_a_guest_that_panicked_is_quoted() -> None:
+    said = "QEMU ended while the guest was booting\nlast lines of the guest's console:\n"
+    said += "  | [1.0] all is well\n  | [2.0] Kernel panic - not syncing: no root\n  | [2.1] </TASK>"
+    lines = explain(trace_of(container_start(error=said), outcome="error"))
+    assert lines[1].endswith(": QEMU ended while the guest was booting")
+    assert lines[2] == "Last words of the guest: [2.0] Kernel panic - not syncing: no root"
+
+
+def test_how_the_sandbox_ended_is_told_where_the_first_failure_does_not() -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 100, error="the VM ended (killed by signal 9)")
+    make.add("AgentService.WaitProcess", 10, 20, root, error="the VM has ended")
+    assert "The sandbox ended with: the VM ended (killed by signal 9)" in explain(trace_of(make))
+    make = Maker()
+    make.add("create", 10, 20, make.add("rootSpan", 0, 100, error="no such file"), error="no such file")
+    assert not any("ended with" in line for line in explain(trace_of(make)))
+
+
+def test_a_trace_without_an_outcome_has_ended_where_its_root_has() -> None:
+    assert explain(trace_of(container_start(), outcome=""))[0].endswith("; it ended.")
 
 
 def test_a_killed_writer() -> None:

@@ -92,7 +92,15 @@ def test_no_line_is_wider_than_asked(width: int) -> None:
 
 def test_errors_are_shown_with_their_message() -> None:
     lines = shown(container_start(error="no such file"))
-    assert sum(line.strip() == "✗ no such file" for line in lines) == 3
+    # Where it began; what it travelled through on its way up says no more than that it failed.
+    above = [lines[index - 1] for index, line in enumerate(lines) if line.strip() == "✗ no such file"]
+    assert [line.split("─")[-1].split()[:2] for line in above[1:]] == [["crun", "create"]]
+    assert "rootSpan" in above[0]  # none of what lies right below it failed
+
+
+def test_an_error_of_many_lines_is_shown_by_its_first() -> None:
+    lines = shown(container_start(error="QEMU ended\nlast lines of the console:\n  | panic"))
+    assert "✗ QEMU ended" in [line.strip() for line in lines]
 
 
 def test_what_to_show() -> None:

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-__all__ = ["columns", "crop", "printable"]
+__all__ = ["columns", "crop", "headline", "printable"]
 
 
 def printable(text: str) -> str:
@@ -10,6 +10,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def headline(text: str) -> str:
+    """The first line of a message, printable; "" where there is none."""
+    first, _, _ = text.strip().partition("\n")
+    return printable(first.strip().rstrip(":"))
 
 
 def columns(text: str) -> int:

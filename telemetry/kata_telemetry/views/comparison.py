@@ -34,7 +34,7 @@ def sentence(result: Comparison) -> str:
     # Of what went the same way as the whole, the largest.
     stage = next((row for row in result.stages if row.change * change > 0), None)
     if stage is not None:
-        span = next((row for row in result.spans if row.change * change > 0), None)
+        span = result.blamed.get(stage.name[0])
         name = "the unaccounted time" if stage.name == (UNACCOUNTED,) else f"stage {stage.name[0]}"
         text += f" Mostly {name} ({_signed(stage.change)})"
         if span is not None:

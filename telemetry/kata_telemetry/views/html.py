@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 from kata_telemetry.analysis import critical_path, split
+from kata_telemetry.explain import failure, first_failure
 from kata_telemetry.guest import SERVICE as AGENT
 from kata_telemetry.stages import Lane, Stage
 from kata_telemetry.trace import Trace, TraceSpan
@@ -94,6 +95,7 @@ def to_page_model(trace: Trace) -> dict[str, Any]:
             for segment in critical_path(trace.root)
         ],
         "clock": _clock(trace, begin),
+        "failure": _failure(trace, order),
         "remarks": list(remarks(trace)),
         "misfits": [[order[found.span.span_id], found.before, found.after] for found in trace.misfits()],
         "spans": [_row(span, begin, order, values) for span in trace.walk()],
@@ -144,6 +146,12 @@ def _row(span: TraceSpan, begin: int, order: Mapping[str, int], values: _Table) 
         # Of an orphan: the parent that is not here.
         "" if span.parent else span.parent_id,
     ]
+
+
+def _failure(trace: Trace, order: Mapping[str, int]) -> dict[str, Any] | None:
+    """Why it failed, in the words of `trace explain`, and the span that is to blame."""
+    span = first_failure(trace)
+    return None if span is None else {"span": order[span.span_id], "lines": list(failure(trace, span))}
 
 
 def _clock(trace: Trace, begin: int) -> dict[str, Any] | None:

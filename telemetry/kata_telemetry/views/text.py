@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TextIO
 from kata_telemetry.analysis import Split, critical_path, split
 from kata_telemetry.stages import Lane, Stage
 from kata_telemetry.trace import Trace, TraceEvent, TraceSpan
-from kata_telemetry.views.cells import columns, crop, printable
+from kata_telemetry.views.cells import columns, crop, headline, printable
 from kata_telemetry.views.remarks import remarks
 from kata_telemetry.views.units import duration, percent
 
@@ -154,7 +154,7 @@ class _Waterfall:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begin / 1e9))
         parts = [f"sandbox {sandbox}" if sandbox else "", meta.name, meta.command, began]
         state = "running" if trace.live else meta.outcome
-        parts += [f"{len(trace.spans)} spans", state or "ended without a word"]
+        parts += [f"{len(trace.spans)} spans", state or ("ended without a word" if trace.root.open else "ended")]
         text = f" {self.glyphs.event} ".join(printable(part) for part in parts if part)
         return [
             [Fragment(crop(text, self.width), "head")],
@@ -201,8 +201,10 @@ class _Waterfall:
             Fragment(f" {self.glyphs.mark}" if self._is_critical(row) else "", "critical"),
         ]
         indent = " " * (LANE_WIDTH + 1 + min(len(tree) + 2, self.name_width))
-        if failed:
-            message = printable(span.message) or "failed"
+        # Errors travel upwards; they are told where they began.
+        passed = any(child.failed and child.message == span.message for child in span.children)
+        if failed and not (passed and span.message):
+            message = headline(span.message) or "failed"
             yield [Fragment(crop(f"{indent}{self.glyphs.error} {message}", self.width, self.glyphs.more), "error")]
         if self.options.events:
             for single in row.spans:

@@ -52,6 +52,12 @@ class App {
       el("span", { class: "id", title: "trace id" }, model.trace_id));
     $("total").textContent = duration(model.root.duration) + (model.root.open ? "+" : "");
     $("total-note").textContent = `${percent(model.unaccounted, model.root.duration)} unaccounted`;
+    if (model.failure) {
+      const { span, lines } = model.failure;
+      $("failure").hidden = false;
+      $("failure").replaceChildren(...lines.map((line) => el("p", {}, line)),
+        el("button", { type: "button", onclick: () => this.select(model.spans[span]) }, "Show it"));
+    }
     if (model.remarks.length) {
       $("remarks").hidden = false;
       $("remarks").replaceChildren(...model.remarks.map((remark) => el("p", {}, remark)));
@@ -62,7 +68,9 @@ class App {
     const { live, outcome, root, errors } = this.model;
     if (live) return el("span", { class: "pill live" }, "running");
     const failed = root.failed || (errors && !outcome);
-    return el("span", { class: `pill${failed || !outcome ? " bad" : ""}` }, outcome || "ended without a word");
+    // A file of OTLP has no outcome; a root that has ended tells that it did.
+    const silent = root.open ? "ended without a word" : "ended";
+    return el("span", { class: `pill${failed || (!outcome && root.open) ? " bad" : ""}` }, outcome || silent);
   }
 
   legend() {

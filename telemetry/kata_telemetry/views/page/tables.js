@@ -46,7 +46,16 @@ class Tables {
       el("td", { class: "number" }, duration(row.duration)),
       el("td", { class: "number" }, duration(row.self)),
       el("td", { class: "number" }, row.critical ? duration(row.critical) : "\u2013"),
-      el("td", { class: "wide" }, el("span", { class: "amount", style: { width: `${(100 * Math.max(row[this.sort], 0)) / most}%` } })));
+      el("td", { class: "wide" }, this.amount(row, most)));
+  }
+
+  /** As in the waterfall: in full colour what everybody waited for, so that one that only waits for others does not stand out. */
+  amount(row, most) {
+    const whole = Math.max(row[this.sort], 0);
+    const times = this.sort === "duration" || this.sort === "self" || this.sort === "critical";
+    const solid = times ? Math.min(row.critical, whole) : whole;
+    const part = (kind, took) => (took > 0 ? el("span", { class: `amount${kind}`, style: { width: `${(100 * took) / most}%` } }) : null);
+    return el("span", { class: "amounts" }, ...[part("", solid), part(" shade", whole - solid)].filter(Boolean));
   }
 
   stages() {

@@ -106,7 +106,6 @@ class Waterfall {
     this.grid.replaceChildren(...lines);
     this.grid.style.left = `${this.trackLeft - this.scroller.getBoundingClientRect().left}px`;
     this.grid.style.width = `${this.trackWidth}px`;
-    for (const line of lines) line.style.height = `${this.scroller.clientHeight}px`;
   }
 
   drawRow(span, index) {
@@ -213,7 +212,6 @@ class Waterfall {
       e.preventDefault();
       mark.style.left = `${Math.min(from, to)}px`;
       mark.style.width = `${Math.abs(to - from)}px`;
-      mark.style.height = `${this.scroller.clientHeight}px`;
     };
     const release = (e) => {
       window.removeEventListener("pointermove", move);
