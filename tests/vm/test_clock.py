@@ -45,7 +45,8 @@ def the_trace(kata: Kata) -> Trace:
 
 
 @pytest.mark.slow
-def test_a_clock_that_was_set_wrong_is_put_right(kata: Kata, tmp_path: Path) -> None:
+@pytest.mark.parametrize("since", ["the start", "trace on"])
+def test_a_clock_that_was_set_wrong_is_put_right(kata: Kata, tmp_path: Path, since: str) -> None:
     """A container that may do that lets CLOCK_MONOTONIC run a tenth too fast for a while."""
     image = Path(os.environ.get("KATA_IMAGE_DIR", DEFAULT_OUTPUT))
     shutil.copytree(Artifacts.at(image).default_rootfs, tmp_path / "rootfs", symlinks=True)
@@ -59,7 +60,7 @@ def test_a_clock_that_was_set_wrong_is_put_right(kata: Kata, tmp_path: Path) -> 
         "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    kata.tracing(runtime=True, agent=True)
+    kata.tracing(runtime=since == "the start", agent=since == "the start")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     log = kata.directory / "runtime.log"
     options = ("--log", str(log), "run", "-i", "--name", NAME, "--bundle", str(tmp_path))
@@ -67,6 +68,8 @@ def test_a_clock_that_was_set_wrong_is_put_right(kata: Kata, tmp_path: Path) -> 
         sandbox = Running(kata, NAME, process_)
         try:
             sandbox("true")
+            if since == "trace on":
+                assert kata("trace", "on", NAME).returncode == 0
             begin = time.monotonic_ns()
             assert "tick" in sandbox("busybox adjtimex -t 11000 | grep 'tick.*11000'")
             sandbox("busybox sleep 5; busybox adjtimex -t 10000")

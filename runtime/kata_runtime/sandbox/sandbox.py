@@ -39,6 +39,7 @@ from kata_telemetry.span import Level, Site, Span, current, use
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
+    from kata_runtime.guest.clock import Reading
 
 __all__ = ["Sandbox", "SandboxOptions", "SandboxState"]
 
@@ -109,6 +110,7 @@ class Sandbox:
         self._agent: AgentClient | None = None
         self._network: Network | None = None
         self._guard: asyncio.Task[None] | None = None
+        self._timekeeper: asyncio.Task[None] | None = None
         self._broken = ""
 
     def __repr__(self) -> str:
@@ -244,8 +246,13 @@ class Sandbox:
         self._trace.follow(agent)
         note(self._trace.root, reading)
         if self.config.agent.enable_tracing:
-            kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, reading)
-            self._stack.callback(asyncio.create_task(kept, name="timekeeper").cancel)
+            self._keep_time(machine, agent, reading)
+
+    def _keep_time(self, machine: Machine, agent: "AgentClient", first: "Reading") -> None:
+        if self._timekeeper is None:
+            kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, first)
+            self._timekeeper = asyncio.create_task(kept, name="timekeeper")
+            self._stack.callback(self._timekeeper.cancel)
 
     def _storages(self) -> "list[pb.Storage]":
         from kata_protos import agent_pb2 as pb
@@ -375,11 +382,14 @@ class Sandbox:
 
         self._require(SandboxState.READY)
         assert self._machine is not None
+        assert self._agent is not None
         # Clocks drift: the reading of the start may be weeks old.
         fresh = agent and not self._trace.agent_on
         reading = await clock.measure(self._machine.transport, self._trace.clock) if fresh else None
         cid = self._machine.cid
         await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading, cid=cid)
+        if reading is not None and self.state is SandboxState.READY:
+            self._keep_time(self._machine, self._agent, reading)
 
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
