@@ -4,9 +4,10 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -21,10 +22,13 @@ from kata_runtime.hypervisor.spec import HOTPLUG_PORTS, NetDevice, VmSpec
 from kata_runtime.process import Child, Privileges, describe, launch
 from kata_telemetry.span import Site
 
-__all__ = ["BootStage", "Vm", "launch_qemu"]
+__all__ = ["BootStage", "Vm", "hint_of_death", "launch_qemu"]
 
 _trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.qemu")
+
+# Of the console, in which a kernel that gives up says why: what it prints after that is long.
+_LAST_LINES = 60
 
 
 class BootStage(StrEnum):
@@ -103,7 +107,7 @@ class Vm:
             if ended in done:
                 raise self.boot_error(
                     f"QEMU ended while the guest was booting ({describe(ended.result())})",
-                    hint="if the guest ran out of memory: more --memory, or [hypervisor.qemu] default_memory",
+                    hint=hint_of_death(self.console.tail(_LAST_LINES), ended.result()),
                 )
             raise self.boot_error(
                 f"the guest's agent did not become ready within {timeout:g} s",
@@ -149,6 +153,18 @@ class Vm:
             except TimeoutError:
                 span.set(killed=True)
                 await self.child.stop(grace=0)
+
+
+def hint_of_death(console: Sequence[str], status: int) -> str:
+    """What to do about a VM that ended while it booted, by the console's last lines and QEMU's exit status."""
+    said = "\n".join(console).lower()
+    if "out of memory" in said or "deadlocked on memory" in said:
+        return "the guest ran out of memory: more --memory, or [hypervisor.qemu] default_memory"
+    if "kernel panic" in said:
+        return "do kernel, initrd, image and kernel_params of [hypervisor.qemu] fit together?"
+    if status == -signal.SIGKILL:
+        return "somebody killed it; the host's kernel does where memory runs out, and says so in its log (dmesg)"
+    return ""
 
 
 @asynccontextmanager
