@@ -18,6 +18,7 @@ from kata_telemetry.collector import SettingsError
 from kata_telemetry.store import Lock, Meta, StoreError
 from kata_telemetry.trace import Trace, load
 from kata_telemetry.views import text
+from kata_telemetry.views.remarks import remarks
 from kata_telemetry.views.units import duration, percent
 from support.collectors import http_collector
 from support.traces import BEGIN, MS, SANDBOX, TRACE, Maker, container_start, write_store
@@ -347,3 +348,12 @@ sys.exit(", ".join(heavy) or status)
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("live", "agent", "said"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_a_live_trace_says_that_the_guest_has_not_told_yet(live: bool, agent: bool, said: int) -> None:
+    make = Maker()
+    make.add("boot.agent", 1, 2, make.add("rootSpan", 0, 5), agent=agent)
+    trace = load(make.lines(), live=live)
+    assert trace is not None
+    assert sum("no span of the guest" in remark for remark in remarks(trace)) == said

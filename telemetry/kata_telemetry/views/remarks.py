@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from kata_telemetry.guest import SERVICE as AGENT
 from kata_telemetry.trace import Trace
 from kata_telemetry.views.cells import printable
 from kata_telemetry.views.units import duration
@@ -11,6 +12,9 @@ __all__ = ["remarks"]
 
 def remarks(trace: Trace) -> Iterator[str]:
     """One line for each thing."""
+    if trace.live and AGENT not in trace.services:
+        # What the kernel and the initramfs did comes by the agent, too.
+        yield "no span of the guest is here yet; if its agent is traced, they come when the first process runs"
     for reason, count in trace.meta.lost.items():
         yield f"not in this trace: {count} {printable(reason)}"
     if trace.broken:
