@@ -71,7 +71,7 @@ def test_life_of_a_detached_container(kata: KataContainers) -> None:
 
         assert b"exists" in kata.tasks("start", "box", check=False).stderr
         assert b"can't be checkpointed" in kata.tasks("checkpoint", "box", check=False).stderr
-        assert b"not found" in kata.tasks("kill", "--exec-id", "nowhere", "box", check=False).stderr
+        assert b"no exec nowhere" in kata.tasks("kill", "--exec-id", "nowhere", "box", check=False).stderr
         assert kata.tasks("delete", "box", check=False).returncode != 0
 
         kata.tasks("kill", "--signal", "SIGKILL", "box")
