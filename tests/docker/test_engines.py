@@ -30,7 +30,7 @@ def test_run(engine: Engine) -> None:
     told = engine.says("run", "--rm", *KATA, "--network", "none", engine.image, "cat", "/proc/version")
     assert told.startswith("Linux version ")
     assert told != Path("/proc/version").read_text().strip()
-    # nerdctl 2.3.5 never ends where more than a pipe holds comes back from its logging program, also with runc.
+    # With more than a pipe holds nerdctl 2.3.5 hung here, with runc as well; why was not found out.
     data = b"there and back\n" * (100_000 if Path(engine.command[0]).name == "docker" else 100)
     done = engine(
         "run",
