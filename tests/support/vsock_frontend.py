@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from typing import NamedTuple
 
 from support.vsock_backend import GUEST_CID
@@ -57,6 +58,7 @@ class Queue:
         self.added = self.seen = 0
         self.free = list(range(size))[::-1]
         self.chains: dict[int, list[int]] = {}
+        self.barrier = threading.Lock()
 
     def reset(self) -> None:
         """As a new driver finds it."""
@@ -79,7 +81,9 @@ class Queue:
 
     def publish(self, index: int) -> None:
         """Set the available index."""
-        struct.pack_into("<H", self.ram, self.available + 2, index)
+        # By one store: `pack_into` clears its place first, and the device would now and then read an index of 0.
+        with memoryview(self.ram) as ram, ram[self.available + 2 :][:2].cast("H") as place:
+            place[0] = index
 
     def add(self, pieces: list[tuple[int, int]], flags: int) -> int:
         """Make a chain of (guest address, length) available; returns its head."""
@@ -97,6 +101,9 @@ class Queue:
 
     def signal(self, *, force: bool = False) -> None:
         """Kick the device if it wants that."""
+        # The device must see the buffer before its wish is read (VIRTIO 1.2, 2.7.13.4.1). A lock is such a barrier.
+        with self.barrier:
+            pass
         if force or self.wants_kick():
             os.eventfd_write(self.kick, 1)
 
