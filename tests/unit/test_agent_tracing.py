@@ -8,7 +8,7 @@ from kata_agent.server.funnel import Funnel
 from kata_agent.server.tracing import MAX_RECORDED, Setting, Tracing
 from kata_protos import agent_pb2 as pb
 from kata_telemetry import otlp
-from kata_telemetry.span import Kind, Level, Site, SpanContext
+from kata_telemetry.span import Kind, Level, Site, Span, SpanContext
 
 site = Site(package="test", subsystem="unit")
 ON = Setting(True, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", (0, 0))
@@ -191,3 +191,21 @@ async def test_off_waits_for_no_forwarder_and_on_begins_again() -> None:
     call(tracing, "last")
     tracing.close()
     assert await streaming == ["last"]
+
+
+async def test_what_ends_while_the_boot_is_told_is_not_owed() -> None:
+    """Its parent ends later, with tracing off: it would be an orphan."""
+    loop = asyncio.get_running_loop()
+
+    async def end() -> None:
+        tracing.begin("kill", None, 1, site, Kind.SERVER).finish()
+
+    def boot(tracing: Tracing, parent: Span | SpanContext) -> None:
+        tracing.record("boot.agent", 1, 2, parent)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(20)
+
+    tracing = Tracing(boot)
+    tracing.configure(ON)
+    tracing.begin("early", None, 1, site, Kind.SERVER).finish()
+    tracing.configure(RECORDER)
+    assert sorted(await collect(tracing)) == ["boot.agent", "early"]

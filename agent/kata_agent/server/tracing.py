@@ -7,6 +7,7 @@ imported before the host takes spans.
 
 import asyncio
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -78,7 +79,8 @@ class Tracing:
         self._pending: deque[Span] = deque(maxlen=MAX_PENDING)
         # Wanted once, and not yet taken.
         self._owed: deque[Span] = deque(maxlen=MAX_PENDING)
-        self._owing = False
+        # The thread whose spans are owed although tracing is off.
+        self._owing = 0
         self._dropped = 0
         self._buffer: SpanBuffer | None = None
         # Set when encoding may cost time: a first process runs, or the end has come.
@@ -189,7 +191,7 @@ class Tracing:
 
     def _sink(self, span: Span) -> None:
         self._open.discard(span)
-        if self._owing:
+        if self._owing == threading.get_ident():
             self._owed.append(span)
             return
         if self._buffer is not None:
@@ -238,12 +240,12 @@ class Tracing:
 
         boot, self._boot = self._boot, None
         if boot and self.parent is not None:
-            # Where it was switched off meanwhile, they are wanted all the same.
-            self._owing = not self._enabled
+            # Where it was switched off meanwhile, they are wanted all the same; others that end meanwhile are not.
+            self._owing = 0 if self._enabled else threading.get_ident()
             try:
                 boot(self, self.parent)
             finally:
-                self._owing = False
+                self._owing = 0
 
     def _make_buffer(self) -> "SpanBuffer":
         from kata_telemetry.buffer import SpanBuffer
