@@ -9,7 +9,7 @@ import nox
 nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from it
 nox.options.sessions = ["lint", "types", "unit", "contract"]
 
-PACKAGES = ("runtime", "agent", "telemetry", "tests", "noxfile.py")
+PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "noxfile.py")
 # What `nox -s containerd2` builds.
 CONTAINERD2 = "v2.4.2"
 # Not found as Python because it has no suffix.

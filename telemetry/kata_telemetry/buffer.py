@@ -20,8 +20,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final, NamedTuple
 
 from kata_telemetry import otlp
-from kata_telemetry.guest import MAX_BATCH
 from kata_telemetry.span import Span
+from kata_telemetry.wire import MAX_FRAME
 
 __all__ = ["Batch", "SpanBuffer"]
 
@@ -182,7 +182,7 @@ class SpanBuffer:
             while pending:
                 part = pending[0]
                 encoded = otlp.encode(part) if len(part) <= FEW else await asyncio.to_thread(otlp.encode, part)
-                if len(encoded.data) <= MAX_BATCH:
+                if len(encoded.data) <= MAX_FRAME:
                     yield Batch(encoded.data, dropped + encoded.failed)
                     dropped = 0
                     del pending[0]

@@ -12,12 +12,12 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from kata_telemetry import otlp
-from kata_telemetry.announce import Announcement
 from kata_telemetry.clock import HostClock
-from kata_telemetry.parts import RuntimePart
 from kata_telemetry.span import Span, SpanContext, Tracer
 from kata_telemetry.wire import PORT
-from kata_telemetry.writer import StoreWriter
+from kata_traces.send.parts import RuntimePart
+from kata_traces.store.announce import Announcement
+from kata_traces.store.writer import StoreWriter
 
 ROOT = Path(__file__).parents[2]
 SANDBOXES, BATCHES, BATCH = 8, 75, 256

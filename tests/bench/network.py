@@ -28,8 +28,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kata_runtime.guest.transport import HybridTransport
-from kata_telemetry.store import stores
-from kata_telemetry.trace import load_store
+from kata_traces.read.trace import load_store
+from kata_traces.store.store import stores
 from support import processor, stream_guest
 from support.netns import Netns, made
 from support.vsock_guest import python_root
@@ -43,7 +43,7 @@ _MTU = 1500
 # A sandbox as it is, and one without the root ports; `run` and its options follow.
 _STARTS = {
     "with ports": "",
-    "without ports": "import kata_runtime.hypervisor.argv as argv; argv.HOTPLUG_PORTS = 0; ",
+    "without ports": "import kata_runtime.hypervisor.qemu.argv as argv; argv.HOTPLUG_PORTS = 0; ",
 }
 _MAIN = "import sys; from kata_runtime.cli.main import main; sys.exit(main())"
 _STAGES = ("boot.firmware", "boot.kernel", "boot.initramfs")

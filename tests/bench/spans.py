@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kata_telemetry.recorder import Recorder
 from kata_telemetry.span import Level, Site, Tracer, use
-from kata_telemetry.writer import StoreWriter
+from kata_traces.store.writer import StoreWriter
 
 __all__ = ["main"]
 

@@ -26,9 +26,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_runtime.hypervisor import accelerator
-from kata_runtime.hypervisor.argv import to_argv
-from kata_runtime.hypervisor.spec import VmSpec
+from kata_runtime.hypervisor.qemu import accelerator
+from kata_runtime.hypervisor.qemu.argv import to_argv
+from kata_runtime.hypervisor.qemu.spec import VmSpec
 from kata_runtime.image import DEFAULT_CACHE, DEFAULT_OUTPUT, Artifacts, cpio
 from kata_runtime.process import find_program
 

@@ -31,9 +31,9 @@ from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_telemetry.span import Site, use
-from kata_telemetry.store import Store
-from kata_telemetry.trace import load_store
-from kata_telemetry.writer import StoreWriter
+from kata_traces.read.trace import load_store
+from kata_traces.store.store import Store
+from kata_traces.store.writer import StoreWriter
 from support import processor
 
 __all__ = ["main"]

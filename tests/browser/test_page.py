@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kata_telemetry.views import html
+from kata_traces.views import html
 from support.browser import Browser, installed, open_browser
 from support.odd_traces import HOSTILE, hostile, large, trace_of
 from support.traces import BEGIN, MS, Maker, container_start

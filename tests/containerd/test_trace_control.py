@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from kata_runtime.cli.control import ask
-from kata_telemetry.store import Store
+from kata_traces.store.store import Store
 from support.containerd import eventually, shim_pid
 from support.kata_containers import KataContainers
 

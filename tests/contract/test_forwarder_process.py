@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from kata_telemetry import otlp
-from kata_telemetry.announce import Announcement
 from kata_telemetry.clock import HostClock
-from kata_telemetry.collector import CollectorSettings
-from kata_telemetry.export import push
-from kata_telemetry.forwarder.courier import left
-from kata_telemetry.store import Store
 from kata_telemetry.wire import MAX_FRAME, NUMBER, PORT, frame
+from kata_traces.forwarder.courier import left
+from kata_traces.send.collector import CollectorSettings
+from kata_traces.send.delivery import push
+from kata_traces.store.announce import Announcement
+from kata_traces.store.store import Store
 from support.collectors import free_port, grpc_collector
 from support.forwarder import Guest, batch, span_names
 from support.forwarder_process import PROGRAM, forwarder_process
@@ -316,7 +316,7 @@ from contract.test_forwarder_process import LIARS
 from kata_telemetry import otlp
 from kata_telemetry.span import Site
 from kata_telemetry.wire import Frames
-from kata_telemetry.writer import StoreWriter
+from kata_traces.store.writer import StoreWriter
 otlp.preload()
 trace_id = b"T" * 16
 writer = StoreWriter.open(Path(sys.argv[1]), "s1", trace_id=int.from_bytes(trace_id, "big"))

@@ -14,11 +14,11 @@ from kata_agent.server.forwarding import WINDOW, Forwarding
 from kata_agent.server.listeners import UnixEndpoints
 from kata_protos import agent_pb2 as pb
 from kata_telemetry import otlp
-from kata_telemetry.forwarder.inbox import Inbox
-from kata_telemetry.forwarder.service import Forwarder
-from kata_telemetry.forwarder.sources import HybridSource, Template
-from kata_telemetry.store import Store
 from kata_telemetry.wire import NUMBER, PORT, Frames
+from kata_traces.forwarder.inbox import Inbox
+from kata_traces.forwarder.service import Forwarder
+from kata_traces.forwarder.sources import HybridSource, Template
+from kata_traces.store.store import Store
 from support.agent import agent_client
 from support.forwarder import names, span_names
 

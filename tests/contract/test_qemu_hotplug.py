@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import QmpError
-from kata_runtime.hypervisor.accelerator import Accelerator
-from kata_runtime.hypervisor.argv import hotplug_ports, to_argv
-from kata_runtime.hypervisor.hotplug import add_network
-from kata_runtime.hypervisor.qmp import Qmp, Transcript
-from kata_runtime.hypervisor.spec import HOTPLUG_PORTS, NetDevice, VmSpec
+from kata_runtime.hypervisor.qemu.accelerator import Accelerator
+from kata_runtime.hypervisor.qemu.argv import hotplug_ports, to_argv
+from kata_runtime.hypervisor.qemu.hotplug import add_network
+from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, NetDevice, VmSpec
 from kata_runtime.process import launch
 from kata_runtime.sandbox.network.network import Network
 from support.netns import made

@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from kata_telemetry import export, otlp
-from kata_telemetry.collector import CollectorSettings, UnavailableError, connect
-from kata_telemetry.export import load_progress, push
+from kata_common.files import Lock
+from kata_telemetry import otlp
 from kata_telemetry.span import Site
-from kata_telemetry.store import Lock, Store, StoreError
-from kata_telemetry.writer import StoreWriter
+from kata_traces.send import delivery as export
+from kata_traces.send.collector import CollectorSettings, UnavailableError, connect
+from kata_traces.send.delivery import load_progress, push
+from kata_traces.store.errors import StoreError
+from kata_traces.store.store import Store
+from kata_traces.store.writer import StoreWriter
 from support.collectors import Collected, free_port, grpc_collector, http_collector
 from support.rotel import rotel
 
@@ -308,7 +311,7 @@ def test_a_name_that_is_used_again_does_not_mislead_the_exporter(tmp_path: Path)
 @pytest.mark.slow
 def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
     store = write(tmp_path, "a")
-    command = [sys.executable, "-m", "kata_telemetry.exporter", "--store", str(store.directory)]
+    command = [sys.executable, "-m", "kata_traces.send.exporter", "--store", str(store.directory)]
     done = subprocess.run([*command, "--endpoint", "localhost:4317"], capture_output=True, text=True, check=False)
     assert done.returncode == 64
     assert "no URL" in done.stderr

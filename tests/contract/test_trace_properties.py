@@ -30,8 +30,8 @@ from kata_runtime.sandbox.state import Directories, SandboxDirectory
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_telemetry.span import Site, use
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, TraceSpan, load_store
+from kata_traces.read.trace import Trace, TraceSpan, load_store
+from kata_traces.store.store import Store
 from support.agent import AgentClient as Client
 from support.agent import agent_client
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.image import DEFAULT_OUTPUT
-from kata_telemetry.analysis import critical_path
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, load_store
+from kata_traces.read.analysis import critical_path
+from kata_traces.read.trace import Trace, load_store
+from kata_traces.store.store import Store
 from support.collectors import grpc_collector
 from support.holds import Hold, Holds, virtiofsd
 from support.kata import Kata
@@ -138,7 +138,7 @@ def test_virtiofsd_that_starts_slowly(kata: Kata, holds: Holds) -> None:
 
 @pytest.mark.skipif(Path("/dev/vhost-vsock").exists(), reason="the kernel is the backend here")
 def test_a_vsock_backend_that_starts_slowly(kata: Kata, holds: Holds) -> None:
-    kata.environment["PYTHONPATH"] = holds.python_path("backend", ".vhost_user_vsock", 1.0)
+    kata.environment["PYTHONPATH"] = holds.python_path("backend", "vsock.device", 1.0)
     assert kata.tracing(runtime=True, agent=True).run("true").returncode == 0
     trace = the_trace(kata)
     assert wrong(trace, happened(kata, holds, trace)["backend"], "startVsockBackend", 1.0) == []

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.hypervisor import accelerator, vhost_vsock
+from kata_runtime.hypervisor.qemu import accelerator
+from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from support.containerd import make_image, running
 from support.kata import Kata, build_image
 from support.kata_containers import KataContainers

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_telemetry.store import Store
-from kata_telemetry.trace import load_store
+from kata_traces.read.trace import load_store
+from kata_traces.store.store import Store
 from support.containerd import Containerd, eventually, task
 from support.kata_containers import KataContainers, ancestors, vm_pids
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from kata_telemetry import otlp
-from kata_telemetry.announce import RUN_DIR, Announcement
-from kata_telemetry.store import Store
-from kata_telemetry.trace import load_store
 from kata_telemetry.wire import NUMBER, PORT, frame
+from kata_traces.read.trace import load_store
+from kata_traces.store.announce import RUN_DIR, Announcement
+from kata_traces.store.store import Store
 from support.collectors import grpc_collector
 from support.forwarder import batch
 from support.forwarder_process import forwarder_process

@@ -12,9 +12,9 @@ import pytest
 
 from kata_runtime.guest.clock import CLOCK_PORT
 from kata_runtime.guest.transport import KernelTransport
-from kata_runtime.hypervisor.vhost_vsock import reserve_cid, set_guest_cid
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, load_store
+from kata_runtime.hypervisor.vsock.kernel import reserve_cid, set_guest_cid
+from kata_traces.read.trace import Trace, load_store
+from kata_traces.store.store import Store
 from support.running import Running
 
 pytestmark = pytest.mark.slow

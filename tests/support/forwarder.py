@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kata_telemetry import otlp
-from kata_telemetry.announce import Announcement
 from kata_telemetry.clock import HostClock
-from kata_telemetry.forwarder.inbox import Inbox
-from kata_telemetry.forwarder.service import Forwarder
-from kata_telemetry.forwarder.sources import HybridSource, Template
-from kata_telemetry.store import Store
 from kata_telemetry.wire import NUMBER, PORT, frame
+from kata_traces.forwarder.inbox import Inbox
+from kata_traces.forwarder.service import Forwarder
+from kata_traces.forwarder.sources import HybridSource, Template
+from kata_traces.store.announce import Announcement
+from kata_traces.store.store import Store
 
 __all__ = ["Guest", "Host", "batch", "host", "names", "span_names"]
 

@@ -10,8 +10,8 @@ from google.protobuf.message import Message
 from kata_runtime.shim.grouping import SINGLE, Group
 from kata_runtime.shim.launch import Launch
 from kata_runtime.shim.ttrpc.client import Client
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, TraceSpan, load_store
+from kata_traces.read.trace import Trace, TraceSpan, load_store
+from kata_traces.store.store import Store
 from support.containerd import IMAGE, Containerd, eventually
 
 __all__ = ["RUNTIME", "KataContainers", "ancestors", "vm_pids"]

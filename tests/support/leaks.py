@@ -84,7 +84,7 @@ def census(mark: str) -> dict[str, int]:
     networks = {_namespace(pid, "net") for pid in descendants} - {""}
     tables = {_namespace(pid, "mnt"): pid for pid in (os.getpid(), *descendants)}
     mounts = {line for pid in tables.values() for line in _mounts(pid) if mark in line}
-    helpers = ("qemu-system", "virtiofsd", "vhost_user_vsock", "shim")
+    helpers = ("qemu-system", "virtiofsd", "vsock.device", "shim")
     found = {helper: sum(helper in command for command in commands) for helper in helpers}
     found |= {"mounts": len(mounts), "sockets": len(sockets), "cgroups": len(cgroups)}
     return found | {"directories": len(directories), "network namespaces": len(networks)}

@@ -5,8 +5,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kata_telemetry.store import Meta
-from kata_telemetry.trace import Trace, load
+from kata_traces.read.trace import Trace, load
+from kata_traces.store.store import Meta
 from support.traces import MS, SANDBOX, Maker, container_start
 
 __all__ = ["HOSTILE", "hostile", "large", "trace_of", "traces"]

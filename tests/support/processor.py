@@ -6,7 +6,7 @@ from pathlib import Path
 __all__ = ["MARKS", "find", "seconds"]
 
 # What the command lines of a sandbox's processes have, by who they are.
-MARKS = {"VM": b"qemu-system", "vsock": b"kata_runtime.hypervisor.vhost_user_vsock"}
+MARKS = {"VM": b"qemu-system", "vsock": b"kata_runtime.hypervisor.vsock.device"}
 
 
 def find(mark: bytes, name: str) -> int:

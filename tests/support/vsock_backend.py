@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 REPO = Path(__file__).parents[2]
-MODULE = "kata_runtime.hypervisor.vhost_user_vsock"
+MODULE = "kata_runtime.hypervisor.vsock.device"
 GUEST_CID = 3
 
 

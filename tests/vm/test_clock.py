@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.hypervisor.accelerator import kvm_usability
-from kata_runtime.hypervisor.tsc import TscMeter, tsc_reader
+from kata_runtime.hypervisor.qemu.accelerator import kvm_usability
+from kata_runtime.hypervisor.qemu.tsc import TscMeter, tsc_reader
 from kata_runtime.image import DEFAULT_OUTPUT, Artifacts
 from kata_runtime.sandbox.timekeeper import INTERVAL
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, load_store
+from kata_traces.read.trace import Trace, load_store
+from kata_traces.store.store import Store
 from support.containerd import eventually
 from support.kata import Kata
 from support.running import Running

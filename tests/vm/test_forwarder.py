@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from kata_telemetry import otlp
-from kata_telemetry.announce import Announcement
-from kata_telemetry.collector import CollectorSettings
-from kata_telemetry.forwarder.courier import left
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, load_store
+from kata_traces.forwarder.courier import left
+from kata_traces.read.trace import Trace, load_store
+from kata_traces.send.collector import CollectorSettings
+from kata_traces.store.announce import Announcement
+from kata_traces.store.store import Store
 from support.collectors import free_port, grpc_collector
 from support.forwarder_process import forwarder_process
 from support.kata import Kata
@@ -216,7 +216,7 @@ def await_exporters(kata: Kata) -> None:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (process / "cmdline").read_bytes()
-            if b"kata_telemetry.exporter" not in command or str(kata.trace_dir).encode() not in command:
+            if b"kata_traces.send.exporter" not in command or str(kata.trace_dir).encode() not in command:
                 continue
             fd = os.pidfd_open(int(process.name))
             try:

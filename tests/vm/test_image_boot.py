@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.hypervisor.boot import KERNEL_PARAMETERS, MACHINE_OPTIONS
+from kata_runtime.hypervisor.qemu.boot import KERNEL_PARAMETERS, MACHINE_OPTIONS
 from kata_runtime.image import DEFAULT_OUTPUT, Artifacts, ImageError
 
 pytestmark = pytest.mark.vm

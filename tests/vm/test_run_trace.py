@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.image import DEFAULT_OUTPUT, Artifacts
-from kata_telemetry.analysis import split
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, TraceSpan, load_store
+from kata_traces.read.analysis import split
+from kata_traces.read.trace import Trace, TraceSpan, load_store
+from kata_traces.store.store import Store
 from support.collectors import grpc_collector, http_collector
 from support.kata import Kata
 from support.rotel import rotel

@@ -25,8 +25,8 @@ from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.types_task_pb2 import RUNNING, STOPPED
 from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, RpcError
-from kata_telemetry.store import Store
-from kata_telemetry.trace import load_store
+from kata_traces.read.trace import load_store
+from kata_traces.store.store import Store
 from support.containerd import eventually
 from support.cri import cri_pb2 as cri
 from support.kata_containers import vm_pids

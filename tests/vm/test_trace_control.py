@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.cli.control import ask
-from kata_telemetry.analysis import split
-from kata_telemetry.check import Rules, check
-from kata_telemetry.store import Store
-from kata_telemetry.trace import Trace, TraceSpan, load_store
+from kata_traces.read.analysis import split
+from kata_traces.read.check import Rules, check
+from kata_traces.read.trace import Trace, TraceSpan, load_store
+from kata_traces.store.store import Store
 from support.collectors import Collected, grpc_collector
 from support.kata import Kata
 

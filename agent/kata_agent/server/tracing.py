@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.threads import in_thread
 from kata_agent.errors import InvalidError, PreconditionError
+from kata_common.contract import AGENT_SERVICE
 from kata_telemetry.clock import GuestClock
 from kata_telemetry.span import Kind, Level, Site, Span, SpanContext, Tracer, use
 
@@ -26,7 +27,6 @@ __all__ = ["Setting", "Tracing"]
 
 _trace = Site(package="agent", subsystem="agent")
 
-SERVICE: Final = "kata-agent"
 MAX_PENDING: Final = 4096
 # What the flight recorder keeps.
 MAX_RECORDED: Final = 256
@@ -69,7 +69,7 @@ class Tracing:
         self._open: set[Span] = set()
         # Everything, until it is known what is wanted.
         self._tracer = Tracer(
-            SERVICE,
+            AGENT_SERVICE,
             self._sink,
             clock=self.clock,
             common={"source": "agent"},

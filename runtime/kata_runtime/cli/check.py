@@ -16,8 +16,10 @@ from pathlib import Path
 
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
-from kata_runtime.hypervisor import accelerator, vhost_vsock, virtiofsd
-from kata_runtime.hypervisor.accelerator import Usability
+from kata_runtime.hypervisor import virtiofsd
+from kata_runtime.hypervisor.qemu import accelerator
+from kata_runtime.hypervisor.qemu.accelerator import Usability
+from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from kata_runtime.process import find_program
 
 __all__ = ["Finding", "Verdict", "add_arguments", "examine", "verdict"]

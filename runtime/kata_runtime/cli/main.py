@@ -27,8 +27,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     from kata_runtime.cli import check, control, run
     from kata_runtime.image import command as image
-    from kata_telemetry import command as trace
-    from kata_telemetry import command_metrics as metrics
+    from kata_traces.commands import main as trace
+    from kata_traces.commands import metrics
 
     parser: argparse.ArgumentParser = _Parser(
         prog="kata-runtime",
@@ -120,8 +120,8 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
 def _trace(options: argparse.Namespace) -> int:
     """Where traces are and go is in the configuration, unless the command line says otherwise."""
     from kata_runtime.config import load
-    from kata_telemetry.collector import SettingsError
-    from kata_telemetry.store import StoreError
+    from kata_traces.send.collector import SettingsError
+    from kata_traces.store.errors import StoreError
 
     if "sides" in options:  # of a running sandbox, which knows its own
         return int(options.run(options))

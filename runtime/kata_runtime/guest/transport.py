@@ -1,6 +1,6 @@
 """The way to ports of the guest, whoever does vsock on this host.
 
-`HybridTransport` speaks to our vhost-user backend (hybrid-vsock convention, `hypervisor.vhost_user_vsock`),
+`HybridTransport` speaks to our vhost-user backend (hybrid-vsock convention, `hypervisor.vsock.device`),
 `KernelTransport` to the kernel's vhost-vsock. Both give connected stream sockets, and a unix socket that leads to the
 agent's gRPC, because grpcio's wheels can't dial vsock.
 """

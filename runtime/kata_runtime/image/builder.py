@@ -24,7 +24,7 @@ from kata_runtime.image.wheels import Wheel, Wheels
 
 __all__ = ["build"]
 
-AGENT_PACKAGES = ("kata_agent", "kata_protos", "kata_telemetry")
+AGENT_PACKAGES = ("kata_agent", "kata_common", "kata_protos", "kata_telemetry")
 # renameat2(2)
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2

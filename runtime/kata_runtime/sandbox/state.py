@@ -170,8 +170,8 @@ class SandboxDirectory:
             store = Path(os.readlink(self.run / "trace"))  # noqa: PTH115 - see PTH123
         except OSError:
             return
-        from kata_telemetry.abandoned import close_abandoned
-        from kata_telemetry.store import Store
+        from kata_traces.store.abandoned import close_abandoned
+        from kata_traces.store.store import Store
 
         close_abandoned(Store(store))
 

@@ -24,7 +24,7 @@ from kata_runtime.errors import (
     KataError,
     SandboxError,
 )
-from kata_runtime.hypervisor.qemu import BootStage
+from kata_runtime.hypervisor.qemu.vm import BootStage
 from kata_telemetry import logs
 from kata_telemetry.propagation import from_environment
 from kata_telemetry.recorder import Recorder
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.guest.clock import Reading
-    from kata_telemetry.export import Link
-    from kata_telemetry.writer import StoreWriter
+    from kata_traces.send.delivery import Link
+    from kata_traces.store.writer import StoreWriter
 
 __all__ = ["SandboxTrace"]
 
@@ -136,8 +136,8 @@ class SandboxTrace:
 
     def _open_store(self) -> "StoreWriter":
         if self._writer is None:
-            from kata_telemetry.store import StoreError
-            from kata_telemetry.writer import StoreWriter
+            from kata_traces.store.errors import StoreError
+            from kata_traces.store.writer import StoreWriter
 
             try:
                 self._writer = StoreWriter.open(
@@ -236,7 +236,7 @@ class SandboxTrace:
     def _announce(self, directory: Path, cid: int) -> None:
         if self._writer is None or self._config.agent.trace_transport != "forwarder":
             return
-        from kata_telemetry.announce import Announcement
+        from kata_traces.store.announce import Announcement
 
         context = self.root.context
         announcement = Announcement(
@@ -412,8 +412,8 @@ class SandboxTrace:
 
     def metrics(self, *, openmetrics: bool) -> str:
         """What its spans up to now say, as text for Prometheus; nothing where it is not traced. Takes a moment."""
-        from kata_telemetry.metrics import expose
-        from kata_telemetry.trace import load_store
+        from kata_traces.read.metrics import expose
+        from kata_traces.read.trace import load_store
 
         if self._writer is None:
             return expose([], openmetrics=openmetrics)
@@ -454,8 +454,8 @@ class SandboxTrace:
         """Send the store to the configured collector, by a process that outlives this one for a bounded time."""
         if self._writer is None or self._link is not None:
             return
-        from kata_telemetry import export
-        from kata_telemetry.collector import CollectorSettings, SettingsError
+        from kata_traces.send import delivery as export
+        from kata_traces.send.collector import CollectorSettings, SettingsError
 
         runtime = self._config.runtime
         try:

@@ -12,14 +12,15 @@ from pathlib import Path
 from kata_runtime.config.model import Config, QemuConfig
 from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
-from kata_runtime.hypervisor import accelerator, vhost_vsock
-from kata_runtime.hypervisor.accelerator import Accelerator
 from kata_runtime.hypervisor.helper import HelperStart
-from kata_runtime.hypervisor.qemu import Vm, launch_qemu
-from kata_runtime.hypervisor.spec import VhostUserFs, VmSpec, Vsock
-from kata_runtime.hypervisor.tsc import TscMeter, tsc_reader
+from kata_runtime.hypervisor.qemu import accelerator
+from kata_runtime.hypervisor.qemu.accelerator import Accelerator
+from kata_runtime.hypervisor.qemu.spec import VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.qemu.tsc import TscMeter, tsc_reader
+from kata_runtime.hypervisor.qemu.vm import Vm, launch_qemu
 from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
-from kata_runtime.hypervisor.vsock_backend import GUEST_CID, start_vsock_backend
+from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
+from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
 from kata_runtime.mount import shared_mount_point
 from kata_runtime.process import Child, Privileges, find_program

@@ -15,7 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_runtime.hypervisor import accelerator, virtiofsd
+from kata_runtime.hypervisor import virtiofsd
+from kata_runtime.hypervisor.qemu import accelerator
 from kata_runtime.process import find_program
 from support.l1.userland import Userland
 

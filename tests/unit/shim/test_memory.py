@@ -10,7 +10,7 @@ spare()
 import asyncio
 import qemu.qmp
 assert "_ssl" not in sys.modules
-from kata_telemetry.metrics import expose
+from kata_traces.read.metrics import expose
 print(expose([], openmetrics=True))
 """
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.errors import HostError
 from kata_runtime.guest.transport import Transport
-from kata_runtime.hypervisor.spec import NetDevice
+from kata_runtime.hypervisor.qemu.spec import NetDevice
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_runtime.sandbox.network.tap import TAP_NAME, connect, disconnect, open_tap
 from kata_telemetry.span import Site
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
-    from kata_runtime.hypervisor.qemu import Vm
+    from kata_runtime.hypervisor.qemu.vm import Vm
     from kata_runtime.sandbox.network.model import Interface, Scan
 
 __all__ = ["Network", "undo_leftover"]

@@ -1,0 +1,92 @@
+"""Runs our vhost-user vsock backend, where the kernel has no vhost-vsock."""
+
+import dataclasses
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_runtime.hypervisor.helper import HelperStart
+from kata_runtime.process import Child, Privileges, launch
+from kata_telemetry.span import Level, Site, use
+
+__all__ = ["GUEST_CID", "VsockBackend", "start_vsock_backend"]
+
+_trace = Site(package="virtcontainers", subsystem="vsock")
+
+# Each VM has a backend of its own, so all may have the same CID; 3 is the first that is nobody's (vsock(7)).
+GUEST_CID = 3
+_AGENT_PORT = 1024
+# Where in the sandbox's directory the host's end of what the guest connects to is looked for.
+PORTS = "ports"
+
+
+@dataclass(frozen=True)
+class VsockBackend:
+    """What QEMU and clients need: the device's chardev (the caller's to close) and the unix sockets into the guest."""
+
+    child: Child
+    chardev: socket.socket
+    hybrid_path: Path
+    agent_path: Path
+    start: HelperStart
+
+
+@asynccontextmanager
+async def start_vsock_backend(
+    directory: Path, *, privileges: Privileges | None, log_path: Path | None = None
+) -> AsyncIterator[VsockBackend]:
+    """Run the backend for the block, with its sockets in `directory`. They accept before it has started."""
+    hybrid_path, agent_path = directory / "vsock.sock", directory / "agent.sock"
+    async with AsyncExitStack() as stack:
+        span = _trace.start("startVsockBackend", level=Level.ESSENTIAL)
+        start = HelperStart(span, "vsock backend: info: serving")
+        stack.callback(start.over)
+        with use(span), ExitStack() as handed_over:
+            ports = _make_ports(directory, privileges)
+            ours, theirs = socket.socketpair()
+            stack.enter_context(ours)  # closed twice is closed
+            handed_over.enter_context(theirs)
+            hybrid, agent = (handed_over.enter_context(_listen(path)) for path in (hybrid_path, agent_path))
+            argv = [
+                *(sys.executable, "-m", "kata_runtime.hypervisor.vsock.device"),
+                *("--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)),
+                *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(ports / hybrid_path.name)),
+                *("--forward", f"{_AGENT_PORT}:{agent.fileno()}"),
+            ]
+            if privileges is not None:
+                # Interpreter and modules may be where only root can read, as below /root: the backend imports them
+                # before it becomes nobody. That loses PR_SET_PDEATHSIG (its man page); the backend ends all the same
+                # when QEMU's end of its socket closes.
+                privileges = dataclasses.replace(privileges, by_child=True)
+                argv += ["--user", f"{privileges.uid}:{privileges.gid}"]
+            fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
+            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path, on_line=start.on_line)
+            child = await stack.enter_async_context(launched)
+        yield VsockBackend(child, ours, hybrid_path, agent_path, start)
+
+
+def _make_ports(directory: Path, privileges: Privileges | None) -> Path:
+    """The directory for what listens on ports of the host: port N is the socket `vsock.sock_N` in it.
+
+    Everything above it is root's alone, so the backend makes it its working directory while it is still root. Of the
+    directory itself the backend may only reach names in it; group and setgid bit give it, and nobody else, what listens
+    there and is writable for the group.
+    """
+    # Under another name at first: whoever waits for it makes its socket at once, and that must get the right group.
+    unfinished, ports = directory / f".{PORTS}", directory / PORTS
+    unfinished.mkdir(mode=0o700)
+    if privileges is not None:
+        os.chown(unfinished, 0, privileges.gid)
+        unfinished.chmod(0o2710)
+    return unfinished.rename(ports)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    return listener

@@ -1,0 +1,223 @@
+"""`kata-trace-forwarder`: options, start and end."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from kata_common.contract import AGENT_SERVICE
+from kata_telemetry import logs
+from kata_telemetry.wire import PORT
+from kata_traces.send.collector import CollectorSettings, SettingsError, connect
+from kata_traces.store.announce import RUN_DIR, Announcement
+from kata_traces.store.errors import StoreError
+from kata_traces.store.store import DEFAULT_TRACE_DIR, Store, stores
+
+if TYPE_CHECKING:
+    from kata_traces.forwarder.courier import Courier
+
+__all__ = ["main"]
+
+_log = logging.getLogger("kata.forwarder")
+
+ENDPOINT: Final = "http://localhost:4317"
+# Where our runtime's vsock backend looks for what listens on ports of the host.
+SOCKET_PATH: Final = "/run/kata/{ID}/ports/vsock.sock"
+VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
+# VMADDR_CID_ANY of vsock(7).
+CID_ANY: Final = 0xFFFF_FFFF
+# Seconds to send what is left when asked to end.
+GRACE: Final = 5.0
+EX_USAGE: Final = 64
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kata-trace-forwarder",
+        description="Takes the spans of agents in guests and brings them to an OpenTelemetry collector.",
+        epilog='Needed only where the configuration says trace_transport = "forwarder"; docs/tracing.md tells more.',
+    )
+    add = parser.add_argument
+    add("-l", "--log-level", choices=logs.LEVELS, default="info", help="default: info")
+    add("--log-format", choices=logs.FORMATS, default="logfmt", help="default: logfmt")
+    add("--otlp-endpoint", default="", metavar="URL", help=f"default: OTEL_EXPORTER_OTLP_ENDPOINT, else {ENDPOINT}")
+    add("--otlp-protocol", choices=["grpc", "http/protobuf"], default="", help="default: by the endpoint's port")
+    add(
+        "--trace-name",
+        default=AGENT_SERVICE,
+        metavar="NAME",
+        help=f"service that the spans belong to (default: {AGENT_SERVICE})",
+    )
+    add("--vsock-cid", type=_cid, metavar="CID", help="context id to listen on (default: any)")
+    add("--vsock-port", type=_port, metavar="PORT", help=f"port to listen on, also of hybrid vsock (default: {PORT})")
+    add(
+        "--socket-path",
+        action="append",
+        metavar="PATH",
+        help="hybrid vsock: listen at PATH_PORT; {ID} in it stands for each sandbox's id; may be repeated; default: "
+        f"that of our runtime, {SOCKET_PATH}",
+    )
+    add("--dump-only", action="store_true", help="print spans as lines of OTLP/JSON, and forward none")
+    add(
+        "--trace-dir",
+        type=Path,
+        default=DEFAULT_TRACE_DIR,
+        metavar="DIR",
+        help=f"where traces are kept (default: {DEFAULT_TRACE_DIR})",
+    )
+    add("--run-dir", type=Path, default=RUN_DIR, metavar="DIR", help=f"where sandboxes are (default: {RUN_DIR})")
+    return parser
+
+
+def _cid(text: str) -> int:
+    if text == "any":
+        return CID_ANY
+    if not text.isdecimal() or int(text) > CID_ANY:
+        raise argparse.ArgumentTypeError(f"{text!r} is no context id: a number, or any")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < CID_ANY:
+        raise argparse.ArgumentTypeError(f"{text!r} is no vsock port")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options come to."""
+
+    settings: CollectorSettings
+    templates: tuple[str, ...]
+    vsock: bool
+    cid: int
+    port: int
+    service: str
+    dump: bool
+    trace_dir: Path
+    run_dir: Path
+
+
+def plan(options: argparse.Namespace, environment: dict[str, str], vhost: Path = VHOST_VSOCK) -> Plan:
+    """Raises SettingsError."""
+    settings = CollectorSettings.resolve(environment, endpoint=options.otlp_endpoint, protocol=options.otlp_protocol)
+    if settings is None:
+        settings = CollectorSettings.resolve(environment, endpoint=ENDPOINT, protocol=options.otlp_protocol)
+    assert settings is not None
+    # Without vhost-vsock no guest can come that way, so nobody listens unless told to.
+    asked = options.vsock_cid is not None or options.vsock_port is not None
+    return Plan(
+        settings=settings,
+        templates=tuple(options.socket_path or ([str(options.run_dir / "{ID}/ports/vsock.sock")])),
+        vsock=vhost.exists() or (asked and options.socket_path is None),
+        cid=CID_ANY if options.vsock_cid is None else options.vsock_cid,
+        port=PORT if options.vsock_port is None else options.vsock_port,
+        service=options.trace_name,
+        dump=options.dump_only,
+        trace_dir=options.trace_dir,
+        run_dir=options.run_dir,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Exit status: 0 after SIGTERM or SIGINT, 64 for options that can't work, 1 where nothing can be
+    listened at.
+    """
+    options = _parser().parse_args(arguments)
+    logs.configure(options.log_format, options.log_level, sys.stderr, source="forwarder")
+    # grpc's core would log every failed attempt.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from kata_traces.forwarder.sources import ListenError, SourceError
+
+    try:
+        return asyncio.run(_serve(plan(options, dict(os.environ))))
+    except (SettingsError, SourceError) as error:
+        print(f"kata-trace-forwarder: {error}", file=sys.stderr)
+        return EX_USAGE
+    except (ListenError, StoreError) as error:
+        print(f"kata-trace-forwarder: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 1
+
+
+async def _serve(what: Plan) -> int:
+    from kata_telemetry import otlp
+    from kata_traces.forwarder.inbox import Dump, Inbox
+    from kata_traces.forwarder.service import Forwarder
+
+    otlp.preload()
+    courier = None if what.dump else _courier(what)
+    if courier:
+        open_inbox = partial(Inbox, service=what.service, trace_dir=what.trace_dir, stored=courier.tell)
+        forwarder = Forwarder(open_inbox)
+    else:
+        forwarder = Forwarder(partial(Dump, service=what.service, output=sys.stdout))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await _listen(what, forwarder.accepted, forwarder.sweep, stop)
+    finally:
+        await forwarder.close()
+        if courier:
+            left = await asyncio.to_thread(courier.stop, GRACE)
+            if left:
+                _log.warning("spans of %d sandboxes are kept and not forwarded yet", len(left))
+    return 0
+
+
+def _courier(what: Plan) -> "Courier":
+    """The one that sends, who begins with what an earlier forwarder left."""
+    from kata_traces.forwarder.courier import Courier, left
+
+    courier = Courier(what.settings, connect(what.settings))
+    kept = set(stores(what.trace_dir))
+    if what.run_dir.is_dir():
+        announced = [Announcement.read(path) for path in what.run_dir.iterdir()]
+        kept |= {Store(Path(said.store)) for said in announced if said}
+    for store in kept:
+        if left(store, what.settings):
+            courier.tell(store)
+    return courier
+
+
+async def _listen(what: Plan, accept: "Callable[..., None]", gone: Callable[[], None], stop: asyncio.Event) -> None:
+    """Until `stop`, or until a source fails: its error is raised then."""
+    from kata_traces.forwarder.sources import HybridSource, Template, VsockSource
+
+    templates = [Template.parse(text) for text in what.templates]
+    runs: list[Callable[[Callable[[], None]], Coroutine[None, None, None]]] = []
+    runs += [HybridSource(template, what.port, accept, gone).run for template in templates]
+    if what.vsock:
+        runs.append(VsockSource(what.cid, what.port, what.run_dir, accept).run)
+    waiting = len(runs)
+
+    def ready() -> None:
+        nonlocal waiting
+        waiting -= 1
+        if not waiting:
+            to = "standard output" if what.dump else what.settings.target
+            _log.info("ready", extra={"sources": len(runs), "port": what.port, "to": to})
+
+    tasks: list[asyncio.Task[None]] = [asyncio.create_task(run(ready)) for run in runs]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        stopping.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, stopping, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The sandbox's own store of spans: one directory for each trace."""

@@ -1,0 +1,106 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from kata_runtime.hypervisor.qemu.accelerator import Accelerator
+from kata_runtime.hypervisor.qemu.argv import kernel_command_line, to_argv
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, NetDevice, VhostUserFs, VmSpec, Vsock
+
+SPEC = VmSpec(
+    name="a1",
+    program="/usr/bin/qemu-system-x86_64",
+    accelerator=Accelerator.TCG,
+    kernel=Path("/i/vmlinuz"),
+    initrd=Path("/i/initrd"),
+    image=Path("/i/root.img"),
+    kernel_params="",
+    memory=512,
+    vcpus=2,
+    seccomp="on",
+    qmp_fd=5,
+    console_fd=6,
+    firmware_fd=7,
+)
+
+
+def options(argv: list[str], name: str) -> list[str]:
+    return [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == name]
+
+
+@pytest.mark.parametrize(
+    ("change", "option", "expected"),
+    [
+        ({}, "-accel", "tcg,thread=multi"),
+        ({"accelerator": Accelerator.KVM}, "-accel", "kvm"),
+        ({"accelerator": Accelerator.KVM}, "-cpu", "host"),
+        ({"accelerator": Accelerator.KVM, "cpu_features": "pmu=off"}, "-cpu", "host,pmu=off"),
+        ({}, "-cpu", "max,erms=off,fsrm=off"),
+        ({"cpu_features": "erms=on"}, "-cpu", "max,erms=off,fsrm=off,erms=on"),
+        ({}, "-m", "512M"),
+        ({}, "-object", "memory-backend-memfd,id=memory,size=512M,share=on"),
+        ({}, "-smp", "2,sockets=1,cores=2,threads=1"),
+        ({}, "-sandbox", "on"),
+        ({}, "-chardev", "socket,id=qmp,fd=5"),
+        ({}, "-chardev", "socket,id=console,fd=6"),
+        ({"vsock": Vsock(3, chardev_fd=9)}, "-device", "vhost-user-vsock-pci,chardev=vsock"),
+        ({"vsock": Vsock(3, chardev_fd=9)}, "-chardev", "socket,id=vsock,fd=9"),
+        ({"vsock": Vsock(77, vhost_fd=8)}, "-device", "vhost-vsock-pci,guest-cid=77,vhostfd=8"),
+        ({"network": (NetDevice("n0", "0a:00", 11),)}, "-netdev", "tap,id=n0,fd=11"),
+        ({"network": (NetDevice("n0", "0a:00", 11, 12),)}, "-netdev", "tap,id=n0,fd=11,vhost=on,vhostfd=12"),
+        (
+            {"network": (NetDevice("n0", "0a:00", 11),)},
+            "-device",
+            "virtio-net-pci,id=n0-device,netdev=n0,mac=0a:00,romfile=",
+        ),
+        ({"shared": VhostUserFs(10, "tag")}, "-device", "vhost-user-fs-pci,chardev=shared,tag=tag,queue-size=1024"),
+    ],
+)
+def test_option(change: dict[str, object], option: str, expected: str) -> None:
+    argv = to_argv(dataclasses.replace(SPEC, **change))  # type: ignore[arg-type]
+    assert expected in options(argv, option)
+
+
+def test_no_sandbox_option_where_it_is_switched_off() -> None:
+    assert "-sandbox" not in to_argv(dataclasses.replace(SPEC, seccomp=""))
+
+
+def test_a_comma_in_a_path_is_no_option() -> None:
+    argv = to_argv(dataclasses.replace(SPEC, image=Path("/i/a,readonly=off")))
+    assert any("file=/i/a,,readonly=off," in value for value in options(argv, "-drive"))
+
+
+def test_kernel_parameters_of_the_configuration_come_last() -> None:
+    assert kernel_command_line(dataclasses.replace(SPEC, kernel_params="quiet x=1")).endswith(" quiet x=1")
+
+
+@pytest.mark.parametrize(("accelerator", "expected"), [(Accelerator.TCG, "1"), (Accelerator.KVM, "0")])
+def test_only_an_emulated_guest_clears_pages_before_virtiofsd_fills_them(
+    accelerator: Accelerator, expected: str
+) -> None:
+    """TCG would run what was translated of a page's former code (kata_runtime.hypervisor.qemu.boot)."""
+    parameters = kernel_command_line(dataclasses.replace(SPEC, accelerator=accelerator)).split()
+    assert [word for word in parameters if word.startswith("init_on_alloc=")] == [f"init_on_alloc={expected}"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "khz", "told"),
+    [(Accelerator.TCG, 2_445_426, ["tsc_early_khz=2445426"]), (Accelerator.TCG, 0, []), (Accelerator.KVM, 1, [])],
+)
+def test_only_an_emulated_guest_is_told_its_counters_rate(accelerator: Accelerator, khz: int, told: list[str]) -> None:
+    """KVM tells it itself."""
+    parameters = kernel_command_line(dataclasses.replace(SPEC, accelerator=accelerator, tsc_khz=khz)).split()
+    assert [word for word in parameters if word.startswith("tsc_")] == told
+
+
+def test_nothing_of_the_sandbox_is_on_the_kernel_command_line() -> None:
+    """A template's clones share it (docs/architecture.md)."""
+    assert kernel_command_line(dataclasses.replace(SPEC, name="other")) == kernel_command_line(SPEC)
+
+
+def test_places_for_devices_that_come_later() -> None:
+    def ports(spec: VmSpec) -> list[str]:
+        return [value for value in options(to_argv(spec), "-device") if value.startswith("pcie-root-port")]
+
+    assert ports(SPEC) == []
+    assert len(ports(dataclasses.replace(SPEC, hotplug=True))) == HOTPLUG_PORTS
