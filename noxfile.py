@@ -26,6 +26,13 @@ def pytest(session: nox.Session, name: str) -> None:
     python(session, "pytest", f"tests/{name}", f"--junitxml=artifacts/{name}.xml", *session.posargs)
 
 
+def guests(session: nox.Session, name: str) -> None:
+    """Tests that boot guests, in a mount namespace of their own: other suites may do the same beside them."""
+    apart = ("unshare", "--mount", "--propagation", "slave", "tests/support/apart.sh", f"artifacts/apart/{name}")
+    command = (sys.executable, "-m", "pytest", f"tests/{name}", f"--junitxml=artifacts/{name}.xml", *session.posargs)
+    session.run(*apart, *command, external=True, interrupt_timeout=30, terminate_timeout=30)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Format, lint rules, spelling."""
@@ -62,19 +69,19 @@ def browser(session: nox.Session) -> None:
 @nox.session
 def vm(session: nox.Session) -> None:
     """Tests that boot a real guest (root)."""
-    pytest(session, "vm")
+    guests(session, "vm")
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Slow and broken stages of a real guest, and what the trace says of them (root)."""
-    pytest(session, "faults")
+    guests(session, "faults")
 
 
 @nox.session
 def containerd(session: nox.Session) -> None:
     """Tests that run Debian's containerd on sockets and directories of its own (root)."""
-    pytest(session, "containerd")
+    guests(session, "containerd")
 
 
 @nox.session
