@@ -38,7 +38,7 @@ def main() -> None:
     _say("/dev/console", f"kata-agent: power off: {reason}\n".encode("utf-8", "replace")[:1024])
     os.sync()
     try:
-        from kata_agent.container.syscalls import power_off
+        from kata_common.linux import power_off
 
         power_off()
     finally:

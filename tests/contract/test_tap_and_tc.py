@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_agent.container.network import Address, Interface, Neighbour, Network, Route
 from kata_agent.errors import InvalidError, NotFoundError, SetupError
+from kata_agent.guest.network import Address, Interface, Neighbour, Network, Route
 from kata_runtime.errors import SandboxError
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_runtime.sandbox.network.network import Network as PodNetwork
@@ -217,7 +217,7 @@ def test_names_that_are_taken_by_the_wrong_device() -> None:
 
 
 def test_a_device_that_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kata_agent.container.network._DRIVER", Path("/nonexistent"))
+    monkeypatch.setattr("kata_agent.guest.network._DRIVER", Path("/nonexistent"))
     with made() as (guest,):
         started = asyncio.Event()
 

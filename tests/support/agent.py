@@ -15,9 +15,9 @@ from typing import Any
 
 import grpc
 
-from kata_agent.container.syscalls import become_subreaper
 from kata_agent.server.app import CLOCK_PORT, RPC_PORT, STDIO_PORT, Agent, Layout
 from kata_agent.server.listeners import UnixEndpoints
+from kata_common.linux import become_subreaper
 from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 

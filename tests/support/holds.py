@@ -128,14 +128,14 @@ class Bundle(launcher["Bundle"]):
         if module.__name__ == "grpc":
             hold("agent", seconds["agent"])
         super().exec_module(module)
-        if module.__name__ == "kata_agent.container.mounts":
+        if module.__name__ == "kata_agent.guest.mounts":
             mount = module._mount
             def slow(storage, point):
                 if storage.driver == "virtio-fs":
                     hold("mount", seconds["mount"])
                 return mount(storage, point)
             module._mount = slow
-        if module.__name__ == "kata_agent.container.network":
+        if module.__name__ == "kata_agent.guest.network":
             set_up = module._set_up
             def slow_set_up(*arguments):
                 hold("interface", seconds["interface"])

@@ -21,7 +21,7 @@ PACKAGES = {
 # Rooms in the order a request travels: a room imports those of later rows, and those that are in no row.
 ROWS = {
     "kata_runtime": [{"cli", "shim"}, {"sandbox"}, {"hypervisor", "guest"}],
-    "kata_agent": [{"main"}, {"server"}, {"services"}, {"container"}],
+    "kata_agent": [{"main"}, {"server"}, {"services"}, {"container"}, {"process"}, {"guest"}],
     "kata_traces": [{"commands"}, {"views", "forwarder"}, {"read"}, {"send"}, {"store"}],
 }
 FOREIGN = {
@@ -40,7 +40,7 @@ HOMES = {
 # The doors to child processes; the agent's is its reaper, since PID 1 must know all of its children, and the shim's
 # forks the daemon without loading what the other doors need.
 DOORS = {
-    "kata_agent.container.reaper",
+    "kata_agent.process.reaper",
     "kata_runtime.image.tools",
     "kata_runtime.process",
     "kata_runtime.shim.start",

@@ -1,1 +1,1 @@
-"""Containers and processes: crun, stdio, cgroups, mounts. Knows nothing of gRPC."""
+"""The sandbox and its containers: crun, cgroups, shared namespaces. Knows nothing of gRPC."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Cgroup", "Watch", "enable_controllers"]
+__all__ = ["Cgroup", "Watch"]
 
 # What StatsContainer reports, where it exists.
 STATS: Final = (
@@ -34,14 +34,6 @@ STATS: Final = (
     "hugetlb.2MB.current",
     "hugetlb.2MB.max",
 )
-
-
-def enable_controllers(root: Path) -> None:
-    """Let the children of `root` have every controller that there is. Raises OSError."""
-    for name in (root / "cgroup.controllers").read_text().split():
-        # One by one: a controller that can't be enabled must not keep the others off.
-        with suppress(OSError):
-            (root / "cgroup.subtree_control").write_text(f"+{name}")
 
 
 class Watch:

@@ -14,12 +14,7 @@ from typing import Final, NamedTuple
 
 from kata_agent.container.cgroup import Cgroup
 from kata_agent.container.crun import Crun, exec_failure, last_message
-from kata_agent.container.mounts import Mounts
-from kata_agent.container.process import Exit, Ports, Process, Stdio
-from kata_agent.container.pump import PumpThread
-from kata_agent.container.reaper import Child, Reaper
 from kata_agent.container.spec import Spec
-from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import (
     AgentError,
     AlreadyExistsError,
@@ -29,6 +24,11 @@ from kata_agent.errors import (
     ResourceError,
     TimedOutError,
 )
+from kata_agent.guest.mounts import Mounts
+from kata_agent.process.process import Exit, Ports, Process, Stdio
+from kata_agent.process.pump import PumpThread
+from kata_agent.process.reaper import Child, Reaper
+from kata_agent.process.streams import StreamRoom
 from kata_telemetry.span import Site
 
 __all__ = ["Container", "State", "Tools"]

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kata_agent.container.reaper import Child, Reaper
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, TimedOutError
+from kata_agent.process.reaper import Child, Reaper
 from kata_telemetry.span import Site
 
 __all__ = ["Crun", "exec_failure", "explain"]
@@ -135,6 +135,22 @@ class Crun:
             span.set(exit_status=status)
             if status:
                 raise explain(command, last_message(log))
+
+    async def version(self) -> str:
+        """From `crun --version`, whose first line is `crun version 1.8.1`; empty where there is none."""
+        reading, writing = os.pipe()
+        try:
+            child = self._reaper.spawn([self._program, "--version"], stdio=(self._null, writing, self._null))
+            await child.wait()
+            os.set_blocking(reading, False)
+            # A few lines: they fit into the pipe.
+            words = os.read(reading, 4096).decode("utf-8", "replace").split("\n", 1)[0].split()
+        except OSError:
+            return ""
+        finally:
+            os.close(reading)
+            os.close(writing)
+        return words[-1][:64] if words else ""
 
     def _spawn(self, command: str, arguments: Sequence[str], log: Path, stdio: tuple[int, int, int] | None) -> Child:
         argv = [

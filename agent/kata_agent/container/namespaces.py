@@ -10,11 +10,11 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import Final
 
-from kata_agent.container import syscalls
-from kata_agent.container.reaper import Child, Reaper
-from kata_agent.container.syscalls import MountFlag
-from kata_agent.container.threads import in_thread
 from kata_agent.errors import SetupError
+from kata_agent.process.reaper import Child, Reaper
+from kata_common import linux
+from kata_common.linux import MountFlag
+from kata_common.threads import in_thread
 from kata_telemetry.span import Site
 
 __all__ = ["SharedNamespaces"]
@@ -47,7 +47,7 @@ class SharedNamespaces:
     def _make(self, hostname: str) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _trace.span("unshare"):
-            syscalls.unshare(syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+            linux.unshare(linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
             if hostname:
                 socket.sethostname(hostname)
         for kind in ("ipc", "uts"):
@@ -57,7 +57,7 @@ class SharedNamespaces:
         target = self._directory / kind
         with _trace.detail("bind_namespace", kind_of=kind):
             target.touch()
-            syscalls.mount(source, str(target), "", MountFlag.BIND)
+            linux.mount(source, str(target), "", MountFlag.BIND)
         self.paths[kind] = str(target)
 
     def adopt_pid(self, pid: int) -> None:
@@ -72,7 +72,7 @@ class SharedNamespaces:
         """Make a PID namespace whose first process is nobody's, so that it ends with the sandbox. Raises SetupError."""
         try:
             with _trace.span("hold_pid_namespace"):
-                self._holder = await reaper.spawn_after(partial(syscalls.unshare, syscalls.CLONE_NEWPID), HOLDER)
+                self._holder = await reaper.spawn_after(partial(linux.unshare, linux.CLONE_NEWPID), HOLDER)
         except OSError as error:
             raise SetupError(f"can't make the sandbox's PID namespace: {error}") from error
         self.adopt_pid(self._holder.pid)
@@ -83,5 +83,5 @@ class SharedNamespaces:
             self._holder.signal(SIGKILL)
         for path in self.paths.values():
             with suppress(OSError):
-                syscalls.umount(path)
+                linux.umount(path)
         self.paths.clear()

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.container import Container, Tools
-from kata_agent.container.mounts import Mounts, Storage
 from kata_agent.container.namespaces import SharedNamespaces
-from kata_agent.container.process import Ports
-from kata_agent.container.reaper import Reaper
 from kata_agent.container.spec import Spec, check_id, guest_spec, network_sysctls
 from kata_agent.errors import (
     AlreadyExistsError,
@@ -21,10 +18,12 @@ from kata_agent.errors import (
     ResourceError,
     SetupError,
 )
+from kata_agent.guest.mounts import Mounts, Storage
+from kata_agent.process.process import Ports
 from kata_telemetry.span import Site
 
 if TYPE_CHECKING:
-    from kata_agent.container.network import Network
+    from kata_agent.guest.network import Network
 
 __all__ = ["Module", "Sandbox"]
 
@@ -115,7 +114,7 @@ class Sandbox:
     def network(self) -> "Network":
         """The guest's network, of which many guests know nothing."""
         if self._network is None:
-            from kata_agent.container.network import Network
+            from kata_agent.guest.network import Network
 
             self._network = Network(lambda: self._load(Module("virtio_net", ())))
         return self._network
@@ -189,9 +188,9 @@ class Sandbox:
         await container.remove(timeout)
         self._containers.pop(container_id, None)
 
-    @property
-    def reaper(self) -> Reaper:
-        return self._tools.reaper
+    async def crun_version(self) -> str:
+        """Empty where there is no crun."""
+        return await self._tools.crun.version()
 
     async def next_oom(self) -> str:
         """The id of the next container in which the kernel killed something for memory.

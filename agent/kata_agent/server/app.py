@@ -10,10 +10,10 @@ import grpc
 
 from kata_agent.container.container import Tools
 from kata_agent.container.crun import Crun
-from kata_agent.container.pump import PumpThread
-from kata_agent.container.reaper import Reaper
 from kata_agent.container.sandbox import Sandbox
-from kata_agent.container.streams import StreamRoom
+from kata_agent.process.pump import PumpThread
+from kata_agent.process.reaper import Reaper
+from kata_agent.process.streams import StreamRoom
 from kata_agent.server.boot import Boot
 from kata_agent.server.clock import ClockServer
 from kata_agent.server.funnel import Funnel

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kata_agent.container.syscalls import kernel_log
+from kata_common.linux import kernel_log
 
 if TYPE_CHECKING:
     from kata_agent.server.tracing import Tracing

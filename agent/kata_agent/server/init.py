@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Final
 
-from kata_agent.container import guest
+from kata_agent.guest import machine
 from kata_agent.server import diet
 from kata_agent.server.app import Agent
 from kata_agent.server.boot import Boot, kmsg
@@ -24,7 +24,7 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 def main(boot: Boot) -> str:
     """Run to the end; the reason of the end. Raises what nothing can be done about."""
     boot.mark("imports")
-    guest.prepare(lambda step: boot.mark_within("mounts", step))
+    machine.prepare(lambda step: boot.mark_within("mounts", step))
     faulthandler.enable()
     os.environ.setdefault("PATH", PATH)
     logs.configure("logfmt", "info", sys.stderr, source="agent")
@@ -40,7 +40,7 @@ async def _serve(boot: Boot) -> str:
         if not stop.done():
             stop.set_result(reason)
 
-    # Ctrl-Alt-Del comes as SIGINT (syscalls.ctrl_alt_del_as_signal).
+    # Ctrl-Alt-Del comes as SIGINT (linux.ctrl_alt_del_as_signal).
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPWR):
         loop.add_signal_handler(number, stopped, f"signal {signal.Signals(number).name}")
     async with Agent(VsockEndpoints(), boot=boot) as agent:
@@ -54,7 +54,7 @@ async def _serve(boot: Boot) -> str:
         if destroyed.done():
             # Nothing of the sandbox is left and the host waits for the power: no tidying up.
             os.sync()
-            from kata_agent.container.syscalls import power_off
+            from kata_common.linux import power_off
 
             power_off()
         destroyed.cancel()

@@ -5,10 +5,10 @@ import signal
 import sys
 from pathlib import Path
 
-from kata_agent.container import syscalls
 from kata_agent.server import diet
 from kata_agent.server.app import Agent, Layout
 from kata_agent.server.listeners import UnixEndpoints
+from kata_common import linux
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ def main() -> int:
     """Serve on unix sockets in a directory until SIGTERM, SIGINT or DestroySandbox; the exit status."""
     match sys.argv[1:]:
         case ["--unix", directory, *more] if more == [] or (len(more) == 2 and more[0] == "--crun"):
-            syscalls.become_subreaper()
+            linux.become_subreaper()
             asyncio.run(_serve(Path(directory), more[1] if more else ""))
             return 0
     print(USAGE, file=sys.stderr)

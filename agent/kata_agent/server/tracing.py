@@ -14,9 +14,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from kata_agent.container.threads import in_thread
 from kata_agent.errors import InvalidError, PreconditionError
 from kata_common.contract import AGENT_SERVICE
+from kata_common.threads import in_thread
 from kata_telemetry.clock import GuestClock
 from kata_telemetry.span import Kind, Level, Site, Span, SpanContext, Tracer, use
 

@@ -6,11 +6,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
-from kata_agent.container import guest
-from kata_agent.container.mounts import DRIVERS, Storage
-from kata_agent.container.process import Ports
 from kata_agent.container.sandbox import Module, Sandbox
 from kata_agent.container.spec import check_id, parse, process_of
+from kata_agent.guest import machine
+from kata_agent.guest.mounts import DRIVERS, Storage
+from kata_agent.process.process import Ports
 from kata_agent.services.health import VERSION
 from kata_protos import agent_pb2 as pb
 
@@ -63,7 +63,7 @@ class AgentService:
     async def create_sandbox(self, request: pb.CreateSandboxRequest) -> pb.Empty:
         # Only where the clock is the guest's: a test may run the agent on somebody's machine.
         if request.tracing.HasField("clock") and os.getpid() == 1:
-            guest.set_time(self._tracer.to_host(time.monotonic_ns()))
+            machine.set_time(self._tracer.to_host(time.monotonic_ns()))
         await self._sandbox.create(
             request.sandbox_id,
             hostname=request.hostname,
@@ -100,7 +100,7 @@ class AgentService:
         return pb.Empty()
 
     async def stats_container(self, request: pb.StatsContainerRequest) -> pb.StatsContainerResponse:
-        from kata_agent.container.network import counters
+        from kata_agent.guest.network import counters
 
         return pb.StatsContainerResponse(
             files=self._sandbox.container(request.container_id).cgroup.stats(),
@@ -155,8 +155,8 @@ class AgentService:
         return pb.Empty()
 
     async def update_interface(self, request: pb.UpdateInterfaceRequest) -> pb.Interface:
-        from kata_agent.container.network import Address, Interface
-        from kata_agent.container.rtnetlink import IFF_NOARP
+        from kata_agent.guest.network import Address, Interface
+        from kata_agent.guest.rtnetlink import IFF_NOARP
 
         message = request.interface
         addresses = [Address(_family(a.family), a.address, _prefix(a.mask)) for a in message.IPAddresses]
@@ -166,7 +166,7 @@ class AgentService:
         return message
 
     async def update_routes(self, request: pb.UpdateRoutesRequest) -> pb.Routes:
-        from kata_agent.container.network import Route
+        from kata_agent.guest.network import Route
 
         self._sandbox.network.update_routes(
             Route(_family(r.family), r.dest, r.gateway, r.device, r.source, r.scope, r.flags, r.protocol, r.priority)
@@ -175,7 +175,7 @@ class AgentService:
         return request.routes
 
     async def add_arp_neighbors(self, request: pb.AddARPNeighborsRequest) -> pb.Empty:
-        from kata_agent.container.network import Neighbour
+        from kata_agent.guest.network import Neighbour
 
         self._sandbox.network.add_neighbours(
             Neighbour(_family(n.toIPAddress.family), n.toIPAddress.address, n.device, n.lladdr, n.state, n.flags)
@@ -184,7 +184,7 @@ class AgentService:
         return pb.Empty()
 
     async def get_guest_details(self, _: pb.GuestDetailsRequest) -> pb.GuestDetailsResponse:
-        details = await guest.details(self._sandbox.reaper)
+        details = machine.details(await self._sandbox.crun_version())
         return pb.GuestDetailsResponse(
             mem_total_bytes=details.memory,
             cpus_online=details.cpus,
@@ -201,13 +201,13 @@ class AgentService:
 
     async def set_guest_date_time(self, request: pb.SetGuestDateTimeRequest) -> pb.Empty:
         if request.Sec or request.Usec:
-            guest.set_time(request.Sec * 1_000_000_000 + request.Usec * 1000)
+            machine.set_time(request.Sec * 1_000_000_000 + request.Usec * 1000)
         if request.HasField("clock"):
             self._tracer.set_offset(request.clock.offset_ns, request.clock.bound_ns)
         return pb.Empty()
 
     async def reseed_random_dev(self, request: pb.ReseedRandomDevRequest) -> pb.Empty:
-        guest.reseed(request.data)
+        machine.reseed(request.data)
         return pb.Empty()
 
     async def get_oom_event(self, _: pb.GetOOMEventRequest) -> pb.OOMEvent:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from kata_agent.container.crun import exec_failure, explain, last_message
-from kata_agent.container.mounts import parse_options
 from kata_agent.container.spec import check_id, guest_spec, network_sysctls, parse, process_of
-from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, InvalidError
+from kata_agent.guest.mounts import parse_options
 from kata_agent.server import boot
 from kata_agent.server.app import Layout
 from kata_agent.server.funnel import snake_case
+from kata_common.linux import MountFlag
 from kata_runtime.sandbox.rootfs import GUEST_SHARED
 
 

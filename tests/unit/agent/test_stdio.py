@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kata_agent.container.pump import MAX_WAITING, Inlet, Outlet, PumpThread
-from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import NotFoundError, ResourceError
+from kata_agent.process.pump import MAX_WAITING, Inlet, Outlet, PumpThread
+from kata_agent.process.streams import StreamRoom
 from kata_agent.server.relay import Relay
 
 

@@ -17,10 +17,10 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from kata_agent.container.pump import PIPE_SIZE, Inlet, Outlet, PumpThread
-from kata_agent.container.reaper import Child
-from kata_agent.container.streams import StreamRoom
 from kata_agent.errors import InvalidError, PreconditionError, TimedOutError
+from kata_agent.process.pump import PIPE_SIZE, Inlet, Outlet, PumpThread
+from kata_agent.process.reaper import Child
+from kata_agent.process.streams import StreamRoom
 
 __all__ = ["Exit", "Ports", "Process", "Stdio"]
 

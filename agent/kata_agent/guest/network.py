@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kata_agent.container.rtnetlink import IFF_NOARP, Hop, Link, Rtnetlink, packed, packed_mac
 from kata_agent.errors import AgentError, InvalidError, NotFoundError, SetupError, TimedOutError
+from kata_agent.guest.rtnetlink import IFF_NOARP, Hop, Link, Rtnetlink, packed, packed_mac
 from kata_telemetry.span import Site
 
 __all__ = ["Address", "Counters", "Interface", "Neighbour", "Network", "Route", "counters"]

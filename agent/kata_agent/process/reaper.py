@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from kata_agent.container.threads import in_thread
+from kata_common.threads import in_thread
 
 __all__ = ["Child", "Reaper"]
 

@@ -11,11 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from kata_agent.container import syscalls
-from kata_agent.container.cgroup import enable_controllers
-from kata_agent.container.reaper import Reaper
-from kata_agent.container.syscalls import MountFlag
 from kata_agent.errors import InvalidError, SetupError
+from kata_common import linux
+from kata_common.linux import MountFlag
 
 __all__ = ["Details", "details", "prepare", "reseed", "set_time"]
 
@@ -64,7 +62,7 @@ def prepare(done: Callable[[str], None] = lambda _: None) -> None:
             Path(link).symlink_to(target)
     done("links")
     with suppress(OSError):
-        enable_controllers(Path("/sys/fs/cgroup"))
+        _enable_controllers(Path("/sys/fs/cgroup"))
     done("controllers")
     _loopback_up()
     done("loopback")
@@ -74,7 +72,7 @@ def prepare(done: Callable[[str], None] = lambda _: None) -> None:
     with suppress(OSError):
         Path("/proc/sys/kernel/panic").write_text("-1")
     with suppress(OSError):
-        syscalls.ctrl_alt_del_as_signal()
+        linux.ctrl_alt_del_as_signal()
 
 
 def _mount(point: str, fstype: str, flags: int, data: str) -> None:
@@ -86,10 +84,18 @@ def _mount(point: str, fstype: str, flags: int, data: str) -> None:
     with suppress(OSError):
         path.mkdir(exist_ok=True)
     try:
-        syscalls.mount(fstype, point, fstype, flags, data)
+        linux.mount(fstype, point, fstype, flags, data)
     except OSError as error:
         if error.errno != 16:  # EBUSY: it is mounted
             raise
+
+
+def _enable_controllers(root: Path) -> None:
+    """Let the children of `root` have every controller that there is. Raises OSError."""
+    for name in (root / "cgroup.controllers").read_text().split():
+        # One by one: a controller that can't be enabled must not keep the others off.
+        with suppress(OSError):
+            (root / "cgroup.subtree_control").write_text(f"+{name}")
 
 
 def _loopback_up() -> None:
@@ -132,8 +138,8 @@ class Details(NamedTuple):
     crun: str
 
 
-async def details(reaper: Reaper) -> Details:
-    """Collect them. crun is asked for its version, so this takes as long as crun does."""
+def details(crun: str) -> Details:
+    """Collect them; `crun` is its version."""
     return Details(
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         cpus=os.sysconf("SC_NPROCESSORS_ONLN"),
@@ -141,27 +147,9 @@ async def details(reaper: Reaper) -> Details:
         init=os.getpid() == 1,
         seccomp=_has_seccomp(),
         python=".".join(map(str, sys.version_info[:3])),
-        crun=await _crun_version(reaper),
+        crun=crun,
     )
 
 
 def _has_seccomp() -> bool:
     return "\nSeccomp:" in Path("/proc/self/status").read_text()
-
-
-async def _crun_version(reaper: Reaper) -> str:
-    """From `crun --version`, whose first line is `crun version 1.8.1`; empty where there is none."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    reading, writing = os.pipe()
-    try:
-        child = reaper.spawn(["crun", "--version"], stdio=(null, writing, null))
-        await child.wait()
-        os.set_blocking(reading, False)
-        # A few lines: they fit into the pipe.
-        words = os.read(reading, 4096).decode("utf-8", "replace").split("\n", 1)[0].split()
-    except OSError:
-        return ""
-    finally:
-        for fd in (null, reading, writing):
-            os.close(fd)
-    return words[-1][:64] if words else ""

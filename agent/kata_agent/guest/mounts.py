@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from kata_agent.container import syscalls
-from kata_agent.container.syscalls import MountFlag
-from kata_agent.container.threads import in_thread
 from kata_agent.errors import InvalidError, ResourceError, SetupError
+from kata_common import linux
+from kata_common.linux import MountFlag
+from kata_common.threads import in_thread
 from kata_telemetry.span import Site
 
 __all__ = ["DRIVERS", "Mounts", "Storage", "parse_options"]
@@ -103,7 +103,7 @@ class Mounts:
         """Take them all away, the last first. Busy ones go when their last user does."""
         while self._points:
             with suppress(OSError):
-                await in_thread("umount", partial(syscalls.umount, self._points.pop()))
+                await in_thread("umount", partial(linux.umount, self._points.pop()))
 
 
 def _checked(path: str, what: str) -> str:
@@ -118,17 +118,17 @@ def _mount(storage: Storage, point: str) -> bool:
     match storage.driver:
         case "virtio-fs":
             _make_directory(point)
-            syscalls.mount(storage.source, point, storage.fstype or "virtiofs", flags, data)
+            linux.mount(storage.source, point, storage.fstype or "virtiofs", flags, data)
         case "ephemeral":
             _make_directory(point)
-            syscalls.mount(storage.source or "tmpfs", point, storage.fstype or "tmpfs", flags, data)
+            linux.mount(storage.source or "tmpfs", point, storage.fstype or "tmpfs", flags, data)
         case "bind":
             source = _checked(storage.source, "source of a bind mount")
             _make_target(source, point)
-            syscalls.mount(source, point, "", (flags & MountFlag.REC) | MountFlag.BIND)
+            linux.mount(source, point, "", (flags & MountFlag.REC) | MountFlag.BIND)
             if flags & ~(MountFlag.BIND | MountFlag.REC):
                 # A bind mount takes its flags only in a second call (mount(2)).
-                syscalls.mount("", point, "", flags | MountFlag.BIND | MountFlag.REMOUNT)
+                linux.mount("", point, "", flags | MountFlag.BIND | MountFlag.REMOUNT)
         case "local":
             mode = next((o[5:] for o in storage.options if o.startswith("mode=")), "0755")
             _make_directory(point)
@@ -140,7 +140,7 @@ def _mount(storage: Storage, point: str) -> bool:
         case other:
             raise InvalidError(f"there is no storage driver {other!r}; there are {', '.join(DRIVERS)}")
     if propagation:
-        syscalls.mount("", point, "", propagation)
+        linux.mount("", point, "", propagation)
     return True
 
 
