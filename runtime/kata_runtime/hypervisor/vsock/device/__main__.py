@@ -6,8 +6,9 @@
 
 All sockets are made by the parent before this process starts, so there is nothing to wait for: --vhost-fd is one end of
 a socketpair whose other end QEMU has, the others listen already. What the guest connects to is the socket PATH_<port>;
-the directory of PATH becomes the working directory. With --user it then becomes that user, without supplementary
-groups, before it reads a byte of QEMU's or the guest's. Exit status: 0 when QEMU hung up or on SIGTERM or SIGINT, 1 if
+the directory of PATH becomes the working directory. With --user that directory then becomes all that it sees, and it
+becomes that user, without groups and capabilities. With or without it system calls are filtered (`confine`). All that
+is done before it reads a byte of QEMU's or the guest's. Exit status: 0 when QEMU hung up or on SIGTERM or SIGINT, 1 if
 QEMU broke the protocol, 2 for a wrong command line; the reason is one line on stderr.
 """
 
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from kata_runtime.hypervisor.vsock.device.confine import become, restrict_calls
 from kata_runtime.hypervisor.vsock.device.message import FrontendError
 from kata_runtime.hypervisor.vsock.device.server import Server
 
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     try:
+        restrict_calls()
         log("info", "serving")
         server.serve(wake_read)
     except FrontendError as error:
@@ -170,9 +173,7 @@ def _enter(uds_path: str) -> None:
 def _become(uid: int, gid: int) -> None:
     """Drop root for good; a process that isn't root can't."""
     try:
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
+        become(uid, gid)
     except OSError as error:
         raise UsageError(f"--user: can't become {uid}:{gid}: {error.strerror}") from error
 
