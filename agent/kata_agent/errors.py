@@ -1,9 +1,10 @@
 """What can go wrong in the guest, as the runtime gets to see it.
 
 Every error names the gRPC status it becomes (`status`, a name of grpc.StatusCode: this module must not import grpc)
-and, where the host acts on it, a marker that travels in the trailing metadata as `kata-error`. The host must never
-match text.
+and, where the host acts on it, a marker that travels in the trailing metadata (`kata_common.contract.Marker`).
 """
+
+from kata_common.contract import Marker
 
 __all__ = [
     "AgentError",
@@ -24,7 +25,7 @@ class AgentError(Exception):
     """Base of the tree. `str()` is one sentence for a person: what, where, and what to do."""
 
     status = "INTERNAL"
-    marker = ""
+    marker: Marker | None = None
 
 
 class InvalidError(AgentError):
@@ -80,11 +81,11 @@ class CommandNotFoundError(CrunError):
     """The container has no such command; a shell would exit 127."""
 
     status = "NOT_FOUND"
-    marker = "command-not-found"
+    marker = Marker.COMMAND_NOT_FOUND
 
 
 class CommandNotExecutableError(CrunError):
     """The command is there and can't be executed; a shell would exit 126."""
 
     status = "FAILED_PRECONDITION"
-    marker = "command-not-executable"
+    marker = Marker.COMMAND_NOT_EXECUTABLE

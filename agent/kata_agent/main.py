@@ -1,13 +1,13 @@
 """The agent's entry point, and PID 1 of the guest.
 
 Imports are the cold start here (an emulated guest runs them at a tenth of a host's speed): until the first line is in
-the kernel's log nothing but what Python has loaded anyway is imported.
+the kernel's log nothing is imported but that line and what Python has loaded anyway.
 """
 
 import os
 import time
 
-_START = b"<6>kata: agent start\n"
+from kata_common import marks
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         from kata_agent.server import outside
 
         raise SystemExit(outside.main())
-    _say("/dev/kmsg", _START)
+    _say("/dev/kmsg", f"<6>{marks.AGENT_START}\n".encode())
     started = time.monotonic_ns()
     reason = "the agent ended"
     try:
@@ -35,7 +35,7 @@ def main() -> None:
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
         _explain(error)
-    _say("/dev/console", f"kata-agent: power off: {reason}\n".encode("utf-8", "replace")[:1024])
+    _say("/dev/console", f"{marks.POWER_OFF}{reason}\n".encode("utf-8", "replace")[:1024])
     os.sync()
     try:
         from kata_common.linux import power_off

@@ -30,6 +30,7 @@ from enum import IntEnum
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from kata_common.contract import Level
 from kata_telemetry.clock import Clock, HostClock
 
 __all__ = [
@@ -69,25 +70,6 @@ class Status(IntEnum):
     UNSET = 0
     OK = 1
     ERROR = 2
-
-
-class Level(IntEnum):
-    """How much is recorded."""
-
-    OFF = -1
-    # The stages of a sandbox's life.
-    ESSENTIAL = 0
-    NORMAL = 1
-    # What is asked again and again, and each single step.
-    DETAILED = 2
-
-    @classmethod
-    def of(cls, name: str) -> "Level":
-        """The level called `name`, as configuration.toml has it. Raises ValueError."""
-        try:
-            return cls[name.upper()]
-        except KeyError:
-            raise ValueError(f"trace level {name!r} is none of essential, normal, detailed") from None
 
 
 class SpanContext(NamedTuple):

@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
-__all__ = ["MAX_FRAME", "NUMBER", "PORT", "FrameError", "Frames", "frame"]
+__all__ = ["MAX_FRAME", "NUMBER", "FrameError", "Frames", "frame"]
 
-# Kata's port of the trace forwarder on the host.
-PORT: Final = 10240
 NUMBER: Final = Struct(">Q")
 # A parsed message may take some 90 times the memory of its bytes: empty spans take two bytes each.
 MAX_FRAME: Final = 256 * 1024

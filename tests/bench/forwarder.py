@@ -11,10 +11,10 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from kata_common.contract import Port
 from kata_telemetry import otlp
 from kata_telemetry.clock import HostClock
 from kata_telemetry.span import Span, SpanContext, Tracer
-from kata_telemetry.wire import PORT
 from kata_traces.send.parts import RuntimePart
 from kata_traces.store.announce import Announcement
 from kata_traces.store.writer import StoreWriter
@@ -98,7 +98,7 @@ def forwarder() -> None:
             offset = HostClock().to_host(0)
             Announcement(sandbox_id, str(store), time.time_ns(), offset, 0, *ids).write(run / sandbox_id)
             readies.append(multiprocessing.Event())
-            path = run / sandbox_id / "ports" / f"vsock.sock_{PORT}"
+            path = run / sandbox_id / "ports" / f"vsock.sock_{Port.FORWARDER}"
             agents.append(multiprocessing.Process(target=send, args=(path, trace_id, readies[-1], go)))
         options = ["--run-dir", str(run), "--trace-dir", str(directory / "traces")]
         options += ["--otlp-endpoint", f"http://127.0.0.1:{port}"]

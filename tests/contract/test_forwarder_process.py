@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from kata_common.contract import Port
 from kata_telemetry import otlp
 from kata_telemetry.clock import HostClock
-from kata_telemetry.wire import MAX_FRAME, NUMBER, PORT, frame
+from kata_telemetry.wire import MAX_FRAME, NUMBER, frame
 from kata_traces.forwarder.courier import left
 from kata_traces.send.collector import CollectorSettings
 from kata_traces.send.delivery import push
@@ -57,7 +58,7 @@ class Sandboxes:
         return Store(self.traces / sandbox_id)
 
     def guest(self, sandbox_id: str) -> Guest:
-        return Guest(self.run / sandbox_id / "ports" / f"vsock.sock_{PORT}")
+        return Guest(self.run / sandbox_id / "ports" / f"vsock.sock_{Port.FORWARDER}")
 
     def options(self, endpoint: str) -> list[str]:
         return ["--run-dir", str(self.run), "--trace-dir", str(self.traces), "--otlp-endpoint", endpoint]
@@ -354,7 +355,7 @@ def test_the_same_lies_to_the_runtime(tmp_path: Path) -> None:
 def test_a_socket_that_another_process_serves_is_left_alone(tmp_path: Path) -> None:
     sandboxes = Sandboxes(tmp_path)
     sandboxes.add("s1")
-    path = sandboxes.run / "s1" / "ports" / f"vsock.sock_{PORT}"
+    path = sandboxes.run / "s1" / "ports" / f"vsock.sock_{Port.FORWARDER}"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
         other.listen(1)

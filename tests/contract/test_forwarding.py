@@ -12,9 +12,10 @@ import pytest
 from kata_agent.server import forwarding
 from kata_agent.server.forwarding import WINDOW, Forwarding
 from kata_agent.server.listeners import UnixEndpoints
+from kata_common.contract import Port
 from kata_protos import agent_pb2 as pb
 from kata_telemetry import otlp
-from kata_telemetry.wire import NUMBER, PORT, Frames
+from kata_telemetry.wire import NUMBER, Frames
 from kata_traces.forwarder.inbox import Inbox
 from kata_traces.forwarder.service import Forwarder
 from kata_traces.forwarder.sources import HybridSource, Template
@@ -94,7 +95,7 @@ class Batches:
 async def forwarded(directory: Path) -> AsyncIterator[tuple[Batches, "asyncio.Task[list[tuple[bytes, int]]]"]]:
     """A Forwarding at work; the task's result is what was left for the runtime."""
     batches, endpoints = Batches(), UnixEndpoints(directory)
-    work = Forwarding(lambda: endpoints.dial(PORT), batches.ending)
+    work = Forwarding(lambda: endpoints.dial(Port.FORWARDER), batches.ending)
 
     async def run() -> list[tuple[bytes, int]]:
         return [left async for left in work.run(batches.stream())]
@@ -109,7 +110,7 @@ async def forwarded(directory: Path) -> AsyncIterator[tuple[Batches, "asyncio.Ta
 
 @pytest.fixture
 def host_port(tmp_path: Path) -> Path:
-    return tmp_path / f"host_{PORT}"
+    return tmp_path / f"host_{Port.FORWARDER}"
 
 
 async def test_everything_goes_to_the_forwarder(tmp_path: Path, host_port: Path) -> None:
@@ -216,7 +217,7 @@ async def real_forwarder(directory: Path) -> AsyncIterator[Store]:
         return Inbox(origin, "kata-agent", directory / "traces", lambda _: None)  # type: ignore[arg-type]
 
     forwarder = Forwarder(open_inbox)
-    source = HybridSource(Template.parse(f"{directory}/host"), PORT, forwarder.accepted, forwarder.sweep)
+    source = HybridSource(Template.parse(f"{directory}/host"), Port.FORWARDER, forwarder.accepted, forwarder.sweep)
     ready = asyncio.Event()
     task = asyncio.create_task(source.run(ready.set))
     await ready.wait()

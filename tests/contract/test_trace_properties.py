@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from kata_common.contract import Port
 from kata_protos import agent_pb2 as pb
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
 from kata_runtime.errors import KataError
@@ -177,9 +178,8 @@ async def scenario(directory: Path, sandbox: list[Plan]) -> Trace:
 
 
 def address(client: Client) -> str:
-    from kata_agent.server.app import RPC_PORT
 
-    return f"unix:{client.endpoints.path(RPC_PORT)}"
+    return f"unix:{client.endpoints.path(Port.AGENT)}"
 
 
 # What spans are about beyond the sandbox, by their names.

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kata_common.contract import Port
+from kata_common.places import RUN_DIR
 from kata_telemetry import otlp
-from kata_telemetry.wire import NUMBER, PORT, frame
+from kata_telemetry.wire import NUMBER, frame
 from kata_traces.read.trace import load_store
-from kata_traces.store.announce import RUN_DIR, Announcement
+from kata_traces.store.announce import Announcement
 from kata_traces.store.store import Store
 from support.collectors import grpc_collector
 from support.forwarder import batch
@@ -27,7 +29,7 @@ import socket, sys
 print("up", flush=True)
 while line := sys.stdin.buffer.readline():
     with socket.socket(socket.AF_VSOCK) as forwarder:
-        forwarder.connect((socket.VMADDR_CID_HOST, {PORT}))
+        forwarder.connect((socket.VMADDR_CID_HOST, {Port.FORWARDER}))
         forwarder.sendall(bytes.fromhex(line.decode()))
         print(forwarder.recv(8).hex(), flush=True)
 """
@@ -59,11 +61,11 @@ def lie(of: Announcement, name: str) -> bytes:
 
 
 def test_the_context_id_says_whose_it_is(kata: Kata, artifacts: Path, tmp_path: Path, proof: Path) -> None:
-    root, decoy = python_root(tmp_path / "root"), RUN_DIR / DECOY.sandbox_id
+    root, decoy = python_root(tmp_path / "root"), Path(RUN_DIR) / DECOY.sandbox_id
     with grpc_collector() as collected:
         kata.tracing(runtime=True, agent=True).configure("agent.kata", trace_transport="forwarder")
         kata.configure("runtime", otlp_endpoint=collected.endpoint)
-        arguments = ("-l", "debug", "--vsock-cid", "2", "--vsock-port", str(PORT))
+        arguments = ("-l", "debug", "--vsock-cid", "2", "--vsock-port", str(Port.FORWARDER))
         log = artifacts / "forwarder.log"
         with forwarder_process(log, *arguments, "--otlp-endpoint", collected.endpoint) as forwarder:
             command = ("run", "-i", "--name", "honest", "--rootfs", str(root))
@@ -74,7 +76,7 @@ def test_the_context_id_says_whose_it_is(kata: Kata, artifacts: Path, tmp_path: 
                     assert run.stdin is not None
                     assert run.stdout is not None
                     assert run.stdout.readline() == b"up\n", run.communicate()[1].decode()
-                    said = Announcement.read(RUN_DIR / "honest")
+                    said = Announcement.read(Path(RUN_DIR) / "honest")
                     assert said is not None
                     assert said.cid > 2
                     decoy.mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.guest.clock import CLOCK_PORT
+from kata_common.contract import Port
 from kata_runtime.guest.transport import KernelTransport
 from kata_runtime.hypervisor.vsock.kernel import reserve_cid, set_guest_cid
 from kata_traces.read.trace import Trace, load_store
@@ -55,7 +55,7 @@ def test_qemu_runs_on_kvm_and_vhost_vsock(sandbox: Running, proof: Path) -> None
 
 def test_the_guest_is_reached_by_af_vsock(sandbox: Running, tmp_path: Path) -> None:
     async def talk() -> bytes:
-        stream, port = await KernelTransport(sandbox.cid, tmp_path / "unused").connect(CLOCK_PORT)
+        stream, port = await KernelTransport(sandbox.cid, tmp_path / "unused").connect(Port.CLOCK)
         with stream:
             assert stream.family == socket.AF_VSOCK
             assert port == stream.getsockname()[1] > 0
@@ -72,7 +72,7 @@ def test_a_guest_that_needs_time_to_answer(sandbox: Running, tmp_path: Path) -> 
 
     async def connect() -> None:
         sandbox.kill("qemu-system-x86_64", signal.SIGSTOP)
-        connecting = asyncio.create_task(transport.connect(CLOCK_PORT))
+        connecting = asyncio.create_task(transport.connect(Port.CLOCK))
         done, _ = await asyncio.wait({connecting}, timeout=4)
         sandbox.kill("qemu-system-x86_64", signal.SIGCONT)
         assert not done
@@ -82,7 +82,7 @@ def test_a_guest_that_needs_time_to_answer(sandbox: Running, tmp_path: Path) -> 
     asyncio.run(connect())
 
 
-@pytest.mark.parametrize(("port", "other", "why"), [(4000, 0, "reset"), (CLOCK_PORT, 1, "No such device")])
+@pytest.mark.parametrize(("port", "other", "why"), [(4000, 0, "reset"), (Port.CLOCK, 1, "No such device")])
 def test_nobody_there(sandbox: Running, tmp_path: Path, port: int, other: int, why: str) -> None:
     """A port without a listener, and a context id that no guest has."""
     cid = sandbox.cid + other

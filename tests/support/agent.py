@@ -15,8 +15,9 @@ from typing import Any
 
 import grpc
 
-from kata_agent.server.app import CLOCK_PORT, RPC_PORT, STDIO_PORT, Agent, Layout
+from kata_agent.server.app import Agent, Layout
 from kata_agent.server.listeners import UnixEndpoints
+from kata_common.contract import Port
 from kata_common.linux import become_subreaper
 from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
@@ -96,10 +97,10 @@ class AgentClient:
         return opened
 
     async def stdio(self) -> Stream:
-        return await self.dial(STDIO_PORT)
+        return await self.dial(Port.STDIO)
 
     async def clock(self) -> Stream:
-        return await self.dial(CLOCK_PORT)
+        return await self.dial(Port.CLOCK)
 
     def spec(self, *args: str, terminal: bool = False, **process: Any) -> bytes:
         """config.json for a container with that command."""
@@ -230,7 +231,7 @@ async def remote_client(directory: Path) -> AsyncIterator[AgentClient]:
     """A client of an agent in another process that serves unix sockets in `directory`."""
     endpoints = UnixEndpoints(directory)
     options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(f"unix:{endpoints.path(RPC_PORT)}", options) as channel:
+    async with grpc.aio.insecure_channel(f"unix:{endpoints.path(Port.AGENT)}", options) as channel:
         client = AgentClient(None, endpoints, channel)
         try:
             yield client
@@ -262,7 +263,7 @@ async def agent_client(directory: Path, *, real: bool) -> AsyncIterator[AgentCli
         async with Agent(endpoints, layout=layout) as agent:
             # A channel of its own for each test: grpc shares back-off between channels to one address.
             options = [("grpc.use_local_subchannel_pool", 1)]
-            async with grpc.aio.insecure_channel(f"unix:{endpoints.path(RPC_PORT)}", options) as channel:
+            async with grpc.aio.insecure_channel(f"unix:{endpoints.path(Port.AGENT)}", options) as channel:
                 client = AgentClient(agent, endpoints, channel, root)
                 try:
                     yield client

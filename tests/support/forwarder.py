@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kata_common.contract import Port
 from kata_telemetry import otlp
 from kata_telemetry.clock import HostClock
-from kata_telemetry.wire import NUMBER, PORT, frame
+from kata_telemetry.wire import NUMBER, frame
 from kata_traces.forwarder.inbox import Inbox
 from kata_traces.forwarder.service import Forwarder
 from kata_traces.forwarder.sources import HybridSource, Template
@@ -119,7 +120,7 @@ class Host:
         return Store(self.trace_dir / sandbox_id)
 
     def socket(self, sandbox_id: str) -> Path:
-        return self.run_dir / sandbox_id / "ports" / f"vsock.sock_{PORT}"
+        return self.run_dir / sandbox_id / "ports" / f"vsock.sock_{Port.FORWARDER}"
 
     def sandbox(self, sandbox_id: str, *, traced: bool = True, announced: bool = True) -> bytes:
         """Make a sandbox's directories; its trace id. Not `traced`: the agent makes the root."""
@@ -165,7 +166,7 @@ async def host(directory: Path) -> AsyncIterator[Host]:
     open_inbox = partial(Inbox, service="kata-agent", trace_dir=found.trace_dir, stored=found.stored)
     forwarder = found.forwarder = Forwarder(open_inbox)
     template = Template.parse(f"{found.run_dir}/{{ID}}/ports/vsock.sock")
-    source = found.source = HybridSource(template, PORT, forwarder.accepted, found.sockets_changed)
+    source = found.source = HybridSource(template, Port.FORWARDER, forwarder.accepted, found.sockets_changed)
     ready = asyncio.Event()
     task = asyncio.create_task(source.run(ready.set))
     try:

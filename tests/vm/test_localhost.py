@@ -10,7 +10,8 @@ import pytest
 
 from kata_agent.server.listeners import Acceptor, UnixEndpoints
 from kata_agent.server.ports import PortServer
-from kata_runtime.sandbox.network.localhost import PORTS_PORT, localhost_forwarded
+from kata_common.contract import Port
+from kata_runtime.sandbox.network.localhost import localhost_forwarded
 from kata_runtime.sandbox.network.namespace import Namespace
 from support.netns import Netns, made
 
@@ -36,7 +37,7 @@ async def forwarded(network: Netns, directory: Path) -> AsyncIterator[None]:
     """The agent's end in this process, whose localhost is the "guest's"."""
     endpoints = UnixEndpoints(directory)
     server = PortServer()
-    acceptor = Acceptor(endpoints, PORTS_PORT, server.accepted)
+    acceptor = Acceptor(endpoints, Port.LOCALHOST, server.accepted)
     try:
         with Namespace.at(str(network.path)) as namespace:
             async with localhost_forwarded(namespace, UnixTransport(endpoints)):

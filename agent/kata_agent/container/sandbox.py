@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from kata_agent.errors import (
 )
 from kata_agent.guest.mounts import Mounts, Storage
 from kata_agent.process.process import Ports
+from kata_common.ids import MAX_HOSTNAME, is_hostname
 from kata_telemetry.span import Site
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = ["Module", "Sandbox"]
 
 _trace = Site(package="container", subsystem="sandbox")
 
+_MODULE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 MAX_CONTAINERS: Final = 512
 MAX_OOM_EVENTS: Final = 1024
 # Seconds that the end of a sandbox waits for killed processes, and for output nobody has read.
@@ -73,8 +76,8 @@ class Sandbox:
     ) -> None:
         """Prepare what containers will share. Raises AlreadyExistsError on a second call, InvalidError, SetupError."""
         check_id(sandbox_id, "sandbox id")
-        if len(hostname) > 64:
-            raise InvalidError(f"hostname has {len(hostname)} characters; Linux takes 64")
+        if not is_hostname(hostname):
+            raise InvalidError(f"hostname has {len(hostname.encode())} bytes; Linux takes {MAX_HOSTNAME}")
         if self.id:
             raise AlreadyExistsError(f"this guest already has sandbox {self.id}")
         self.id = sandbox_id
@@ -96,7 +99,8 @@ class Sandbox:
             raise
 
     async def _load(self, module: Module) -> None:
-        check_id(module.name, "kernel module")
+        if not _MODULE.match(module.name):
+            raise InvalidError(f"{module.name[:80]!r} can't be the name of a kernel module")
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             with _trace.span("modprobe", module=module.name):

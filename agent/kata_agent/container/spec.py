@@ -8,14 +8,13 @@ import re
 from typing import Any, Final
 
 from kata_agent.errors import InvalidError
+from kata_common.ids import RULE, is_id
 
 __all__ = ["GUEST_NAMESPACES", "Spec", "check_id", "guest_spec", "network_sysctls", "parse", "process_of"]
 
 Spec = dict[str, Any]
 
-MAX_ID: Final = 128
 MAX_SPEC: Final = 1 << 20
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _SYSCTL = re.compile(r"net(/[A-Za-z0-9_.-]+)+\Z")
 # A container has the guest's network: isolation is the VM's, devices and addresses are set there.
 GUEST_NAMESPACES: Final = frozenset({"network"})
@@ -23,12 +22,8 @@ GUEST_NAMESPACES: Final = frozenset({"network"})
 
 def check_id(value: str, what: str) -> str:
     """`value`, which is safe as a file name. Raises InvalidError."""
-    if not _ID.match(value) or len(value) > MAX_ID:
-        shown = value if len(value) <= 40 else value[:40] + "…"
-        raise InvalidError(
-            f"{what} {shown!r} is not valid: 1 to {MAX_ID} letters, digits, '_', '.' or '-', "
-            "the first a letter or digit"
-        )
+    if not is_id(value):
+        raise InvalidError(f"{what} {value[:100]!r} is not valid: {RULE}")
     return value
 
 

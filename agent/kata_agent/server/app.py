@@ -23,16 +23,11 @@ from kata_agent.server.relay import Relay
 from kata_agent.server.tracing import Tracing
 from kata_agent.services.agent import AgentService
 from kata_agent.services.health import Health
+from kata_common.contract import Port
 from kata_protos import agent_pb2
-from kata_telemetry.wire import PORT
 
-__all__ = ["CLOCK_PORT", "PORTS_PORT", "RPC_PORT", "STDIO_PORT", "Agent", "Layout"]
+__all__ = ["Agent", "Layout"]
 
-# docs/architecture.md, "Ports of the guest".
-RPC_PORT: Final = 1024
-STDIO_PORT: Final = 1027
-CLOCK_PORT: Final = 1028
-PORTS_PORT: Final = 1029
 # Seconds that calls in flight get when the sandbox has ended: StreamSpans sends its last batches.
 GRACE: Final = 30.0
 MAX_MESSAGE: Final = 4 << 20
@@ -66,7 +61,7 @@ class Agent:
         self._boot = boot
         self._stack = AsyncExitStack()
         self._destroyed = asyncio.Event()
-        self.tracing = Tracing(boot.record if boot else None, lambda: endpoints.dial(PORT))
+        self.tracing = Tracing(boot.record if boot else None, lambda: endpoints.dial(Port.FORWARDER))
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -86,7 +81,7 @@ class Agent:
             stack.callback(clock.close)
             ports = PortServer()
             stack.callback(ports.close)
-            served = ((STDIO_PORT, room.add), (CLOCK_PORT, clock.accepted), (PORTS_PORT, ports.accepted))
+            served = ((Port.STDIO, room.add), (Port.CLOCK, clock.accepted), (Port.LOCALHOST, ports.accepted))
             for port, accepted in served:
                 stack.callback(Acceptor(self._endpoints, port, accepted).close)
             await self._serve(stack)
@@ -117,7 +112,7 @@ class Agent:
         stack.push_async_callback(self._server.stop, 0)
         stack.callback(self._relay.close)
         # Last: whoever gets through is served.
-        self._acceptor = Acceptor(self._endpoints, RPC_PORT, self._relay.accepted)
+        self._acceptor = Acceptor(self._endpoints, Port.AGENT, self._relay.accepted)
         stack.callback(self._acceptor.close)
 
     async def __aexit__(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from kata_common import marks
 from kata_common.linux import kernel_log
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ __all__ = ["Boot", "Line", "kmsg", "offset_of", "parse_log", "stages"]
 # Bytes of the log that are looked at: a boot writes 40 KiB.
 MAX_LOG: Final = 512 * 1024
 RUN_INIT: Final = "Run /init"
-INITRAMFS: Final = "kata: initramfs"
-AGENT_START: Final = "kata: agent start"
 CALIBRATION: Final = "kata: clock "
 # The lines that say something here; with CONFIG_PRINTK_CALLER the thread stands after the time.
 _LINE: Final = re.compile(rb"^<\d+>\[ *(\d+)\.(\d{6})\](?:\[ *[TC]\d+\])? ((?:Run /init|kata: ).*)$", re.MULTILINE)
@@ -66,25 +65,25 @@ def offset_of(lines: Iterable[Line], mark: str, before: int, after: int) -> int 
 def stages(lines: Iterable[Line], offset: int) -> list[tuple[str, int, int]]:
     """Kernel and initramfs (name, start, end in CLOCK_MONOTONIC ns), as far as the log tells.
 
-    An initramfs stage runs from one of its lines to the next, named by what follows `kata: initramfs `.
+    An initramfs stage runs from one of its lines to the next, named by what follows `marks.INITRAMFS`.
     """
     run_init = agent = 0
-    marks: list[Line] = []
+    initramfs: list[Line] = []
     for line in lines:
         if line.text.startswith(RUN_INIT) and not run_init:
             run_init = line.time
-        elif line.text.startswith(INITRAMFS) and not agent:
-            marks.append(line)
-        elif line.text == AGENT_START and not agent:
+        elif line.text.startswith(marks.INITRAMFS) and not agent:
+            initramfs.append(line)
+        elif line.text == marks.AGENT_START and not agent:
             agent = line.time
     found = []
     if run_init:
         found.append(("boot.kernel", 0, run_init + offset))
     if run_init and agent:
         found.append(("boot.initramfs", run_init + offset, agent + offset))
-        ends = [mark.time for mark in marks[1:]] + [agent]
-        for mark, end in zip(marks, ends, strict=True):
-            name = mark.text.removeprefix(INITRAMFS).strip().replace(" ", "_")[:48]
+        ends = [mark.time for mark in initramfs[1:]] + [agent]
+        for mark, end in zip(initramfs, ends, strict=True):
+            name = mark.text.removeprefix(marks.INITRAMFS).strip().replace(" ", "_")[:48]
             found.append((f"boot.initramfs.{name or 'start'}", mark.time + offset, end + offset))
     return found
 

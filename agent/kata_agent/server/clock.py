@@ -1,19 +1,18 @@
 """The clock port: what time it is here, as fast as can be, for the host's offset measurement.
 
-8 bytes in, 24 bytes out: the same 8, then CLOCK_MONOTONIC and CLOCK_REALTIME in ns, big-endian int64. Any number of
-times per connection (docs/architecture.md).
+Bytes as in `kata_common.contract`, any number of times per connection.
 """
 
 import asyncio
 import socket
-import struct
 import time
 from typing import Final
+
+from kata_common.contract import CLOCK_ANSWER, CLOCK_QUESTION
 
 __all__ = ["ClockServer"]
 
 MAX_CONNECTIONS: Final = 8
-_REPLY: Final = struct.Struct(">8sqq")
 
 
 class ClockServer:
@@ -34,11 +33,11 @@ class ClockServer:
     def _readable(self, fd: int) -> None:
         stream, partial = self._streams[fd]
         try:
-            data = stream.recv(8 - len(partial))
+            data = stream.recv(CLOCK_QUESTION.size - len(partial))
             partial += data
-            if data and len(partial) == 8:
+            if data and len(partial) == CLOCK_QUESTION.size:
                 # An unread reply means a peer that doesn't keep to the protocol: BlockingIOError, and closed.
-                reply = _REPLY.pack(bytes(partial), time.monotonic_ns(), time.time_ns())
+                reply = CLOCK_ANSWER.pack(bytes(partial), time.monotonic_ns(), time.time_ns())
                 partial.clear()
                 if stream.send(reply) != len(reply):
                     data = b""

@@ -8,7 +8,6 @@ below undoes its work when cancelled.
 
 import asyncio
 import logging
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,36 +18,21 @@ import grpc
 
 from kata_agent.errors import AgentError, PreconditionError
 from kata_agent.server.tracing import Setting, Tracing
+from kata_common.contract import ERROR_KEY, HOST_CID, RPCS, Level, snake_case
 from kata_telemetry.propagation import extract
-from kata_telemetry.span import Kind, Level, Site
+from kata_telemetry.span import Kind, Site
 
-__all__ = ["Funnel", "snake_case"]
+__all__ = ["Funnel"]
 
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
 
-# Long polls and what is asked every few seconds: their spans would say nothing.
-UNTRACED: Final = frozenset({"GetOOMEvent", "StreamSpans", "Check", "Version", "SetGuestDateTime"})
-# The stages of a sandbox's life, and what is asked again and again; the other calls are in between.
-ESSENTIAL: Final = frozenset({
-    "CreateContainer", "CreateSandbox", "DestroySandbox", "ExecProcess", "RemoveContainer", "StartContainer",
-    "WaitProcess",
-})  # fmt: skip
-DETAILED: Final = frozenset({"GetGuestDetails", "ListProcesses", "StatsContainer", "TtyWinResize"})
-# What a health check or a dashboard asks again and again: only the first ones of each kind are recorded.
-REPEATING: Final = frozenset({"StatsContainer", "ListProcesses"})
+# How many spans a call gets that repeats.
 ENOUGH: Final = 32
 MAX_DETAILS: Final = 2048
-HOST: Final = "vsock:2:"
+HOST: Final = f"vsock:{HOST_CID}:"
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
-
-
-def snake_case(method: str) -> str:
-    """`CreateContainer` → `create_container`, `GetOOMEvent` → `get_oom_event`: Kata's span names, our methods'
-    names.
-    """
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", method).lower()
 
 
 def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
@@ -99,12 +83,11 @@ class Funnel:
         return grpc.method_handlers_generic_handler(descriptor.full_name, table)
 
     def _unary(self, method: str, handler: Callable[[Any], Awaitable[Any]]) -> Handler:
-        traced = method not in UNTRACED
-        level = Level.ESSENTIAL if method in ESSENTIAL else Level.DETAILED if method in DETAILED else Level.NORMAL
+        level = RPCS[method].level
 
         async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
             try:
-                with self._span(method, level, request, context) if traced else nullcontext():
+                with self._span(method, level, request, context) if level is not None else nullcontext():
                     return await handler(request)
             except Exception as error:
                 await self._abort(method, context, error)
@@ -146,7 +129,7 @@ class Funnel:
         return tracing.begin(snake_case(method), parent, since, _trace, Kind.SERVER, **attributes)
 
     def _worth_a_span(self, method: str) -> bool:
-        if method not in REPEATING:
+        if not RPCS[method].repeats:
             return True
         self._seen[method] += 1
         return self._seen[method] <= ENOUGH
@@ -154,7 +137,7 @@ class Funnel:
     async def _abort(self, method: str, context: Any, error: Exception) -> None:  # noqa: ANN401
         if isinstance(error, AgentError):
             status, text = grpc.StatusCode[error.status], str(error)
-            trailing = (("kata-error", error.marker),) if error.marker else ()
+            trailing = ((ERROR_KEY, error.marker),) if error.marker else ()
             _log.info("%s: %s", method, text)
         else:
             if isinstance(error, asyncio.CancelledError):

@@ -13,11 +13,11 @@ from kata_agent.server import diet
 from kata_agent.server.app import Agent
 from kata_agent.server.boot import Boot, kmsg
 from kata_agent.server.listeners import VsockEndpoints
+from kata_common import marks
 from kata_telemetry import logs
 
 __all__ = ["main"]
 
-READY: Final = b"kata-agent: ready\n"
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -45,8 +45,8 @@ async def _serve(boot: Boot) -> str:
         loop.add_signal_handler(number, stopped, f"signal {signal.Signals(number).name}")
     async with Agent(VsockEndpoints(), boot=boot) as agent:
         boot.mark("listen")
-        kmsg("kata: agent ready")
-        _console(READY)
+        kmsg(marks.AGENT_LISTENS)
+        _console(f"{marks.READY}\n".encode())
         diet.after()
         destroyed = asyncio.create_task(agent.destroyed())
         destroyed.add_done_callback(lambda _: stopped("the sandbox was destroyed"))

@@ -1,7 +1,7 @@
 """Where the agent listens: vsock ports in a guest, unix sockets in a test.
 
 Only the host may talk to the agent. A workload shares the guest's kernel and can open AF_VSOCK sockets itself, so a
-peer that isn't the host (CID 2, VMADDR_CID_HOST) is turned away; for the same reason nothing listens on an abstract
+peer that isn't the host (HOST_CID) is turned away; for the same reason nothing listens on an abstract
 unix socket.
 """
 
@@ -13,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+from kata_common.contract import HOST_CID
+
 __all__ = ["Acceptor", "Endpoints", "UnixEndpoints", "VsockEndpoints"]
 
 VMADDR_CID_ANY: Final = 0xFFFFFFFF
-VMADDR_CID_HOST: Final = 2
 BACKLOG: Final = 128
 
 
@@ -44,12 +45,12 @@ class VsockEndpoints:
 
     def host_port(self, address: object) -> int | None:
         match address:
-            case (int(cid), int(port)) if cid == VMADDR_CID_HOST:
+            case (int(cid), int(port)) if cid == HOST_CID:
                 return port
         return None
 
     async def dial(self, port: int) -> socket.socket:
-        return await _dial(socket.AF_VSOCK, (VMADDR_CID_HOST, port))
+        return await _dial(socket.AF_VSOCK, (HOST_CID, port))
 
 
 class UnixEndpoints:

@@ -8,7 +8,7 @@ from pathlib import Path
 from kata_agent.server import diet
 from kata_agent.server.app import Agent, Layout
 from kata_agent.server.listeners import UnixEndpoints
-from kata_common import linux
+from kata_common import linux, marks
 
 __all__ = ["main"]
 
@@ -40,7 +40,7 @@ async def _serve(directory: Path, crun: str) -> None:
         shared_namespaces=not crun,
     )
     async with Agent(UnixEndpoints(directory), layout=layout) as agent:
-        print("kata-agent: ready", flush=True)
+        print(marks.READY, flush=True)
         diet.after()
         ends = [asyncio.create_task(agent.destroyed()), asyncio.create_task(stop.wait())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

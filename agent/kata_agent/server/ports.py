@@ -1,7 +1,7 @@
-"""The ports port: streams of the host that go to a port of the guest's localhost (port-forwarding).
+"""The localhost port: streams of the host that go to a port of the guest's localhost (port-forwarding).
 
 Two bytes in, the port (big-endian); one byte out, 0 where somebody took the connection, and then its bytes, both ways.
-Anything else than 0 is a refusal (docs/architecture.md).
+Anything else than 0 is a refusal (`kata_common.contract`).
 """
 
 import asyncio
@@ -10,14 +10,13 @@ from contextlib import suppress
 from typing import Final
 
 from kata_agent.server.relay import Pair
+from kata_common.contract import CONNECTED, LOCALHOST_PORT, REFUSED
 
 __all__ = ["PortServer"]
 
 MAX_CONNECTIONS: Final = 256
 # Seconds for the connect; whoever listens on localhost takes it at once.
 CONNECT_WITHIN: Final = 10.0
-CONNECTED: Final = b"\0"
-REFUSED: Final = b"\1"
 # As `localhost` is looked up.
 _ADDRESSES: Final = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
@@ -42,11 +41,11 @@ class PortServer:
         inner = None
         try:
             async with asyncio.timeout(CONNECT_WITHIN):
-                wanted = await self._loop.sock_recv(stream, 2)
+                wanted = await self._loop.sock_recv(stream, LOCALHOST_PORT.size)
                 if len(wanted) == 1:
                     wanted += await self._loop.sock_recv(stream, 1)
-                if len(wanted) == 2:
-                    inner = await self._connect(int.from_bytes(wanted))
+                if len(wanted) == LOCALHOST_PORT.size:
+                    inner = await self._connect(LOCALHOST_PORT.unpack(wanted)[0])
                 await self._loop.sock_sendall(stream, REFUSED if inner is None else CONNECTED)
         except (OSError, asyncio.CancelledError) as error:
             if inner is not None:

@@ -7,8 +7,9 @@ import socket
 from http import HTTPStatus
 from typing import Any
 
+from kata_common import places
 from kata_runtime.errors import HostError, SandboxError
-from kata_runtime.sandbox.state import MANAGEMENT_SOCKET, Directories, valid_id
+from kata_runtime.sandbox.state import Directories, valid_id
 
 __all__ = ["add_arguments", "ask"]
 
@@ -44,7 +45,7 @@ def _switch(options: argparse.Namespace) -> int:
 
 def _running() -> list[str]:
     try:
-        return sorted(path.parent.name for path in Directories().run.glob(f"*/{MANAGEMENT_SOCKET}"))
+        return sorted(path.parent.name for path in Directories().run.glob(f"*/{places.MANAGEMENT_SOCKET}"))
     except OSError:
         return []
 
@@ -75,7 +76,7 @@ def ask(
     try:
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.settimeout(_TIMEOUT)
-        connection.sock.connect(str(Directories().run / sandbox / MANAGEMENT_SOCKET))
+        connection.sock.connect(str(Directories().run / sandbox / places.MANAGEMENT_SOCKET))
         connection.request(method, path, body=body, headers=headers or {})
         answer = connection.getresponse()
         content = answer.read(_MAX_ANSWER)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from kata_common.ids import hostname_of
 from kata_runtime.errors import KataError
 from kata_runtime.image import Artifacts
 from kata_runtime.oci import spec as oci
@@ -47,7 +48,7 @@ async def prepare(
         cwd=options.cwd or cwd,
         user=find_user(rootfs.path, options.user or user),
         terminal=options.tty,
-        hostname=container_id,
+        hostname=hostname_of(container_id),
     )
     return Workload(oci.build(config), rootfs)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
 
+from kata_common import places
+
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
@@ -105,7 +107,7 @@ class RuntimeConfig:
     enable_debug: bool = False
     disable_guest_seccomp: bool = True
     create_container_timeout: Seconds = 60.0
-    trace_dir: AbsolutePath = "/var/lib/kata-containers/traces"
+    trace_dir: AbsolutePath = places.TRACE_DIR
     trace_root: Literal["lifetime", "start"] = "lifetime"
     trace_level: Literal["essential", "normal", "detailed"] = "normal"
     trace_sampler: Sampler = ""

@@ -2,36 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
+from kata_common.contract import ERROR_KEY, RPCS, Marker
 from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 from kata_runtime.errors import AgentError, CommandNotExecutableError, CommandNotFoundError
 from kata_telemetry.propagation import inject
-from kata_telemetry.span import Kind, Level, Site
+from kata_telemetry.span import Kind, Site
 
 __all__ = ["AgentClient"]
 
 _trace = Site(package="virtcontainers", subsystem="agent")
 _Response = TypeVar("_Response")
 
-# The agent says by this trailing metadata what kind of failure its text describes.
+# Errors by what the agent says in its trailing metadata.
 _KINDS: dict[str, type[AgentError]] = {
-    "command-not-found": CommandNotFoundError,
-    "command-not-executable": CommandNotExecutableError,
+    Marker.COMMAND_NOT_FOUND: CommandNotFoundError,
+    Marker.COMMAND_NOT_EXECUTABLE: CommandNotExecutableError,
 }
-# The stages of a sandbox's life, and what is asked again and again; the other calls are in between. As in the agent.
-_ESSENTIAL = frozenset({
-    "CreateContainer", "CreateSandbox", "DestroySandbox", "ExecProcess", "RemoveContainer", "StartContainer",
-    "WaitProcess",
-})  # fmt: skip
-_DETAILED = frozenset({
-    "Check", "GetGuestDetails", "GetOOMEvent", "ListProcesses", "StatsContainer", "TtyWinResize", "Version",
-})  # fmt: skip
 # Kata's own default for agent calls (kata-facts 4.2).
 DEFAULT_TIMEOUT = 60.0
 # Fields of requests that say what a call is about.
@@ -76,9 +69,7 @@ class AgentClient:
             AgentError: the agent refused, is gone, or did not answer within `timeout` seconds (None: no limit).
         """
         name = type(request).__name__.removesuffix("Request")
-        level = Level.ESSENTIAL if name in _ESSENTIAL else Level.DETAILED if name in _DETAILED else Level.NORMAL
-        about: dict[str, Any] = {key: value for key in _ABOUT if (value := getattr(request, key, ""))}
-        with _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, level=level, lasts=timeout is None, **about):
+        with _span(name, request, lasts=timeout is None):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
             call = method(request, timeout=timeout, metadata=tuple(inject()))
@@ -120,8 +111,16 @@ class AgentClient:
             return
 
 
+def _span(name: str, request: object, *, lasts: bool) -> AbstractContextManager[object]:
+    level = RPCS[name].level
+    if level is None:
+        return nullcontext()
+    about: dict[str, Any] = {key: value for key in _ABOUT if (value := getattr(request, key, ""))}
+    return _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, level=level, lasts=lasts, **about)
+
+
 def _translated(method: str, error: grpc.aio.AioRpcError) -> AgentError:
     metadata = error.trailing_metadata() or ()
-    kind = next((str(value) for key, value in metadata if key == "kata-error"), "")
+    kind = next((str(value) for key, value in metadata if key == ERROR_KEY), "")
     details = error.details() or "no reason given"
     return _KINDS.get(kind, AgentError)(method, error.code().name, details)

@@ -7,24 +7,21 @@ offset is known to ± half the round trip, whatever the load (Cristian's method)
 import asyncio
 import contextlib
 import socket
-import struct
 from dataclasses import dataclass
 
+from kata_common.contract import CLOCK_ANSWER, CLOCK_QUESTION, Port
 from kata_runtime.errors import AgentError
 from kata_runtime.guest.dial import dial
 from kata_runtime.guest.transport import Transport
 from kata_telemetry.clock import Clock
 from kata_telemetry.span import Site
 
-__all__ = ["CLOCK_PORT", "Reading", "best", "measure"]
+__all__ = ["Reading", "best", "measure"]
 
-CLOCK_PORT = 1028
 # Half a dozen milliseconds on a quiet host; on a busy one some round trip is undisturbed sooner or later.
 _ROUNDS = 12
 _MOST_ROUNDS = 100
 _GOOD = 500_000  # ns
-_QUESTION = struct.Struct(">q")
-_ANSWER = struct.Struct(">qqq")
 _trace = Site(package="virtcontainers", subsystem="clock")
 
 
@@ -60,7 +57,7 @@ async def measure(transport: Transport, clock: Clock, *, timeout: float = 5.0, p
     """
     loop = asyncio.get_running_loop()
     with _trace.stage("clockSync") as span:
-        connection, _ = await dial(transport, CLOCK_PORT, "clock")
+        connection, _ = await dial(transport, Port.CLOCK, "clock")
         try:
             with connection:
                 samples: list[tuple[int, int, int, int]] = []
@@ -88,15 +85,16 @@ async def _ask(
     loop: asyncio.AbstractEventLoop, connection: socket.socket, clock: Clock, number: int
 ) -> tuple[int, int, int, int]:
     sent = clock.to_host(clock.now())
-    await loop.sock_sendall(connection, _QUESTION.pack(number))
+    question = CLOCK_QUESTION.pack(number.to_bytes(CLOCK_QUESTION.size))
+    await loop.sock_sendall(connection, question)
     answer = b""
-    while len(answer) < _ANSWER.size:
-        chunk = await loop.sock_recv(connection, _ANSWER.size - len(answer))
+    while len(answer) < CLOCK_ANSWER.size:
+        chunk = await loop.sock_recv(connection, CLOCK_ANSWER.size - len(answer))
         if not chunk:
             raise ConnectionResetError("the guest closed its clock port")
         answer += chunk
     received = clock.to_host(clock.now())
-    echoed, monotonic, realtime = _ANSWER.unpack(answer)
-    if echoed != number:
+    echoed, monotonic, realtime = CLOCK_ANSWER.unpack(answer)
+    if echoed != question:
         raise ConnectionResetError("the guest's clock port answered something else")
     return sent, received, monotonic, realtime

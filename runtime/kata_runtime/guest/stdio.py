@@ -15,9 +15,8 @@ from typing import Any
 
 from kata_telemetry.span import Site
 
-__all__ = ["STDIO_PORT", "copy_in", "copy_out"]
+__all__ = ["copy_in", "copy_out"]
 
-STDIO_PORT = 1027
 _CHUNK = 256 << 10
 _trace = Site(package="virtcontainers", subsystem="stdio")
 _NOTHING: Mapping[str, Any] = {}

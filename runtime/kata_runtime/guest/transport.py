@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, Self
 
+from kata_common.contract import Port
 from kata_runtime.guest.relay import relay
 
-__all__ = ["AGENT_PORT", "CONNECT_TIMEOUT", "HybridTransport", "KernelTransport", "Transport", "be_patient"]
+__all__ = ["CONNECT_TIMEOUT", "HybridTransport", "KernelTransport", "Transport", "be_patient"]
 
-AGENT_PORT = 1024
 # Seconds. Guests that listen answer in milliseconds; an emulated one on a busy host needs more patience.
 CONNECT_TIMEOUT = 30.0
 
@@ -60,7 +60,7 @@ class HybridTransport:
         self._hybrid = hybrid
         self._timeout = timeout
         self.grpc_address = f"unix:{agent}"
-        self.kata_address = f"hvsock://{hybrid}:{AGENT_PORT}"
+        self.kata_address = f"hvsock://{hybrid}:{Port.AGENT}"
 
     def __repr__(self) -> str:
         return f"<HybridTransport {self._hybrid}>"
@@ -115,7 +115,7 @@ class KernelTransport:
         self._cid = cid
         self._timeout = timeout
         self.grpc_address = f"unix:{agent}"
-        self.kata_address = f"vsock://{cid}:{AGENT_PORT}"
+        self.kata_address = f"vsock://{cid}:{Port.AGENT}"
 
     def __repr__(self) -> str:
         return f"<KernelTransport {self._cid}>"
@@ -127,7 +127,7 @@ class KernelTransport:
         transport = cls(cid, agent, timeout=timeout)
 
         async def dial() -> socket.socket:
-            stream, _ = await transport.connect(AGENT_PORT)
+            stream, _ = await transport.connect(Port.AGENT)
             return stream
 
         async with relay(agent, dial):

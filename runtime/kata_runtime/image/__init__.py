@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from kata_common import places
 from kata_runtime.errors import ImageError
 from kata_runtime.image.artifacts import Artifacts, Manifest
 
 __all__ = ["DEFAULT_CACHE", "DEFAULT_OUTPUT", "Artifacts", "ImageError", "Manifest", "build"]
 
-DEFAULT_OUTPUT = Path("/var/lib/kata-containers/image")
+DEFAULT_OUTPUT = Path(places.IMAGE_DIR)
 DEFAULT_CACHE = Path("/var/cache/kata-containers")
 
 

@@ -4,7 +4,7 @@
 # What happens when is written to the kernel's log, where it gets the kernel's time stamps.
 
 say() {
-	echo "<6>kata: initramfs $1" >/dev/kmsg
+	echo "<6>@MARK@ $1" >/dev/kmsg
 }
 
 # One line that says why, then off: a guest that can't boot must not hang.
@@ -39,5 +39,5 @@ mount -t @FSTYPE@ -o @OPTIONS@ "/dev/$root" /root || fail "/dev/$root can't be m
 for directory in dev proc sys; do
 	mount -o move "/$directory" "/root/$directory" || fail "/$directory can't be moved to the root file system"
 done
-echo "<6>kata: initramfs switch_root" >/root/dev/kmsg
+echo "<6>@MARK@ switch_root" >/root/dev/kmsg
 exec switch_root /root @PYTHON@ @ARGUMENTS@

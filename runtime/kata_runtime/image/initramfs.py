@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from kata_common import marks
 from kata_runtime.image import cpio
 from kata_runtime.image.kernel import ModuleTree, indexes
 from kata_runtime.image.tree import AGENT_DIRECTORY, PYTHON
@@ -28,6 +29,7 @@ def build(busybox: bytes, modules: ModuleTree) -> bytes:
 def init_script() -> str:
     """The first process of the guest."""
     values = {
+        "MARK": marks.INITRAMFS,
         "MODULES": " ".join(BOOT_MODULES),
         "SERIAL": ROOT_SERIAL,
         "FSTYPE": FILE_SYSTEM,

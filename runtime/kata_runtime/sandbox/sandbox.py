@@ -19,6 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kata_common import places
+from kata_common.ids import MAX_HOSTNAME, hostname_of, is_hostname
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError
 from kata_runtime.guest.agent_log import AgentLog
@@ -28,7 +30,7 @@ from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
-from kata_runtime.sandbox.state import MANAGEMENT_SOCKET, Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
@@ -98,6 +100,11 @@ class Sandbox:
 
     def __init__(self, sandbox_id: str, config: Config, trace: SandboxTrace, options: SandboxOptions) -> None:
         self.id = valid_id(sandbox_id)
+        if not is_hostname(options.hostname):
+            raise SandboxError(
+                f"the host name {options.hostname[:100]!r} has {len(options.hostname.encode())} bytes",
+                hint=f"Linux takes {MAX_HOSTNAME}; without one the sandbox's id is used, as far as it goes",
+            )
         self.config = config
         self.options = options
         self.state = SandboxState.NEW
@@ -182,7 +189,7 @@ class Sandbox:
         self._set_state(SandboxState.READY)
         from kata_runtime.sandbox.management import serve_management
 
-        await self._stack.enter_async_context(serve_management(self._directory.run / MANAGEMENT_SOCKET, self))
+        await self._stack.enter_async_context(serve_management(self._directory.run / places.MANAGEMENT_SOCKET, self))
         assert self._agent is not None
         self._guard = asyncio.create_task(self._watch(machine, self._agent))
 
@@ -231,7 +238,7 @@ class Sandbox:
                 self._trace.record_boot(machine.vm.marks, reading)
         self._trace.announce(self._directory.run, machine.cid)
         request = pb.CreateSandboxRequest(
-            hostname=self.options.hostname or self.id,
+            hostname=self.options.hostname or hostname_of(self.id),
             sandbox_id=self.id,
             storages=self._storages(),
             dns=self.options.dns,

@@ -8,7 +8,6 @@ Nothing here is ever removed recursively through a mount: a root filesystem of t
 
 import fcntl
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,20 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_common import places
+from kata_common.ids import RULE, is_id
 from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.mount import mounted_below, unmount
 from kata_telemetry.span import Site
 
-__all__ = ["MANAGEMENT_SOCKET", "Directories", "SandboxDirectory", "valid_id"]
-
-# In a sandbox's directory; Kata's name.
-MANAGEMENT_SOCKET = "shim-monitor.sock"
+__all__ = ["Directories", "SandboxDirectory", "valid_id"]
 
 _trace = Site(package="virtcontainers", subsystem="sandbox")
 
-# containerd's own limits for identifiers (pkg/identifiers): 76 characters, no path can be made of them.
-_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
-_ID_LENGTH = 76
 # Seconds that an empty directory is left alone.
 _BEGINNING = 60.0
 
@@ -40,11 +35,8 @@ def valid_id(text: str) -> str:
     Raises:
         SandboxError: it could not be a name of a directory.
     """
-    if len(text) > _ID_LENGTH or not _ID.fullmatch(text):
-        raise SandboxError(
-            f"{text[:100]!r} can't be the name of a sandbox or container",
-            hint=f"letters and digits, single '.', '_' or '-' between them, at most {_ID_LENGTH} characters",
-        )
+    if not is_id(text):
+        raise SandboxError(f"{text[:100]!r} can't be the name of a sandbox or container", hint=RULE)
     return text
 
 
@@ -52,15 +44,15 @@ def valid_id(text: str) -> str:
 class Directories:
     """The roots of all sandboxes of this host."""
 
-    run: Path = Path("/run/kata")
-    layers: Path = Path("/var/lib/kata-containers/sandboxes")
+    run: Path = Path(places.RUN_DIR)
+    layers: Path = Path(places.LAYERS_DIR)
 
     def sweep(self) -> list[str]:
         """Remove what sandboxes left whose runtime was killed; their ids."""
         gone = []
         names = {entry.name for root in (self.run, self.layers) if root.is_dir() for entry in root.iterdir()}
         for name in sorted(names):
-            if not _ID.fullmatch(name):
+            if not is_id(name):
                 continue
             directory = SandboxDirectory(self, name)
             if directory.begins:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kata_common.contract import Port
 from kata_runtime.guest.dial import dial
-from kata_runtime.guest.stdio import STDIO_PORT, copy_in, copy_out
+from kata_runtime.guest.stdio import copy_in, copy_out
 from kata_runtime.guest.transport import Transport
 from kata_telemetry.span import Site
 
@@ -48,7 +49,7 @@ class Streams:
             raise failure
 
     async def _open(self, transport: Transport, name: str) -> None:
-        self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, STDIO_PORT, name)
+        self._sockets[name], self.ports[f"{name}_port"] = await dial(transport, Port.STDIO, name)
 
     def serve(self, about: Mapping[str, Any]) -> None:
         """Begin to copy; `about` are attributes of the spans."""

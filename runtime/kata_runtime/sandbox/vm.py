@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kata_common import places
 from kata_runtime.config.model import Config, QemuConfig
 from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
@@ -215,7 +216,7 @@ async def _vsock(
     if vhost_vsock.available():
         cid, fd = vhost_vsock.reserve_cid()
         helpers.theirs.callback(os.close, fd)
-        kernel = await helpers.stack.enter_async_context(KernelTransport.opened(cid, directory.run / "agent.sock"))
+        kernel = await helpers.stack.enter_async_context(KernelTransport.opened(cid, directory.run / places.AGENT_SOCKET))
         return Vsock(cid, vhost_fd=fd), kernel
     started = start_vsock_backend(directory.run, privileges=privileges, log_path=helpers.logs_dir / "vsock.log")
     backend = await helpers.stack.enter_async_context(started)
@@ -228,7 +229,7 @@ async def _virtiofs(helpers: _Helpers, qemu: QemuConfig, directory: SandboxDirec
     started = start_virtiofsd(
         qemu.virtio_fs_daemon,
         directory.shared,
-        directory.run / "virtiofs.sock",
+        directory.run / places.VIRTIOFSD_SOCKET,
         cache=qemu.virtio_fs_cache,
         extra=qemu.virtio_fs_extra_args,
         log_path=helpers.logs_dir / "virtiofsd.log",

@@ -6,6 +6,7 @@ Directories remain, in which nobody holds the lock.
 
 import os
 
+from kata_common import places
 from kata_runtime.shim.delete import Cleanup
 from kata_runtime.shim.launch import Launch, read_file
 
@@ -13,8 +14,6 @@ __all__ = ["VM_PID_FILE", "KataCleanup"]
 
 # In the bundle; the process id that stood for the container, which may be another process's by now.
 VM_PID_FILE = "vm.pid"
-# As in kata_runtime.sandbox.state, which is not imported where there is nothing to do: clients wait for `delete`.
-_PLACES = ("/run/kata", "/var/lib/kata-containers/sandboxes")
 # Seconds for all hooks: containerd allows 5 for all of `delete`.
 _HOOKS = 2.0
 
@@ -24,7 +23,7 @@ class KataCleanup(Cleanup):
 
     def sandbox(self, launch: Launch) -> int:
         """Remove the sandbox's directories unless it lives (then it is another one of this id)."""
-        if any(os.path.isdir(f"{place}/{launch.group.sandbox_id}") for place in _PLACES):
+        if any(os.path.isdir(f"{place}/{launch.group.sandbox_id}") for place in (places.RUN_DIR, places.LAYERS_DIR)):
             self._remove(launch.group.sandbox_id)
             self._run_hooks(launch)
         return self.container(launch)

@@ -27,7 +27,7 @@ from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
 from kata_runtime.shim.ttrpc.service import Call
 from kata_telemetry.span import NO_SPAN, Level, Site, Span, use
 
-__all__ = ["HOSTNAME_LENGTH", "Pod", "options_of"]
+__all__ = ["Pod", "options_of"]
 
 _trace = Site(package="containerdshim", subsystem="task")
 _log = logging.getLogger("kata.shim")
@@ -35,8 +35,6 @@ _log = logging.getLogger("kata.shim")
 _RESOLV_CONF = "/etc/resolv.conf"
 # Bytes; longer than any that is of use.
 _RESOLV_CONF_LENGTH = 16 << 10
-# sethostname(2).
-HOSTNAME_LENGTH = 64
 
 
 class Pod:
@@ -228,10 +226,10 @@ class Pod:
         return asyncio.create_task(quietly(), name=name, context=self._context.copy())
 
 
-def options_of(spec: Spec, sandbox_id: str, *, pod: bool) -> SandboxOptions:
+def options_of(spec: Spec, *, pod: bool) -> SandboxOptions:
     """What the sandbox's own container says of the sandbox; `pod` is whether others will come."""
     return SandboxOptions(
-        hostname=str(spec.get("hostname") or sandbox_id)[:HOSTNAME_LENGTH],
+        hostname=str(spec.get("hostname") or ""),
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),

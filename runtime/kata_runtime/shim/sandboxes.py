@@ -19,7 +19,7 @@ from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.cri_pb2 import POD, DNSConfig, PodSandboxConfig
 from kata_runtime.sandbox.sandbox import SandboxOptions
 from kata_runtime.shim.metrics import add_metrics
-from kata_runtime.shim.pod import HOSTNAME_LENGTH, Pod
+from kata_runtime.shim.pod import Pod
 from kata_runtime.shim.service import SandboxService
 from kata_runtime.shim.ttrpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
@@ -97,7 +97,7 @@ class KataSandboxes(SandboxService):
         self._pod.check()
         if request.rootfs:
             raise InvalidArgument("a sandbox has no root filesystem of its own: its guest's is in the configuration")
-        self._options = _options(request, self._pod.id)
+        self._options = _options(request)
         self._created_ns = time.time_ns()
         self._state = State.CREATED
         return pb.CreateSandboxResponse()
@@ -210,7 +210,7 @@ class KataSandboxes(SandboxService):
         return response
 
 
-def _options(request: pb.CreateSandboxRequest, sandbox_id: str) -> SandboxOptions:
+def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
     """What CRI says of the pod; other callers have no options that mean anything here."""
     config = PodSandboxConfig()
     if request.options.type_url.rpartition("/")[2] == _CRI_CONFIG:
@@ -220,7 +220,7 @@ def _options(request: pb.CreateSandboxRequest, sandbox_id: str) -> SandboxOption
             raise InvalidArgument(f"the pod's configuration can't be read: {error}") from error
     namespaces = config.linux.security_context.namespace_options
     return SandboxOptions(
-        hostname=(config.hostname or sandbox_id)[:HOSTNAME_LENGTH],
+        hostname=config.hostname,
         share_pid=config.HasField("linux") and namespaces.pid == POD,
         hold_pid=True,
         shm_size=_SHM_SIZE,

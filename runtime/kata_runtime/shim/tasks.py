@@ -167,7 +167,7 @@ class KataTasks(TaskService):
             _share_memory(bundle.spec)
         if managed.owner:
             pod = self._shim.launch.group.kind == grouping.SANDBOX
-            await self._pod.begin(options_of(bundle.spec, self._pod.id, pod=pod), bundle.spec, bundle.directory)
+            await self._pod.begin(options_of(bundle.spec, pod=pod), bundle.spec, bundle.directory)
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(

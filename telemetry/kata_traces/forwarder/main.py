@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kata_common.contract import AGENT_SERVICE
+from kata_common.contract import AGENT_SERVICE, Port
+from kata_common.places import PORTS, RUN_DIR, VSOCK_SOCKET
 from kata_telemetry import logs
-from kata_telemetry.wire import PORT
 from kata_traces.send.collector import CollectorSettings, SettingsError, connect
-from kata_traces.store.announce import RUN_DIR, Announcement
+from kata_traces.store.announce import Announcement
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import DEFAULT_TRACE_DIR, Store, stores
 
@@ -29,7 +29,7 @@ _log = logging.getLogger("kata.forwarder")
 
 ENDPOINT: Final = "http://localhost:4317"
 # Where our runtime's vsock backend looks for what listens on ports of the host.
-SOCKET_PATH: Final = "/run/kata/{ID}/ports/vsock.sock"
+SOCKET_PATH: Final = f"{RUN_DIR}/{{ID}}/{PORTS}/{VSOCK_SOCKET}"
 VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
 # VMADDR_CID_ANY of vsock(7).
 CID_ANY: Final = 0xFFFF_FFFF
@@ -56,7 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"service that the spans belong to (default: {AGENT_SERVICE})",
     )
     add("--vsock-cid", type=_cid, metavar="CID", help="context id to listen on (default: any)")
-    add("--vsock-port", type=_port, metavar="PORT", help=f"port to listen on, also of hybrid vsock (default: {PORT})")
+    add(
+        "--vsock-port",
+        type=_port,
+        metavar="PORT",
+        help=f"port to listen on, also of hybrid vsock (default: {Port.FORWARDER})",
+    )
     add(
         "--socket-path",
         action="append",
@@ -72,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"where traces are kept (default: {DEFAULT_TRACE_DIR})",
     )
-    add("--run-dir", type=Path, default=RUN_DIR, metavar="DIR", help=f"where sandboxes are (default: {RUN_DIR})")
+    add("--run-dir", type=Path, default=Path(RUN_DIR), metavar="DIR", help=f"where sandboxes are (default: {RUN_DIR})")
     return parser
 
 
@@ -115,10 +120,10 @@ def plan(options: argparse.Namespace, environment: dict[str, str], vhost: Path =
     asked = options.vsock_cid is not None or options.vsock_port is not None
     return Plan(
         settings=settings,
-        templates=tuple(options.socket_path or ([str(options.run_dir / "{ID}/ports/vsock.sock")])),
+        templates=tuple(options.socket_path or ([str(options.run_dir / "{ID}" / PORTS / VSOCK_SOCKET)])),
         vsock=vhost.exists() or (asked and options.socket_path is None),
         cid=CID_ANY if options.vsock_cid is None else options.vsock_cid,
-        port=PORT if options.vsock_port is None else options.vsock_port,
+        port=Port.FORWARDER if options.vsock_port is None else options.vsock_port,
         service=options.trace_name,
         dump=options.dump_only,
         trace_dir=options.trace_dir,

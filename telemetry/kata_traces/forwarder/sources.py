@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import socket
 import stat
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from kata_common.ids import is_id
 from kata_traces.forwarder.inbox import Origin
 from kata_traces.store.announce import Announcement
 
@@ -31,9 +31,6 @@ _log = logging.getLogger("kata.forwarder")
 Accept = Callable[[socket.socket, Origin], None]
 
 BACKLOG: Final = 16
-# As containerd and our runtime have it: what may name a sandbox, and so a directory.
-_ID: Final = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
-_ID_LENGTH: Final = 76
 _MARK: Final = "{ID}"
 
 
@@ -72,7 +69,7 @@ class Template:
         if not (name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)):
             return None
         found = name[len(before) : len(name) - len(after)]
-        return found if len(found) <= _ID_LENGTH and _ID.fullmatch(found) else None
+        return found if is_id(found) else None
 
 
 @dataclass(slots=True)
@@ -236,7 +233,7 @@ class HybridSource:
 
 def _plain_id(directory: Path) -> str:
     """A name for the only sandbox of a path without `{ID}`: that of its directory, as Kata has them."""
-    return directory.name if _ID.fullmatch(directory.name) else "sandbox"
+    return directory.name if is_id(directory.name) else "sandbox"
 
 
 def _bound(directory: Path, name: str) -> socket.socket:

@@ -6,6 +6,8 @@ A new span name that should count for another stage than its parent's goes into 
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
+from kata_common.contract import snake_case
+
 __all__ = ["Lane", "Role", "Rule", "Stage", "lane", "rule"]
 
 
@@ -144,7 +146,7 @@ def rule(name: str) -> Rule | None:
     """The stage of spans called `name`; None where they belong to their parent's."""
     for call in CALLS:
         if name.startswith(call):
-            name = _snake(name.removeprefix(call))
+            name = snake_case(name.removeprefix(call))
     found = STAGE_OF.get(name)
     if found:
         return found
@@ -155,14 +157,3 @@ def lane(name: str, *, agent: bool) -> Lane:
     """The lane of spans called `name`; `agent` says whether the agent recorded them."""
     found = LANE_OF.get(name) or next((lane for prefix, lane in LANE_OF_PREFIX if name.startswith(prefix)), None)
     return found or (Lane.AGENT if agent else Lane.RUNTIME)
-
-
-def _snake(method: str) -> str:
-    # "GetOOMEvent" is get_oom_event: a run of capitals is one word.
-    words = ""
-    for index, letter in enumerate(method):
-        follows_lower = index > 0 and not method[index - 1].isupper()
-        precedes_lower = index + 1 < len(method) and method[index + 1].islower()
-        words += "_" if letter.isupper() and index and (follows_lower or precedes_lower) else ""
-        words += letter.lower()
-    return words

@@ -12,9 +12,8 @@ from typing import Final, Self
 
 from kata_common.files import write_atomically
 
-__all__ = ["RUN_DIR", "Announcement"]
+__all__ = ["Announcement"]
 
-RUN_DIR: Final = Path("/run/kata")
 _NAME: Final = "trace.json"
 
 

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from kata_common.files import Lock, write_atomically
+from kata_common.places import TRACE_DIR
 from kata_traces.store.errors import StoreError
 from kata_traces.store.spool import AgentMeta, frames
 
 __all__ = ["DEFAULT_TRACE_DIR", "Meta", "Retention", "Store", "move_aside", "prune", "stores", "write_meta"]
 
-DEFAULT_TRACE_DIR = Path("/var/lib/kata-containers/traces")
+DEFAULT_TRACE_DIR = Path(TRACE_DIR)
 
 
 @dataclass(frozen=True, slots=True)

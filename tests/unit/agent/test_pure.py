@@ -11,7 +11,7 @@ from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, C
 from kata_agent.guest.mounts import parse_options
 from kata_agent.server import boot
 from kata_agent.server.app import Layout
-from kata_agent.server.funnel import snake_case
+from kata_common.contract import snake_case
 from kata_common.linux import MountFlag
 from kata_runtime.sandbox.rootfs import GUEST_SHARED
 

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
+from kata_common.contract import Port
 from kata_runtime.errors import AgentError
-from kata_runtime.guest.clock import CLOCK_PORT, best, measure
+from kata_runtime.guest.clock import best, measure
 from support.clocks import answering
 from support.fake_transport import FakeTransport, Handler
 
@@ -57,7 +58,7 @@ def slow(seconds: float, rounds: int = 1000) -> Handler:
 @pytest.mark.parametrize("rounds", [1000, 3], ids=["slow", "stuck"])
 async def test_a_slow_guest_is_taken_as_it_is(rounds: int) -> None:
     """A guest in an emulated guest: better a wide bound than no sandbox."""
-    async with FakeTransport({CLOCK_PORT: slow(0.005, rounds)}) as guest:
+    async with FakeTransport({Port.CLOCK: slow(0.005, rounds)}) as guest:
         begin = time.monotonic()
         reading = await measure(guest, Local(), timeout=0.2, patience=0.05)
     assert time.monotonic() - begin < 0.4  # a hundred rounds would take 0.5
@@ -74,7 +75,7 @@ async def never_answer(stream: socket.socket, _: int) -> None:
 
 
 async def test_a_guest_that_answers() -> None:
-    async with FakeTransport({CLOCK_PORT: answering(lambda question, now: (question, now - 1_000_000_000))}) as guest:
+    async with FakeTransport({Port.CLOCK: answering(lambda question, now: (question, now - 1_000_000_000))}) as guest:
         reading = await measure(guest, Local())
     assert abs(reading.offset_ns - 1_000_000_000) <= reading.bound_ns
 
@@ -88,7 +89,7 @@ async def test_a_guest_that_answers() -> None:
     ],
 )
 async def test_a_guest_that_does_not(handler: Handler, message: str) -> None:
-    async with FakeTransport({CLOCK_PORT: handler}) as guest:
+    async with FakeTransport({Port.CLOCK: handler}) as guest:
         with pytest.raises(AgentError, match=message):
             await measure(guest, Local(), timeout=0.05)
 

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
+from kata_common.contract import Port
 from kata_protos import agent_pb2 as pb
 from kata_runtime.errors import AgentError
-from kata_runtime.guest.clock import CLOCK_PORT, Reading
+from kata_runtime.guest.clock import Reading
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_telemetry.clock import GuestClock, HostClock
 from kata_telemetry.span import Span, Tracer, current
@@ -48,7 +49,7 @@ async def kept(agent: Agent, drift: float, step: int = 0) -> Span:
     first = Reading(host.to_host(0), MS // 10)
     note(root, first)
     serve = answering(lambda echo, monotonic: (echo, int(monotonic - (monotonic - begin) * drift) - step))
-    async with FakeTransport({CLOCK_PORT: serve}) as transport:
+    async with FakeTransport({Port.CLOCK: serve}) as transport:
         keeper = asyncio.create_task(keep_time(transport, agent, host, root, first, every=0.01))  # type: ignore[arg-type]
         async with asyncio.timeout(20):
             await agent.done.wait()

@@ -17,22 +17,22 @@ def test_of_a_pod_by_the_sandbox_service() -> None:
     request = CreateSandboxRequest(
         options=Any(type_url="runtime.v1.PodSandboxConfig", value=config.SerializeToString())
     )
-    assert _options(request, "pod").dns == (
+    assert _options(request).dns == (
         "nameserver 192.0.2.1",
         "nameserver 2001:db8::1",
         "search a.example b.example",
         "options ndots:5",
     )
-    assert _options(CreateSandboxRequest(), "pod").dns == ()
+    assert _options(CreateSandboxRequest()).dns == ()
 
 
 def test_of_the_sandboxs_own_container(tmp_path: Path) -> None:
     source = tmp_path / "resolv.conf"
     source.write_text("# of an engine\nnameserver 192.0.2.1\n")
     mounts = [{"destination": "/etc/resolv.conf", "source": str(source)}]
-    assert options_of({"mounts": mounts}, "box", pod=False).dns == ("# of an engine", "nameserver 192.0.2.1")
+    assert options_of({"mounts": mounts}, pod=False).dns == ("# of an engine", "nameserver 192.0.2.1")
     source.unlink()
     os.mkfifo(source)
-    assert options_of({"mounts": mounts}, "box", pod=False).dns == ()
+    assert options_of({"mounts": mounts}, pod=False).dns == ()
     source.unlink()
-    assert options_of({"mounts": mounts}, "box", pod=False).dns == ()
+    assert options_of({"mounts": mounts}, pod=False).dns == ()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from kata_common.contract import snake_case
 from kata_runtime.shim.ttrpc import errors
 from kata_runtime.shim.ttrpc.client import Client
 from kata_runtime.shim.ttrpc.errors import Code, RpcError
 from kata_runtime.shim.ttrpc.frames import MAX_DATA
 from kata_runtime.shim.ttrpc.server import Server
-from kata_runtime.shim.ttrpc.service import Call, bind, current_call, snake_case
+from kata_runtime.shim.ttrpc.service import Call, bind, current_call
 from kata_telemetry.span import Span, Tracer, use
 from support.ttrpc_echo import DESCRIPTOR, Echo
 from support.ttrpc_pair import client_to, failure_of, serving

@@ -9,11 +9,12 @@ import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from kata_common.contract import snake_case
 from kata_protos.containerd import events_ttrpc_pb2, task_pb2, task_v3_pb2
 from kata_protos.containerd.ttrpc_pb2 import Request, Response
 from kata_runtime.shim.ttrpc.errors import RpcError
 from kata_runtime.shim.ttrpc.frames import REQUEST, Frame, encode
-from kata_runtime.shim.ttrpc.service import bind, snake_case
+from kata_runtime.shim.ttrpc.service import bind
 from support.ttrpc_pair import Wire, recorded, serving, wire_to
 
 TASK = task_pb2.DESCRIPTOR.services_by_name["Task"]

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 
+from kata_common import marks
 from kata_runtime.errors import BootError, HypervisorError
 from kata_runtime.hypervisor.qemu import hotplug
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
@@ -47,9 +48,9 @@ _MARKS = {
     "firmware": (("SeaBIOS", BootStage.FIRMWARE), ("Booting from", BootStage.KERNEL)),
     "console": (
         ("Linux version", BootStage.KERNEL),
-        ("kata: initramfs", BootStage.INITRAMFS),
-        ("kata: agent start", BootStage.AGENT),
-        ("kata-agent: ready", BootStage.READY),
+        (marks.INITRAMFS, BootStage.INITRAMFS),
+        (marks.AGENT_START, BootStage.AGENT),
+        (marks.READY, BootStage.READY),
     ),
 }
 _ORDER = list(BootStage)

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_common.contract import Port
+from kata_common.places import AGENT_SOCKET, PORTS, VSOCK_SOCKET
 from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, Privileges, launch
 from kata_telemetry.span import Level, Site, use
@@ -19,9 +21,6 @@ _trace = Site(package="virtcontainers", subsystem="vsock")
 
 # Each VM has a backend of its own, so all may have the same CID; 3 is the first that is nobody's (vsock(7)).
 GUEST_CID = 3
-_AGENT_PORT = 1024
-# Where in the sandbox's directory the host's end of what the guest connects to is looked for.
-PORTS = "ports"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ async def start_vsock_backend(
     directory: Path, *, privileges: Privileges | None, log_path: Path | None = None
 ) -> AsyncIterator[VsockBackend]:
     """Run the backend for the block, with its sockets in `directory`. They accept before it has started."""
-    hybrid_path, agent_path = directory / "vsock.sock", directory / "agent.sock"
+    hybrid_path, agent_path = directory / VSOCK_SOCKET, directory / AGENT_SOCKET
     async with AsyncExitStack() as stack:
         span = _trace.start("startVsockBackend", level=Level.ESSENTIAL)
         start = HelperStart(span, "vsock backend: info: serving")
@@ -55,7 +54,7 @@ async def start_vsock_backend(
                 *(sys.executable, "-m", "kata_runtime.hypervisor.vsock.device"),
                 *("--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)),
                 *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(ports / hybrid_path.name)),
-                *("--forward", f"{_AGENT_PORT}:{agent.fileno()}"),
+                *("--forward", f"{Port.AGENT}:{agent.fileno()}"),
             ]
             if privileges is not None:
                 # Interpreter and modules may be where only root can read, as below /root: the backend imports them

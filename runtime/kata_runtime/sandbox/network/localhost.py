@@ -13,6 +13,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from kata_common.contract import CONNECTED, LOCALHOST_PORT, Port
 from kata_runtime.errors import HostError
 from kata_runtime.guest.relay import carry
 from kata_runtime.guest.transport import Transport
@@ -20,20 +21,17 @@ from kata_runtime.sandbox.network.lookup import steer_localhost
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_telemetry.span import Site
 
-__all__ = ["PORTS_PORT", "localhost_forwarded"]
+__all__ = ["localhost_forwarded"]
 
 _log = logging.getLogger("kata.network")
 _trace = Site(package="virtcontainers", subsystem="network")
 
-# docs/architecture.md, "Ports of the guest".
-PORTS_PORT = 1029
 # As many as the agent carries.
 _MAX_CONNECTIONS = 256
 # Seconds for the agent's connect.
 _TIMEOUT = 15.0
 # More of them would fill the trace.
 _MAX_SPANS = 32
-_CONNECTED = b"\0"
 
 
 @asynccontextmanager
@@ -119,13 +117,13 @@ class _Forwarder:
             return await self._connect(port)
 
     async def _connect(self, port: int) -> socket.socket:
-        stream, _ = await self._transport.connect(PORTS_PORT)
+        stream, _ = await self._transport.connect(Port.LOCALHOST)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_TIMEOUT):
-                await loop.sock_sendall(stream, struct.pack(">H", port))
+                await loop.sock_sendall(stream, LOCALHOST_PORT.pack(port))
                 answer = await loop.sock_recv(stream, 1)
-            if answer != _CONNECTED:
+            if answer != CONNECTED:
                 raise ConnectionRefusedError(f"nobody listens on the guest's localhost:{port}")
         except BaseException:
             stream.close()

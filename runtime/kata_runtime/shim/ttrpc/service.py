@@ -1,6 +1,5 @@
 """Which method of which object answers which call, taken from a service's protobuf descriptor."""
 
-import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from kata_common.contract import snake_case
 from kata_telemetry.span import SpanContext
 
 __all__ = ["Call", "Method", "Service", "bind", "current_call"]
@@ -98,8 +98,3 @@ def bind(descriptor: ServiceDescriptor, implementation: object) -> Service:
             handler=handler,
         )
     return Service(descriptor.full_name, MappingProxyType(methods))
-
-
-def snake_case(name: str) -> str:
-    """`ResizePty` → `resize_pty`, `CloseIO` → `close_io`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.hypervisor.vsock.backend import PORTS, _make_ports, start_vsock_backend
+from kata_common.places import PORTS
+from kata_runtime.hypervisor.vsock.backend import _make_ports, start_vsock_backend
 from kata_runtime.process import Privileges
 from kata_traces.forwarder.inbox import Origin
 from kata_traces.forwarder.sources import HybridSource, Template
