@@ -20,6 +20,14 @@ def test_output_and_exit_code(kata: Kata) -> None:
     assert b"oops\n" in done.stderr
 
 
+# Around the length of a host name, and the longest there is.
+@pytest.mark.parametrize("length", [64, 65, 70, 76])
+def test_a_long_name(kata: Kata, length: int) -> None:
+    name = ("n" * length)[:-2] + ".x"
+    done = kata.run("hostname", options=["--name", name])
+    assert (done.stdout.decode().strip(), done.returncode) == (name[:64].rstrip("."), 0)
+
+
 def test_stdin_to_its_end(kata: Kata) -> None:
     lines = b"".join(b"%d\n" % number for number in range(1, 200_001))
     done = kata.run("wc", "-l", options=["-i"], stdin=lines)

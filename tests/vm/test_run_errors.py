@@ -93,6 +93,8 @@ def test_unknown_user(kata: Kata) -> None:
 
 def test_a_name_that_is_none(kata: Kata) -> None:
     assert "../x" in refused(kata.run("true", options=["--name", "../x"]))
+    said = refused(kata.run("true", options=["--name", "n" * 77]))
+    assert "at most 76 characters" in said
 
 
 def test_command_not_found(kata: Kata) -> None:

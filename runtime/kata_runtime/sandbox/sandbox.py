@@ -85,6 +85,13 @@ class SandboxOptions:
     image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not is_hostname(self.hostname):
+            raise SandboxError(
+                f"the host name {self.hostname[:100]!r} has {len(self.hostname.encode())} bytes",
+                hint=f"Linux takes {MAX_HOSTNAME}; without one the sandbox's id is used, as far as it goes",
+            )
+
     def from_environment(self, sandbox_id: str) -> "SandboxOptions":
         """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR has another image."""
         keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
@@ -100,11 +107,6 @@ class Sandbox:
 
     def __init__(self, sandbox_id: str, config: Config, trace: SandboxTrace, options: SandboxOptions) -> None:
         self.id = valid_id(sandbox_id)
-        if not is_hostname(options.hostname):
-            raise SandboxError(
-                f"the host name {options.hostname[:100]!r} has {len(options.hostname.encode())} bytes",
-                hint=f"Linux takes {MAX_HOSTNAME}; without one the sandbox's id is used, as far as it goes",
-            )
         self.config = config
         self.options = options
         self.state = SandboxState.NEW

@@ -216,7 +216,9 @@ async def _vsock(
     if vhost_vsock.available():
         cid, fd = vhost_vsock.reserve_cid()
         helpers.theirs.callback(os.close, fd)
-        kernel = await helpers.stack.enter_async_context(KernelTransport.opened(cid, directory.run / places.AGENT_SOCKET))
+        kernel = await helpers.stack.enter_async_context(
+            KernelTransport.opened(cid, directory.run / places.AGENT_SOCKET)
+        )
         return Vsock(cid, vhost_fd=fd), kernel
     started = start_vsock_backend(directory.run, privileges=privileges, log_path=helpers.logs_dir / "vsock.log")
     backend = await helpers.stack.enter_async_context(started)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kata_common import places
 from kata_runtime.shim import cleanup
 from kata_runtime.shim.cleanup import VM_PID_FILE, KataCleanup
 from kata_runtime.shim.grouping import SINGLE, Group
@@ -17,7 +18,8 @@ from kata_runtime.shim.launch import Launch
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     """A bundle, and a sandbox's directory; removing it has its own tests."""
     (tmp_path / "run" / "box").mkdir(parents=True)
-    monkeypatch.setattr(cleanup, "_PLACES", (f"{tmp_path}/run",))
+    monkeypatch.setattr(places, "RUN_DIR", f"{tmp_path}/run")
+    monkeypatch.setattr(places, "LAYERS_DIR", f"{tmp_path}/layers")
     monkeypatch.setattr(KataCleanup, "_remove", lambda *_: (tmp_path / "run" / "box").rmdir())
     bundle = tmp_path / "bundle"
     bundle.mkdir()

@@ -20,13 +20,14 @@ import sys
 from collections.abc import Callable
 from typing import Final, NoReturn
 
+from kata_common.ids import MAX_SOCKET_PATH
 from kata_runtime.hypervisor.vsock.device.confine import become, restrict_calls
 from kata_runtime.hypervisor.vsock.device.message import FrontendError
 from kata_runtime.hypervisor.vsock.device.server import Server
 
 LEVELS: Final = ("error", "warning", "info", "debug")
-# sun_path of unix(7) has room for 108 bytes with the terminating one; "_4294967295" follows the path.
-MAX_PATH: Final = 107 - 11
+# "_4294967295" follows it; the directory before it becomes the working directory.
+MAX_NAME: Final = MAX_SOCKET_PATH - len("_4294967295")
 # fds besides connections: listeners, rings, standard streams, memory.
 _OTHER_FDS: Final = 64
 _WANTED_FDS: Final = 1000 + _OTHER_FDS
@@ -120,8 +121,8 @@ def _set(options: _Options, name: str, value: str) -> None:
         case "--hybrid-fd":
             options.hybrid_fd = _number(name, value, 0, 1 << 20)
         case "--uds-path":
-            if len(os.fsencode(value)) > MAX_PATH:
-                raise UsageError(f"--uds-path is longer than {MAX_PATH} bytes, the most that leaves room for a port")
+            if len(os.fsencode(os.path.basename(value))) > MAX_NAME:  # noqa: PTH119 - pathlib is not imported here
+                raise UsageError(f"--uds-path has a name longer than {MAX_NAME} bytes, which leaves no room for a port")
             options.uds_path = value
         case "--forward":
             port, _, fd = value.partition(":")
