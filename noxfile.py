@@ -12,6 +12,11 @@ nox.options.sessions = ["lint", "types", "unit", "contract"]
 PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "noxfile.py")
 # What `nox -s containerd2` builds.
 CONTAINERD2 = "v2.4.2"
+# Of `uv pip compile`; without headers and addresses, so that it is the same wherever it is made.
+LOCK = (
+    *("pyproject.toml", "--extra", "dev", "--universal", "--python-version", "3.11", "--generate-hashes"),
+    *("--no-header", "--no-annotate", "--output-file", "requirements.txt"),
+)
 # Not found as Python because it has no suffix.
 SCRIPTS = ("dev",)
 
@@ -130,6 +135,12 @@ def jaeger(session: nox.Session) -> None:
     """A traced container through Jaeger's own API (root). Builds Jaeger from Go modules: minutes, the first time."""
     session.run(sys.executable, "tests/jaeger/build.py", external=True)
     pytest(session, "jaeger")
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Pin what `./dev` installs, in requirements.txt: today's versions, for every Python from 3.11 on, with hashes."""
+    python(session, "uv", "pip", "compile", "--quiet", "--upgrade", *LOCK)
 
 
 @nox.session

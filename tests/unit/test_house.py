@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -53,7 +56,7 @@ def test_dev_tests_with_every_session_that_tests() -> None:
     """A session that `./dev test` forgets is one that nobody runs."""
     [quick] = re.findall(r"^QUICK = \(([^)]*)\)", read("dev"), re.MULTILINE)
     # containerd2, docker and jaeger need programs that take minutes to build.
-    other = {"vm", "containerd", "containerd2", "docker", "nested", "faults", "bench", "jaeger", "protos"}
+    other = {"vm", "containerd", "containerd2", "docker", "nested", "faults", "bench", "jaeger", "protos", "lock"}
     assert nox_sessions() - set(re.findall(r"\w+", quick)) == other
     assert re.findall(r'"-s", "(\w+)"', read("dev")) == ["nested", "containerd"]
     assert re.findall(r'for name in \(("vm", "faults")\)', read("dev"))
@@ -69,3 +72,18 @@ def test_dev_without_arguments_explains_itself() -> None:
     done = subprocess.run([sys.executable, "dev"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert "./dev run" in done.stdout
+
+
+def test_what_dev_installs_is_pinned_and_fits() -> None:
+    """`nox -s lock` after a change of the dependencies."""
+    entries = read("requirements.txt").replace("\\\n", " ").splitlines()
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+    pinned = dict(entry.split(" ")[0].split("==") for entry in entries)
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    wanted = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+    unfit = [
+        str(want)
+        for want in wanted
+        if not want.specifier.contains(pinned.get(canonicalize_name(want.name), "0"), prereleases=True)
+    ]
+    assert unfit == []

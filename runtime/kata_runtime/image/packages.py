@@ -183,6 +183,14 @@ class Packages:
         yield 'Acquire::Retries "3";'
 
 
+# apt-transport-https(1), apt.conf(5); `Acquire::https::HOST::NAME` and `Acquire::http::Proxy::HOST` are for one host.
+_TRANSPORT = re.compile(
+    r"Acquire::https?::(?:[^\s:]+::)?(?:Proxy|CaInfo|CaPath|SslCert|SslKey|Timeout|User-Agent)(?:::[^\s:]+)?"
+    r" \"[^\"]+\";",
+    re.IGNORECASE,
+)
+
+
 def host_mirrors(etc_apt: Path) -> tuple[str, str]:
     """Mirrors for the release and for its security updates: the host's own where it is a Debian 12, else Debian's.
 
@@ -218,6 +226,13 @@ def _sources(etc_apt: Path) -> Iterable[tuple[str, list[str]]]:
 
 
 def host_transport() -> list[str]:
-    """Lines of the host's own apt configuration that say how to reach a mirror (proxies, certificates)."""
-    dump = tools.run(["apt-config", "dump"], doing="read apt's configuration")
-    return [line for line in dump.splitlines() if re.match(r"Acquire::https?::.* \"[^\"]+\";", line)]
+    """Lines of the host's own apt configuration that say how to reach a mirror (proxies, certificates).
+
+    Whatever else is set there is the host's own affair: above all what turns a verification off.
+    """
+    return transport_of(tools.run(["apt-config", "dump"], doing="read apt's configuration"))
+
+
+def transport_of(dump: str) -> list[str]:
+    """The same of the output of `apt-config dump`."""
+    return [line for line in dump.splitlines() if _TRANSPORT.fullmatch(line)]

@@ -8,7 +8,7 @@ import pytest
 
 from kata_runtime.errors import ImageError
 from kata_runtime.image import tools
-from kata_runtime.image.packages import MIRROR, SECURITY_MIRROR, host_mirrors
+from kata_runtime.image.packages import MIRROR, SECURITY_MIRROR, host_mirrors, transport_of
 from kata_runtime.image.wheels import REQUIREMENTS
 
 ONE_LINE = """\
@@ -100,3 +100,24 @@ def test_the_environment_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("https_proxy", "http://proxy")
     program = "import os; print(os.environ.get('PYTHONPATH'), os.environ['https_proxy'], os.environ['MORE'])"
     assert tools.run([sys.executable, "-c", program], doing="try", env={"MORE": "1"}) == "None http://proxy 1\n"
+
+
+def test_of_apts_settings_only_the_way_to_a_mirror_is_taken() -> None:
+    taken = [
+        'Acquire::http::Proxy "http://proxy.example:3128";',
+        'Acquire::http::Proxy::mirror.example "DIRECT";',
+        'Acquire::https::CaInfo "/etc/ssl/own.pem";',
+        'Acquire::https::mirror.example::SslCert "/etc/ssl/me.pem";',
+        'acquire::https::timeout "20";',
+    ]
+    left = [
+        'Acquire::https::Verify-Peer "false";',
+        'Acquire::https::Verify-Host "false";',
+        'Acquire::https::mirror.example::Verify-Peer "false";',
+        'Acquire::AllowInsecureRepositories "1";',
+        'Acquire::http::AllowRedirect "true";',
+        'Acquire::https::Proxy "";',
+        'APT::Get::AllowUnauthenticated "true";',
+        'Acquire::http::Proxy-Auto-Detect "/tmp/program";',
+    ]
+    assert transport_of("\n".join(left + taken)) == taken
