@@ -60,6 +60,12 @@ def unit(session: nox.Session) -> None:
 
 
 @nox.session
+def house(session: nox.Session) -> None:
+    """Figures of the code: sizes, floors, circles, places to touch; `-- ROOT` measures another checkout."""
+    session.run(sys.executable, "tests/support/house.py", *session.posargs, external=True)
+
+
+@nox.session
 def contract(session: nox.Session) -> None:
     """Agent and client in one process, no VM."""
     pytest(session, "contract")
