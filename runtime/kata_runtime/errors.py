@@ -34,6 +34,7 @@ __all__ = [
     "QmpError",
     "RootfsError",
     "SandboxError",
+    "quoted",
 ]
 
 
@@ -97,18 +98,28 @@ class QmpError(HypervisorError):
 
 
 class BootError(HypervisorError):
-    """The guest did not become ready; `stage` is how far it came, `console` its last lines."""
+    """The guest did not become ready; `stage` is how far it came, `console` its last lines, `cause` the one that tells
+    most, or "".
+    """
 
-    def __init__(self, message: str, *, stage: str, console: Sequence[str], output: str, hint: str = "") -> None:
-        parts = [f"{message} (it came as far as: {stage})"]
+    def __init__(
+        self, message: str, *, stage: str, console: Sequence[str], output: str, hint: str = "", cause: str = ""
+    ) -> None:
+        parts = [f"{message}{f': {cause}' if cause else ''} (it came as far as: {stage})"]
         if console:
             parts += ["last lines of the guest's console:", *(f"  | {line}" for line in console)]
-        if output.strip():
-            parts += ["QEMU said:", *(f"  | {line}" for line in output.strip().splitlines())]
-        super().__init__("\n".join(parts), hint=hint)
+        super().__init__("\n".join(parts) + quoted("QEMU", output), hint=hint)
         self.stage = stage
         self.console = tuple(console)
         self.output = output
+
+
+def quoted(who: str, output: str, *, lines: int = 40) -> str:
+    """What a program said last, to follow the message about its end: in the same line if that is all, or ""."""
+    said = output.strip().splitlines()[-lines:]
+    if len(said) > 1:
+        return "\n".join([f"\n{who} said:", *(f"  | {line}" for line in said)])
+    return f"; {who} said: {said[0]}" if said else ""
 
 
 class AgentError(KataError):

@@ -155,8 +155,12 @@ class Child:
             stream.close()
             return
         if self._log_file is not None:
-            self._log_file.write(chunk)
-            self._log_file.flush()
+            try:
+                self._log_file.write(chunk)
+            except OSError:
+                # A full disk costs the log, and nothing else.
+                self._log_file.close()
+                self._log_file = None
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         self._partial = self._partial[-_LINE_LIMIT:]
         for line in lines:
@@ -196,7 +200,7 @@ def _spawn(
         prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups]
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     _log.debug("child starts", extra={"command": shlex.join(argv)})
-    log_file = log_path.open("ab") if log_path else None
+    log_file = log_path.open("ab", buffering=0) if log_path else None
     try:
         popen = subprocess.Popen(
             [*prefix, "--", *argv],

@@ -140,3 +140,9 @@ async def test_every_line_of_stderr_is_told() -> None:
         assert await child.wait() == 0
         assert child.output.endswith("rest")
     assert lines == ["one", "two"]
+
+
+async def test_a_full_disk_costs_the_log_of_a_child_and_nothing_else() -> None:
+    async with launch([SH, "-c", "echo one >&2; echo two >&2"], log_path=Path("/dev/full")) as child:
+        assert await child.wait() == 0
+        assert child.output == "one\ntwo"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from kata_common import places
 from kata_common.ids import MAX_HOSTNAME, hostname_of, is_hostname
 from kata_runtime.config.model import Config
-from kata_runtime.errors import AgentError, HypervisorError, SandboxError
+from kata_runtime.errors import AgentError, HypervisorError, SandboxError, quoted
 from kata_runtime.guest.agent_log import AgentLog
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.process import describe
@@ -208,7 +208,7 @@ class Sandbox:
         failure = await first_failure(machine.vm.child, machine.helpers, agent, patience=patience)
         if failure and machine.vm.child.status is None:
             self._broken = failure
-            _log.error("the VM is ended: %s", failure)
+            _log.error("the VM is ended: %s", failure.partition("\n")[0])
             machine.vm.child.send_signal(signal.SIGKILL)
 
     async def _booted(self, machine: Machine) -> None:
@@ -216,8 +216,8 @@ class Sandbox:
         imports = asyncio.create_task(_import_client())
         try:
             await machine.vm.wait_ready(self.config.agent.dial_timeout)
-        except BaseException:
-            self._trace.record_boot(machine.vm.marks, None)
+        except BaseException as error:
+            self._trace.record_boot(machine.vm.marks, None, error)
             raise
         finally:
             await imports
@@ -445,8 +445,8 @@ class Sandbox:
                 status = await child.wait()
         except TimeoutError:
             return
-        why = self._broken or describe(status)
-        said = f"; QEMU said: {child.output.strip()}" if child.output.strip() else ""
+        why, newline, words = (self._broken or describe(status)).partition("\n")
+        said = f"{newline}{words}{quoted('QEMU', child.output)}"
         raise HypervisorError(f"the VM ended while a container was running ({why}){said}") from error
 
     def _set_state(self, state: SandboxState) -> None:

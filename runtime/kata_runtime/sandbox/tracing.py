@@ -26,6 +26,7 @@ from kata_runtime.errors import (
 )
 from kata_runtime.hypervisor.qemu.vm import BootStage
 from kata_telemetry import logs
+from kata_telemetry.conventions import FAILURE_HINT
 from kata_telemetry.propagation import from_environment
 from kata_telemetry.recorder import Recorder
 from kata_telemetry.span import Level, Site, Span, SpanContext, Tracer, use
@@ -172,12 +173,14 @@ class SandboxTrace:
                     self.tracer.lifetime = _trace.start("sandbox", level=Level.ESSENTIAL, lasts=True)
             self.root.finish()
 
-    def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None") -> None:
+    def record_boot(
+        self, marks: Mapping[BootStage, int], reading: "Reading | None", error: BaseException | None = None
+    ) -> None:
         """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
 
         `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
         the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
-        busy host the line is read late. The stage that a failed boot did not get beyond has the error.
+        busy host the line is read late. The stage that a failed boot did not get beyond has its `error`.
         """
         marks = dict(marks)
         if reading is not None and BootStage.FIRMWARE in marks:
@@ -199,7 +202,7 @@ class SandboxTrace:
                     self._coarse_boot.append(span)
         if failed:
             span = _boot.start(names[stages[-1]], start=marks[stages[-1]], level=Level.ESSENTIAL)
-            span.fail("the boot came no further")
+            span.fail(error if isinstance(error, KataError) else "the boot came no further")
             span.finish()
 
     def for_agent(self, boot: Span, reading: "Reading") -> "pb.Tracing":
@@ -482,6 +485,8 @@ class SandboxTrace:
         life = self.tracer.lifetime or self.root
         if error is not None and not life.end:
             life.fail(error)
+            if isinstance(error, KataError) and error.hint:
+                life.set(**{FAILURE_HINT: error.hint})
         life.finish()
         self.root.finish()
         if self._writer is None:
@@ -489,6 +494,8 @@ class SandboxTrace:
         self.export()  # also where nothing ever started: a failed boot is what people look for
         if not self._writer.close(timeout=5.0, outcome=outcome):
             _log.warning("the trace could not be written in time")
+        elif lost := ", ".join(f"{count} {reason}" for reason, count in self._writer.lost.items()):
+            _log.warning("the trace is not whole: %s (%s)", lost, self._writer.store.directory)
         if self._link is not None:
             self._link.close()
 

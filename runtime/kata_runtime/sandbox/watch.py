@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from kata_runtime.errors import AgentError
+from kata_runtime.errors import AgentError, quoted
 from kata_runtime.process import Child, describe
 
 __all__ = ["Answering", "first_failure"]
@@ -14,6 +14,8 @@ __all__ = ["Answering", "first_failure"]
 # Seconds for a VM to be seen to have ended after a helper, which ends by itself when QEMU's end of its socket closes:
 # that is before the kernel has taken QEMU's memory apart and tells of its end.
 _FOLLOWS = 5.0
+# Of what a helper said last, the lines that are told.
+_WORDS = 5
 # Seconds between questions: Kata's monitor has the same (kata-facts.md: every 5 s).
 PERIOD = 5.0
 
@@ -46,7 +48,8 @@ async def first_failure(
                     async with asyncio.timeout(_FOLLOWS):
                         await vm.wait()
                         return ""
-            return f"{Path(child.argv[0]).name} ended unexpectedly ({describe(child.status)})"
+            name = Path(child.argv[0]).name
+            return f"{name} ended unexpectedly ({describe(child.status)})" + quoted(name, child.output, lines=_WORDS)
     return f"the agent has not answered for {patience:g} s"
 
 

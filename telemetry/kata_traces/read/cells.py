@@ -2,7 +2,7 @@
 
 import unicodedata
 
-__all__ = ["columns", "crop", "headline", "printable"]
+__all__ = ["columns", "crop", "crop_left", "headline", "printable", "wrap"]
 
 
 def printable(text: str) -> str:
@@ -32,3 +32,33 @@ def crop(text: str, width: int, more: str = "…") -> str:
     while columns(text) > width - 1:
         text = text[:-1]
     return text + more
+
+
+def crop_left(text: str, width: int, more: str = "…") -> str:
+    """At most `width` columns of the end of `text`: the end of a name or path says more than its beginning."""
+    if columns(text) <= width:
+        return text
+    while text and columns(text) > width - columns(more):
+        text = text[1:]
+    return more + text
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns; those that follow the first are indented as it is. Never empty."""
+    indent = text[: len(text) - len(text.lstrip(" |"))]
+    lines: list[str] = []
+    line = ""
+    for word in text[len(indent) :].split(" "):
+        joined = f"{line} {word}" if line else indent + word
+        if columns(joined) <= width or not line:
+            line = joined
+        else:
+            lines.append(line)
+            line = indent + word
+        while columns(line) > max(width, len(indent) + 1):
+            head = crop(line, width + 1, "")[:-1] or line[:1]
+            while columns(head) > width:
+                head = head[:-1]
+            lines.append(head)
+            line = indent + line[len(head) :]
+    return [*lines, line]

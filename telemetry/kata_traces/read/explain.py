@@ -5,29 +5,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from kata_traces.read.analysis import critical_path, split
-from kata_traces.read.cells import crop, headline, printable
+from kata_traces.read.cells import crop, printable
 from kata_traces.read.compare import UNACCOUNTED, median
+from kata_traces.read.failure import MAX_LINE, MAX_SAID, Failure, failure_of, path_to
 from kata_traces.read.remarks import remarks
 from kata_traces.read.stages import Stage
 from kata_traces.read.trace import Trace, TraceSpan
 from kata_traces.read.units import duration, percent
 
-__all__ = ["MAX_EARLIER", "MAX_LINES", "Start", "explain", "failure", "first_failure", "start_of"]
+__all__ = ["MAX_EARLIER", "MAX_LINES", "Start", "explain", "start_of"]
 
 MAX_LINES: Final = 12
 # Earlier traces that are worth reading for their medians.
 MAX_EARLIER: Final = 20
-# What is said of names and messages, at most.
-MAX_TEXT: Final = 200
 NAMED: Final = 3
 # A stage is unusual from this factor on, and if it is this much longer (ns): small ones vary for no reason.
 UNUSUAL: Final = 1.5
 UNUSUAL_NS: Final = 50_000_000
 # What ends a start: the container's process runs.
 STARTED: Final = frozenset({"Start", "start_container", "AgentService.StartContainer"})
-# How a message quotes the guest's console, and words that make a line of it worth quoting, the best first.
-QUOTED: Final = "  | "
-TELLING: Final = ("panic", "traceback", "error", "can't", "failed")
 # A stop is worth a line from this share of the whole on.
 LONG_STOP: Final = 0.15
 
@@ -59,11 +55,11 @@ def start_of(trace: Trace) -> Start:
 
 def explain(trace: Trace, earlier: Sequence[Start] = ()) -> list[str]:
     """Lines about `trace`; `earlier` are starts of other sandboxes that went well."""
-    failed = first_failure(trace)
+    failed = failure_of(trace)
     start = start_of(trace)
     lines = [_opening(trace, start, failed)]
     if failed is not None:
-        lines += failure(trace, failed)
+        lines += _failed(failed, trace)
     elif not (trace.live or trace.meta.outcome) and trace.root.open:
         lines += _death(trace)
     lines += _dominated(trace, start)
@@ -72,10 +68,10 @@ def explain(trace: Trace, earlier: Sequence[Start] = ()) -> list[str]:
     lines += _gaps(trace, start)
     lines += _stop(trace)
     lines += [f"Mind: {text}." for text in remarks(trace)]
-    return [crop(line, 400) for line in lines[:MAX_LINES]]
+    return [crop(line, MAX_LINE) for line in lines[: MAX_LINES + MAX_SAID]]
 
 
-def _opening(trace: Trace, start: Start, failed: TraceSpan | None) -> str:
+def _opening(trace: Trace, start: Start, failed: Failure | None) -> str:
     meta = trace.meta
     who = f"Sandbox {printable(meta.sandbox_id or trace.trace_id)}"
     if meta.command:
@@ -86,7 +82,7 @@ def _opening(trace: Trace, start: Start, failed: TraceSpan | None) -> str:
     if trace.live:
         state = "it is still running"
     elif failed is not None:
-        state = "then something failed"
+        state = "then it failed" if failed.fatal else "something failed"
     else:
         # A file of OTLP has no outcome; a root that has ended tells that it did.
         silent = "it ended without a word" if trace.root.open else "it ended"
@@ -96,63 +92,18 @@ def _opening(trace: Trace, start: Start, failed: TraceSpan | None) -> str:
     return f"{who} took {duration(start.total)} to its first process and {whole} in all; {state}."
 
 
-def first_failure(trace: Trace) -> TraceSpan | None:
-    """The deepest failed span of the failure that came first: errors travel upwards."""
-    inside: set[str] = set()
-    leaves = []
-    for span in reversed(list(trace.walk())):
-        if span.failed and span.span_id not in inside:
-            leaves.append(span)
-        if (span.failed or span.span_id in inside) and span.parent:
-            inside.add(span.parent.span_id)
-    return min(leaves, key=lambda span: (span.end, -span.depth), default=None)
-
-
-def failure(trace: Trace, span: TraceSpan) -> Iterator[str]:
-    """What `span`, the first that failed, says about it."""
-    message = span.message or next(
-        (str(e.attributes.get("exception.message", "")) for e in span.events if e.name == "exception"), ""
-    )
-    said = crop(headline(message), MAX_TEXT) or "it left no message"
-    yield f"The cause is {printable(span.name)} ({_who(span)}), which failed after {duration(span.duration)}: {said}"
-    if words := _last_words(message):
-        yield f"Last words of the guest: {crop(words, MAX_TEXT)}"
-    end = headline(trace.root.message)
-    if trace.root is not span and end and end not in said and said not in end:
-        yield f"The sandbox ended with: {crop(end, MAX_TEXT)}"
-    yield f"It was reached by {_way(span)}."
-
-
-def _last_words(message: str) -> str:
-    """Of the lines of the guest's console in a message, the one that says most: a panic, an error, else the last."""
-    console = [line.strip()[2:].strip() for line in message.splitlines() if line.startswith(QUOTED)]
-    for telling in TELLING:
-        for line in console:
-            if telling in line.lower():
-                return printable(line)
-    return printable(console[-1]) if console else ""
+def _failed(failure: Failure, trace: Trace) -> Iterator[str]:
+    for index, line in enumerate(failure.lines()):
+        before = "Why: " if failure.fatal else "Something failed, and the sandbox went on: "
+        yield line if index else before + line
+    if not failure.fatal and trace.root.open and not trace.live:
+        yield from _death(trace)
 
 
 def _death(trace: Trace) -> Iterator[str]:
     last = max((s for s in trace.walk() if s.open), key=lambda span: (span.depth, span.start))
     if last is not trace.root:
-        yield f"Whoever wrote the trace was killed; the last that went on was {printable(last.name)}: {_way(last)}."
-
-
-def _way(span: TraceSpan) -> str:
-    names: list[str] = []
-    above: TraceSpan | None = span
-    while above is not None and len(names) < 100:
-        names.append(printable(above.name)[:60])
-        above = above.parent
-    names.reverse()
-    if len(names) > 7:
-        names[3:-3] = ["…"]
-    return " › ".join(names)  # noqa: RUF001 - reads better than >
-
-
-def _who(span: TraceSpan) -> str:
-    return f"{span.lane.value}, seen by {printable(span.service)}"
+        yield f"Whoever wrote the trace was killed; the last that went on was {printable(last.name)}: {path_to(last)}."
 
 
 def _dominated(trace: Trace, start: Start) -> Iterator[str]:

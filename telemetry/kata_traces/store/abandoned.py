@@ -8,15 +8,26 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from kata_common.files import Lock
 from kata_traces.store.store import Store, write_meta
 
-__all__ = ["close_abandoned"]
+__all__ = ["CUT_OFF", "HEARTBEAT", "KILLED", "close_abandoned", "last_sign"]
 
-OUTCOME = "killed"
-_MESSAGE = "cut off: the runtime was killed"
+# The outcome of such a trace, and what its spans say that were going on.
+KILLED: Final = "killed"
+CUT_OFF: Final = "cut off: the runtime was killed"
+# A writer shows that it lives by its lock's time, at least this often (ns): so it is known when it was killed.
+HEARTBEAT: Final = 1_000_000_000
+
+
+def last_sign(store: Store) -> int:
+    """When a writer of `store` last showed that it lived (host time, ns); 0 where none did."""
+    try:
+        return store.lock_path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def close_abandoned(store: Store, *, at: int = 0, patience: float = 0.0) -> bool:
@@ -58,7 +69,7 @@ def _close(store: Store, at: int) -> None:
             open_spans.pop(span_id, None)
         elif span_id not in ended:
             open_spans[span_id] = resource, span
-    end = min(max(at or last, last), time.time_ns())
+    end = min(max(at or last_sign(store), last), time.time_ns())
     known = {*ended, *open_spans}
     missing = parents - known - {"", meta.root_parent_id}
     if not meta.root_id and meta.trace_id and len(missing) == 1:
@@ -79,7 +90,7 @@ def _close(store: Store, at: int) -> None:
     lines = [_ended(resource, span, end) for resource, span in open_spans.values()]
     _append(store, "".join(lines))
     store.open_spans.unlink(missing_ok=True)
-    meta.outcome, meta.end, meta.spans = OUTCOME, end, len(ended) + len(lines)
+    meta.outcome, meta.end, meta.spans = KILLED, end, len(ended) + len(lines)
     write_meta(store, meta)
 
 
@@ -102,7 +113,7 @@ def _time(span: dict[str, Any], key: str) -> int:
 
 def _ended(resource: dict[str, Any], span: dict[str, Any], end: int) -> str:
     span["endTimeUnixNano"] = str(max(end, _time(span, "startTimeUnixNano")))
-    span["status"] = {"code": 2, "message": _MESSAGE}
+    span["status"] = {"code": 2, "message": CUT_OFF}
     scope = {"scope": {"name": "kata_telemetry"}, "spans": [span]}
     content = {"resourceSpans": [{"resource": resource, "scopeSpans": [scope]}]}
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n"

@@ -14,6 +14,7 @@ A sandbox id that is used again moves its older trace aside, to `<sandbox_id>~1`
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -28,7 +29,17 @@ from kata_common.places import TRACE_DIR
 from kata_traces.store.errors import StoreError
 from kata_traces.store.spool import AgentMeta, frames
 
-__all__ = ["DEFAULT_TRACE_DIR", "Meta", "Retention", "Store", "move_aside", "prune", "stores", "write_meta"]
+__all__ = [
+    "DEFAULT_TRACE_DIR",
+    "Meta",
+    "Retention",
+    "Store",
+    "move_aside",
+    "prune",
+    "save_meta",
+    "stores",
+    "write_meta",
+]
 
 DEFAULT_TRACE_DIR = Path(TRACE_DIR)
 
@@ -169,6 +180,19 @@ def _lines(path: Path) -> Iterator[bytes]:
 def write_meta(store: Store, meta: Meta) -> None:
     """Replace the store's meta.json."""
     write_atomically(store.meta_path, json.dumps(dataclasses.asdict(meta), indent=1).encode())
+
+
+def save_meta(store: Store, meta: Meta) -> None:
+    """As `write_meta`; where the disk is full, into the place that the old one has. Raises OSError."""
+    try:
+        write_meta(store, meta)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        content = json.dumps(dataclasses.asdict(meta)).encode()
+        with store.meta_path.open("r+b", buffering=0) as file:
+            file.write(content)
+            file.truncate()
 
 
 def stores(trace_dir: Path) -> list[Store]:

@@ -27,9 +27,10 @@ from kata_telemetry import otlp
 from kata_telemetry.recorder import Recorder
 from kata_telemetry.span import Level, Span, SpanContext, Tracer, Value
 from kata_telemetry.wire import MAX_FRAME
+from kata_traces.store.abandoned import HEARTBEAT
 from kata_traces.store.errors import StoreError
 from kata_traces.store.quarantine import Quarantine, host_time
-from kata_traces.store.store import Meta, Retention, Store, move_aside, prune, write_meta
+from kata_traces.store.store import Meta, Retention, Store, move_aside, prune, save_meta, write_meta
 
 __all__ = ["StoreWriter"]
 
@@ -246,6 +247,11 @@ class StoreWriter:
     ) -> None:
         self.close(timeout=2.0, outcome="failed" if error else "")
 
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """After `close`: what is not in the trace, by reason."""
+        return self._meta.lost
+
     def _lose(self, reason: str, count: int) -> None:
         with self._lost_lock:
             self._lost[reason] = self._lost.get(reason, 0) + count
@@ -268,7 +274,7 @@ class StoreWriter:
                 self._write_all()
                 if not self._wake.is_set():
                     self._idle.set()
-                self._wake.wait(self._until_journal())
+                self._await_work()
             self._finish()
         finally:
             for fd in self._files.values():
@@ -286,7 +292,7 @@ class StoreWriter:
         if not self._open:
             self.store.open_spans.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            write_meta(self.store, self._meta)
+            save_meta(self.store, self._meta)
 
     def _note_root(self) -> None:
         """As soon as the trace has a root, meta.json says so: it can be shown from then on, whatever happens."""
@@ -307,6 +313,15 @@ class StoreWriter:
 
     def _open_spans(self) -> list[Span]:
         return list(self._open)
+
+    def _await_work(self) -> None:
+        """Until there is something to write; meanwhile show that we live, so that the end of a kill is known."""
+        until = self._until_journal()
+        while not self._wake.wait(HEARTBEAT / 1e9 if until is None else min(until, HEARTBEAT / 1e9)):
+            with contextlib.suppress(OSError):
+                os.utime(self.store.lock_path)
+            if until is not None and (until := self._until_journal()) == 0:
+                return
 
     def _until_journal(self) -> float | None:
         """Seconds until the next open span has lasted long enough to be journaled."""

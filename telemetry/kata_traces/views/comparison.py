@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from kata_traces.read.cells import columns, crop, printable
+from kata_traces.read.cells import crop, crop_left, printable
 from kata_traces.read.compare import UNACCOUNTED, Comparison, Row
 from kata_traces.read.units import duration, percent
 
@@ -104,7 +104,7 @@ def _table(title: str, rows: list[tuple[Row, str]], width: int) -> Iterator[str]
     for row, name in rows:
         before = [duration(row.before_p50), duration(row.before_p95)] if row.runs_before else ["-", "-"]
         after = [duration(row.after_p50), duration(row.after_p95)] if row.runs_after else ["-", "-"]
-        label = _crop_left(printable(name), width - figures - 1)
+        label = crop_left(printable(name), width - figures - 1)
         cells = [*before, *after, _signed(row.change)]
         yield f"{label:{width - figures}}" + "".join(f"{cell:>11}" for cell in cells)
 
@@ -112,14 +112,6 @@ def _table(title: str, rows: list[tuple[Row, str]], width: int) -> Iterator[str]
 def _tail(row: Row) -> str:
     """The end of a path says more than its beginning, which the table crops."""
     return " › ".join(row.name[-4:])  # noqa: RUF001 - reads better than >
-
-
-def _crop_left(name: str, width: int) -> str:
-    if columns(name) <= width:
-        return name
-    while columns(name) > width - 1:
-        name = name[1:]
-    return "…" + name
 
 
 def _labels(labels: list[str]) -> str:

@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from kata_common.contract import AGENT_SERVICE as AGENT
 from kata_traces.read.analysis import critical_path, split
-from kata_traces.read.explain import failure, first_failure
+from kata_traces.read.failure import failure_of
 from kata_traces.read.remarks import remarks
 from kata_traces.read.stages import Lane, Stage
 from kata_traces.read.trace import Trace, TraceSpan
 from kata_traces.views.values import portable
 
-__all__ = ["SCRIPTS", "render", "to_page_model"]
+__all__ = ["SCRIPTS", "embedded", "render", "to_page_model"]
 
 # One function around all of them; each may use what stands in those before it.
 SCRIPTS: Final = ("units", "model", "query", "overview", "waterfall", "details", "tables", "app")
@@ -46,6 +46,13 @@ def render(trace: Trace) -> str:
         (page / "page.html").read_text("utf-8"),
         {"policy": policy, "title": html.escape(title), "style": style, "trace": _embed(trace), "script": script},
     )
+
+
+def embedded(page: str) -> dict[str, Any]:
+    """The trace in a page that `render` made."""
+    _, _, rest = page.partition('<script type="application/json" id="trace">')
+    content: dict[str, Any] = json.loads(rest.partition("</script>")[0])
+    return content
 
 
 def _fill(template: str, parts: Mapping[str, str]) -> str:
@@ -149,9 +156,9 @@ def _row(span: TraceSpan, begin: int, order: Mapping[str, int], values: _Table) 
 
 
 def _failure(trace: Trace, order: Mapping[str, int]) -> dict[str, Any] | None:
-    """Why it failed, in the words of `trace explain`, and the span that is to blame."""
-    span = first_failure(trace)
-    return None if span is None else {"span": order[span.span_id], "lines": list(failure(trace, span))}
+    """Why it failed, in the words of the runtime, and the span that is to blame."""
+    found = failure_of(trace)
+    return None if found is None else {"span": order[found.span.span_id], "lines": list(found.lines())}
 
 
 def _clock(trace: Trace, begin: int) -> dict[str, Any] | None:

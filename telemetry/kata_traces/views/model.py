@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kata_traces.read.analysis import critical_path, split
+from kata_traces.read.failure import failure_of
 from kata_traces.read.trace import Trace, TraceSpan
 from kata_traces.store.store import Store
 
@@ -21,6 +22,7 @@ def to_model(trace: Trace) -> dict[str, Any]:
         "name": meta.name,
         "command": meta.command,
         "outcome": meta.outcome,
+        "failure": _failure(trace),
         "live": trace.live,
         "services": trace.services,
         "root": trace.root.span_id,
@@ -52,6 +54,13 @@ def to_model(trace: Trace) -> dict[str, Any]:
         },
         "spans": [_span(span) for span in trace.walk()],
     }
+
+
+def _failure(trace: Trace) -> dict[str, Any] | None:
+    found = failure_of(trace)
+    if found is None:
+        return None
+    return {"message": "\n".join(found.said), "hint": found.hint, "span_id": found.span.span_id, "fatal": found.fatal}
 
 
 def _span(span: TraceSpan) -> dict[str, Any]:

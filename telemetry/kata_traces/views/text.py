@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TextIO
 
 from kata_traces.read.analysis import Split, critical_path, split
-from kata_traces.read.cells import columns, crop, headline, printable
+from kata_traces.read.cells import columns, crop, headline, printable, wrap
+from kata_traces.read.failure import failure_of
 from kata_traces.read.remarks import remarks
 from kata_traces.read.stages import Lane, Stage
 from kata_traces.read.trace import Trace, TraceEvent, TraceSpan
@@ -253,12 +254,24 @@ class _Waterfall:
             f"{glyphs.idle * 2} beside it, or in a child",
         )
         yield [Fragment(f"{busy}   {idle}", "faint")]
-        for text in remarks(trace):
-            yield [Fragment(crop(f"{glyphs.error} {text}", self.width, glyphs.more), "error")]
+        failed = failure_of(trace)
+        told = [*(failed.lines() if failed else ())]
+        for line in told:
+            yield from self._wrapped(line, "error")
+        for line in remarks(trace):
+            yield from self._wrapped(line, "error")
         parts = split(trace)
         yield []
         yield from self._stage_bar(parts)
         yield from self._sum(parts)
+
+    def _wrapped(self, text: str, style: str) -> Iterator[Line]:
+        """A remark, in as many lines as it takes."""
+        mark = f"{self.glyphs.error} "
+        # What is quoted keeps its indent.
+        for line in wrap(text, self.width - len(mark)):
+            yield [Fragment(mark + line, style)]
+            mark = " " * len(mark)
 
     def _stage_bar(self, parts: Split) -> Iterator[Line]:
         """The whole as one bar of stages; without colour it would say nothing, so plain output leaves it out."""

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kata_telemetry.conventions import FAILURE_HINT
 from kata_traces.commands import main as command
 from kata_traces.read.check import Rules, check, summary
 from kata_traces.read.compare import Run, compare, median, percentile, run_of
 from kata_traces.read.explain import MAX_LINES, explain, start_of
+from kata_traces.read.failure import MAX_SAID, failure_of
 from kata_traces.read.trace import Trace
+from kata_traces.store.abandoned import CUT_OFF
 from kata_traces.store.errors import StoreError
 from kata_traces.views import comparison
 from support.odd_traces import HOSTILE, hostile, trace_of, traces
@@ -307,9 +310,8 @@ def test_what_is_unusual() -> None:
 def test_why_a_start_failed() -> None:
     lines = explain(trace_of(container_start(error="no such file"), outcome="error"))
     assert lines[0] == f"Sandbox {SANDBOX} failed after 2.70 s, before its first process."
-    assert lines[1] == (
-        "The cause is crun create (container, seen by kata-agent), which failed after 123 ms: no such file"
-    )
+    assert lines[1] == "Why: no such file"
+    assert lines[2].startswith("It was seen first in crun create (container, seen by kata-agent), after 123 ms; ")
     assert "create_container › crun create." in lines[2]  # noqa: RUF001 - the sign that is printed
 
 
@@ -318,25 +320,46 @@ def test_the_first_failure_is_the_cause() -> None:
     root = make.add("rootSpan", 0, 100, error="stopping failed")
     make.add("Stop", 80, 90, root, error="second")
     make.add("inner", 10, 20, make.add("outer", 5, 30, root, error="outer says"), error="first")
-    assert "The cause is inner" in explain(trace_of(make))[1]
+    lines = explain(trace_of(make))
+    assert lines[1] == "Why: stopping failed"
+    assert lines[2].startswith("It was seen first in inner (runtime, seen by kata), after 10.0 ms: first; ")
+
+
+def test_a_failure_that_ended_nothing_is_told_as_such() -> None:
+    make = Maker()
+    root = make.add("rootSpan", 0, 100)
+    make.add("Exec", 10, 20, root, error="no such command")
+    assert explain(trace_of(make))[1] == "Something failed, and the sandbox went on: no such command"
 
 
 def test_a_guest_that_panicked_is_quoted() -> None:
     said = "QEMU ended while the guest was booting\nlast lines of the guest's console:\n"
     said += "  | [1.0] all is well\n  | [2.0] Kernel panic - not syncing: no root\n  | [2.1] </TASK>"
-    lines = explain(trace_of(container_start(error=said), outcome="error"))
-    assert lines[1].endswith(": QEMU ended while the guest was booting")
-    assert lines[2] == "Last words of the guest: [2.0] Kernel panic - not syncing: no root"
+    make = container_start(error=said)
+    make.spans[0]["span"]["attributes"].append({"key": FAILURE_HINT, "value": {"stringValue": "a root, perhaps"}})
+    lines = explain(trace_of(make, outcome="error"))
+    # Whole, as the terminal had it.
+    assert "\n".join(lines[1:7]) == f"Why: {said}\nhint: a root, perhaps"
 
 
 def test_how_the_sandbox_ended_is_told_where_the_first_failure_does_not() -> None:
     make = Maker()
     root = make.add("rootSpan", 0, 100, error="the VM ended (killed by signal 9)")
     make.add("AgentService.WaitProcess", 10, 20, root, error="the VM has ended")
-    assert "The sandbox ended with: the VM ended (killed by signal 9)" in explain(trace_of(make))
+    lines = explain(trace_of(make))
+    assert lines[1] == "Why: the VM ended (killed by signal 9)"
+    assert "AgentService.WaitProcess (runtime, seen by kata), after 10.0 ms: the VM has ended; " in lines[2]
+
+
+def test_a_killed_runtime_is_told_as_such_and_when() -> None:
     make = Maker()
-    make.add("create", 10, 20, make.add("rootSpan", 0, 100, error="no such file"), error="no such file")
-    assert not any("ended with" in line for line in explain(trace_of(make)))
+    root = make.add("rootSpan", 0, 12_000, error=CUT_OFF)
+    make.add("AgentService.WaitProcess", 10, 12_000, root, error=CUT_OFF)
+    failure = failure_of(trace_of(make, outcome="killed"))
+    assert failure is not None
+    assert failure.said == ["The runtime was killed 12.0 s after its start, give or take 1.00 s"]
+    assert failure.span.name == "AgentService.WaitProcess"
+    assert "dmesg" in failure.hint
 
 
 def test_a_trace_without_an_outcome_has_ended_where_its_root_has() -> None:
@@ -359,7 +382,7 @@ def test_a_killed_writer() -> None:
 @few
 def test_an_explanation_is_short_and_prints(trace: Trace) -> None:
     lines = explain(trace, [start_of(trace)])
-    assert 1 <= len(lines) <= MAX_LINES
+    assert 1 <= len(lines) <= MAX_LINES + MAX_SAID
     assert all(line.isprintable() and len(line) <= 400 for line in lines)
 
 

@@ -102,7 +102,7 @@ def test_a_name_that_is_the_id_is_said_once() -> None:
 def test_errors_are_shown_with_their_message() -> None:
     lines = shown(container_start(error="no such file"))
     # Where it began; what it travelled through on its way up says no more than that it failed.
-    above = [lines[index - 1] for index, line in enumerate(lines) if line.strip() == "✗ no such file"]
+    above = [lines[index - 1] for index, line in enumerate(lines) if line.endswith("  ✗ no such file")]
     assert [line.split("─")[-1].split()[:2] for line in above[1:]] == [["crun", "create"]]
     assert "rootSpan" in above[0]  # none of what lies right below it failed
 

@@ -1,10 +1,12 @@
 """The store of one sandbox and its writer."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from kata_common.files import Lock
 from kata_telemetry import otlp
 from kata_telemetry.span import Site, Span, SpanContext, Tracer
 from kata_telemetry.wire import MAX_FRAME
-from kata_traces.store import writer
+from kata_traces.read.trace import load_store
+from kata_traces.store import store, writer
+from kata_traces.store.abandoned import KILLED, close_abandoned
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Meta, Retention, Store, prune, stores, write_meta
 from kata_traces.store.writer import StoreWriter
@@ -305,3 +309,52 @@ with site.root(writer.tracer("kata", source="runtime"), "rootSpan"):
     assert [span["name"] for span in spans(store.spans)] == ["create"]
     assert [span["name"] for span in spans(store.open_spans)] == ["rootSpan"]
     assert store.meta().outcome == ""
+
+
+def test_on_a_full_disk_the_end_is_known_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old meta.json has its place on the disk; a new one beside it would need more."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    kept = Store(tmp_path)
+    write_meta(kept, Meta("s1", name="a long name, which leaves no rest"))
+    monkeypatch.setattr(store, "write_atomically", full)
+    store.save_meta(kept, Meta("s1", outcome="exit 0"))
+    assert (kept.meta().outcome, kept.meta().name) == ("exit 0", "")
+
+
+def test_a_writer_shows_that_it_lives(opened: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the end of one that is killed is known, although nothing was written then."""
+    alive = threading.Event()
+
+    def touch(path: Path) -> None:
+        if path == opened.store.lock_path:
+            alive.set()
+
+    monkeypatch.setattr(writer, "HEARTBEAT", 1_000_000)
+    monkeypatch.setattr(os, "utime", touch)
+    with site.root(opened.tracer("kata", source="runtime"), "rootSpan"):
+        opened.begin()
+        assert alive.wait(5)
+
+
+def test_a_killed_writer_ended_when_it_last_showed_that_it_lived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with StoreWriter.open(tmp_path, "s1") as opened:
+        site.root(opened.tracer("kata", source="runtime"), "rootSpan")
+        opened.flush(5)
+    kept = Store(tmp_path / "s1")
+    meta = kept.meta()
+    meta.outcome = ""
+    write_meta(kept, meta)
+    at = meta.start + 12_000_000_000
+    os.utime(kept.lock_path, ns=(at, at))
+    later = time.time_ns() + 60_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+    assert close_abandoned(kept)
+    trace = load_store(kept)
+    assert trace is not None
+    assert trace.root.end == at
+    assert trace.meta.outcome == KILLED

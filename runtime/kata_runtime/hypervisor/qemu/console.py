@@ -84,8 +84,12 @@ class Console(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
         if self._log is not None and self._logged < _LOG_LIMIT:
-            self._log.write(data)
             self._logged += len(data)
+            try:
+                self._log.write(data)
+            except OSError:
+                # A full disk costs the log; whoever waits for a line must not wait for ever.
+                self._logged = _LOG_LIMIT
         for line in self._lines.feed(data):
             text = printable(line)
             self._tail.append(text)

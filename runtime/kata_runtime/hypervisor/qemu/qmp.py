@@ -7,7 +7,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,8 @@ class Transcript:
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
-        path.write_text("".join(f"{line}\n" for line in self._lines))
+        with suppress(OSError):  # a full disk costs the log, and nothing else
+            path.write_text("".join(f"{line}\n" for line in self._lines))
 
 
 class Qmp:

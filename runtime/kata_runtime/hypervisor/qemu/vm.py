@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import re
 import signal
 import socket
 import time
@@ -13,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kata_common import marks
-from kata_runtime.errors import BootError, HypervisorError
+from kata_runtime.errors import BootError, HypervisorError, quoted
 from kata_runtime.hypervisor.qemu import hotplug
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import hotplug_ports, to_argv
@@ -23,13 +24,18 @@ from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, NetDevice, VmSpec
 from kata_runtime.process import Child, Privileges, describe, launch
 from kata_telemetry.span import Site
 
-__all__ = ["BootStage", "Vm", "hint_of_death", "launch_qemu"]
+__all__ = ["BootStage", "Vm", "hint_of_death", "last_words", "launch_qemu"]
 
 _trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.qemu")
 
 # Of the console, in which a kernel that gives up says why: what it prints after that is long.
-_LAST_LINES = 60
+_LAST_LINES = 150
+# Of these, what an error quotes.
+_QUOTED_LINES = 15
+# How the kernel begins a line, and what tells that a line says why it ended: a panic, else an exception of the agent.
+_TIMESTAMP = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ")
+_CAUSES = (re.compile(r"Kernel panic - not syncing: (.+)"), re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)\b.*)"))
 
 
 class BootStage(StrEnum):
@@ -128,7 +134,9 @@ class Vm:
 
     def boot_error(self, message: str, *, hint: str = "") -> BootError:
         """An error with everything that is known about the boot."""
-        return BootError(message, stage=self.stage, console=self.console.tail(), output=self.child.output, hint=hint)
+        cause, lines = last_words(self.console.tail(_LAST_LINES))
+        output = self.child.output
+        return BootError(message, stage=self.stage, console=lines, output=output, hint=hint, cause=cause)
 
     async def add_network(self, device: NetDevice) -> None:
         """Give the running guest one more network device; its file descriptors stay the caller's to close.
@@ -166,6 +174,18 @@ def hint_of_death(console: Sequence[str], status: int) -> str:
     if status == -signal.SIGKILL:
         return "somebody killed it; the host's kernel does where memory runs out, and says so in its log (dmesg)"
     return ""
+
+
+def last_words(console: Sequence[str]) -> tuple[str, list[str]]:
+    """Of a console's last lines the one that says why it ended ("" where none does), and those that are worth quoting:
+    the ones up to it, without the stack that the kernel prints behind; else the last.
+    """
+    lines = list(console)
+    for cause in _CAUSES:
+        for number, line in reversed(list(enumerate(lines))):
+            if found := cause.search(_TIMESTAMP.sub("", line)):
+                return found[0], lines[max(number + 1 - _QUOTED_LINES, 0) : number + 1]
+    return "", lines[-_QUOTED_LINES:]
 
 
 @asynccontextmanager
@@ -243,9 +263,8 @@ async def _launch_error(child: Child, error: HypervisorError) -> HypervisorError
     except TimeoutError:
         return error
     _log.debug("QEMU ended at start", extra={"status": status})
-    said = "\n".join(f"  | {line}" for line in child.output.splitlines())
     return HypervisorError(
-        f"QEMU did not start ({describe(status)})" + (f"; it said:\n{said}" if said else ""),
+        f"QEMU did not start ({describe(status)})" + quoted("QEMU", child.output),
         hint="what it was asked for is in [hypervisor.qemu], --memory and --cpus",
     )
 

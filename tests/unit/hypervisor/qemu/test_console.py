@@ -2,10 +2,12 @@ import asyncio
 import socket
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_runtime.hypervisor.qemu.console import Console, Lines, printable
+from kata_runtime.hypervisor.qemu.vm import last_words
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
@@ -42,3 +44,40 @@ async def test_console_hands_on_lines_and_keeps_the_last_ones(tmp_path: Path) ->
         guest.close()
         console.close()
     assert (tmp_path / "log").read_bytes() == b"one\ntwo\nunfin"
+
+
+async def test_a_full_disk_costs_the_log_and_no_line() -> None:
+    ours, guest = socket.socketpair()
+    ours.setblocking(False)
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    console = await Console.attach(ours, lambda text, _: lines.put_nowait(text), Path("/dev/full"))
+    try:
+        guest.sendall(b"one\n")
+        assert await lines.get() == "one"
+        guest.sendall(b"two\n")
+        assert await lines.get() == "two"
+    finally:
+        guest.close()
+        console.close()
+
+
+@pytest.mark.parametrize(
+    ("console", "cause", "quoted"),
+    [
+        (
+            ["[    1.0] Run /init", "[    1.1][  T1] Kernel panic - not syncing: no root", "[    1.1] </TASK>"],
+            "Kernel panic - not syncing: no root",
+            2,
+        ),
+        (
+            ["Traceback (most recent call last):", "  File x", "ModuleNotFoundError: No module named 'grpc'", "bye"],
+            "ModuleNotFoundError: No module named 'grpc'",
+            3,
+        ),
+        (["[    1.0] all is well"] * 40, "", 15),
+        ([], "", 0),
+    ],
+)
+def test_the_line_that_says_why(console: list[str], cause: str, quoted: int) -> None:
+    found, lines = last_words(console)
+    assert (found, len(lines)) == (cause, quoted)
