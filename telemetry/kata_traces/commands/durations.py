@@ -6,13 +6,27 @@ from typing import Final
 __all__ = ["parse_count", "parse_duration", "parse_percent", "parse_positive"]
 
 # ns in one of each unit.
-UNITS: Final = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+UNITS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+    "d": 86_400 * 10**9,
+}
 
 
-def parse_duration(text: str) -> int:
-    """`5ms`, `0.2s`, `800us`, or a number of ms, as ns. Raises argparse.ArgumentTypeError."""
-    number = text.strip().rstrip("nuµms ").strip()
-    unit = text.strip()[len(number) :].strip() or "ms"
+def parse_duration(text: str, *, default: str = "ms") -> int:
+    """`5ms`, `0.2s`, `800us`, `2h`, or a number of `default`, as ns; without a default it must have a unit.
+
+    Raises argparse.ArgumentTypeError.
+    """
+    number = text.strip().rstrip("nuµmshd ").strip()
+    unit = text.strip()[len(number) :].strip() or default
+    if not unit and number.replace(".", "", 1).isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit: write {number}s or {number}ms")
     try:
         value = float(number) * UNITS[unit]
         if not 0 <= value < 1e18:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from kata_traces.commands.durations import parse_count, parse_duration, parse_percent
-from kata_traces.read.lookup import LATEST, load_any, load_kept, trace_dir
+from kata_traces.read.lookup import LATEST, WHICH, load_any, load_kept, trace_dir
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import stores
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from kata_traces.store.store import Store
 
 __all__ = ["add_check", "add_diff", "add_explain"]
-
-WHICH = "sandbox id, unique beginning of one, name, or a file (lines of OTLP/JSON) or directory with a trace"
 
 
 def add_diff(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +77,7 @@ def _budget(text: str) -> tuple[str, int]:
     stage = name.removeprefix(STAGE_PREFIX)
     if stage != name and stage not in set(Stage):
         raise argparse.ArgumentTypeError(f"{stage!r} is no stage; stages are {', '.join(Stage)}")
-    return name, parse_duration(limit)
+    return name, parse_duration(limit, default="")
 
 
 def _diff(options: argparse.Namespace) -> int:

@@ -9,16 +9,15 @@ Errors come as StoreError and SettingsError (both say what to do) for the comman
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
 from kata_traces.commands import judge as command_judge
+from kata_traces.commands import push as command_push
 from kata_traces.commands import show as command_show
 from kata_traces.commands.durations import parse_duration
-from kata_traces.read.lookup import LATEST, find, trace_dir
-from kata_traces.store.errors import StoreError
+from kata_traces.read.lookup import find, trace_dir
 from kata_traces.store.store import DEFAULT_TRACE_DIR, stores
 
 __all__ = ["add_arguments", "find", "parse_duration"]
@@ -56,14 +55,9 @@ def add_arguments(
     ):
         add(commands.add_parser(name, parents=[common], help=text))
 
-    push = commands.add_parser("push", parents=[common], help="send what a collector does not have yet")
-    push.add_argument("sandbox", nargs="?", default=LATEST, help="sandbox id, a unique beginning of it, or its name")
-    push.add_argument("--all", action="store_true", dest="everything", help="all traces that are kept")
-    push.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
-    push.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
-    push.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
-    # What only the configuration says.
-    push.set_defaults(run=_push, headers="", request_timeout=0.0, certificate="", client_certificate="", client_key="")
+    command_push.add_arguments(
+        commands.add_parser("push", parents=[common], help="send what a collector does not have yet")
+    )
     return commands
 
 
@@ -108,46 +102,3 @@ def _list(options: argparse.Namespace) -> int:
 def _cell(value: object) -> str:
     text = str(value)
     return "".join(c if c.isprintable() else "?" for c in text[:40])
-
-
-def _push(options: argparse.Namespace) -> int:
-    from kata_traces.send.collector import CollectorSettings, SettingsError
-    from kata_traces.send.delivery import push
-
-    settings = CollectorSettings.resolve(
-        os.environ,
-        endpoint=options.endpoint,
-        protocol=options.protocol,
-        headers=options.headers,
-        timeout=options.request_timeout,
-        certificate=options.certificate,
-        client_certificate=options.client_certificate,
-        client_key=options.client_key,
-    )
-    if settings is None:
-        raise SettingsError(
-            "no collector to push to: give --endpoint http://HOST:4317 or set OTEL_EXPORTER_OTLP_ENDPOINT"
-        )
-    where = trace_dir(options)
-    chosen = stores(where) if options.everything else [find(where, options.sandbox)]
-    # grpc's core would log every failed attempt.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    complete = True
-    for number, store in enumerate(chosen, 1):
-        try:
-            result = push(store, settings, timeout=options.timeout)
-        except StoreError as error:
-            if not options.everything:
-                raise
-            print(f"{store.directory.name}: {error}", file=sys.stderr)
-            complete = False
-            continue
-        complete &= result.complete
-        progress = f"[{number}/{len(chosen)}] " if options.everything else ""
-        note = f"{progress}{store.directory.name}: {result.spans} spans sent to {settings.target}"
-        if result.rejected:
-            note += f", {result.rejected} not wanted"
-        if not result.complete:
-            note += f"; {result.left} bytes and {result.refused} refused batches are left: {result.error}"
-        print(note)
-    return 0 if complete else 1

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kata_traces.read.lookup import LATEST, find, load_kept, trace_dir
+from kata_traces.read.lookup import LATEST, WHICH, load_any, trace_dir
 from kata_traces.read.metrics import expose
 from kata_traces.read.trace import load_store
 from kata_traces.store.store import DEFAULT_TRACE_DIR, Store, stores
@@ -14,7 +14,7 @@ __all__ = ["add_arguments"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `metrics`; `run` of the parsed options does it."""
-    parser.add_argument("sandbox", nargs="?", default=LATEST, help="sandbox id, a unique beginning of it, or its name")
+    parser.add_argument("trace", nargs="?", default=LATEST, help=WHICH)
     parser.add_argument("--all", action="store_true", dest="everything", help="all sandboxes that have a trace")
     parser.add_argument(
         "--format",
@@ -33,7 +33,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.everything:
         traces = [trace for store in _newest(stores(where)) if (trace := load_store(store)) is not None]
     else:
-        traces = [load_kept(find(where, options.sandbox))]
+        traces = [load_any(where, options.trace)]
     sys.stdout.write(expose(traces, openmetrics=options.format == "openmetrics"))
     return 0
 

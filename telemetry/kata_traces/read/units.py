@@ -1,7 +1,11 @@
 """Durations and shares as people read them."""
 
-__all__ = ["duration", "percent"]
+import time
 
+__all__ = ["attribute", "duration", "percent"]
+
+# Longer times than that are dates.
+DAYS = 1000 * 86_400 * 10**9
 # Unit, and ns in one of it.
 UNITS = (("s", 1_000_000_000), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
 
@@ -31,6 +35,22 @@ def _long(seconds: int) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes} m" if hours else f"{minutes} m {seconds} s"
+
+
+def attribute(key: str, value: object) -> str:
+    """The value of an attribute; what is a time, by its name, as people read times."""
+    if key.endswith("_ns") and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) < DAYS:
+            return duration(value)
+        if abs(value) >= 2**63:
+            return str(value)
+        # An offset of a clock that began with the guest: the moment when that was.
+        seconds, rest = divmod(value, 10**9)
+        try:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) + f".{rest:09}"
+        except (OverflowError, ValueError, OSError):
+            return str(value)
+    return str(value)
 
 
 def percent(part: int, whole: int) -> str:

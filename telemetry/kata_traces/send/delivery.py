@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -36,7 +36,18 @@ from kata_traces.store.abandoned import close_abandoned
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Store, stores
 
-__all__ = ["Delivery", "Link", "Progress", "PushResult", "load_progress", "push", "push_leftovers", "start"]
+__all__ = [
+    "Delivery",
+    "Link",
+    "Progress",
+    "PushResult",
+    "forget",
+    "load_progress",
+    "push",
+    "push_leftovers",
+    "start",
+    "taken",
+]
 
 # How long the exporter goes on after its sandbox ended, in seconds.
 GRACE: Final = 10.0
@@ -169,6 +180,29 @@ class Delivery:
             raise StoreError(f"cannot write {self._part.progress_path}: {error.strerror}") from error
 
 
+def taken(store: Store, settings: CollectorSettings) -> int:
+    """How many spans of a store this collector has taken so far."""
+    noted = (load_progress(store, part).get(settings.target) for part in parts(store))
+    return sum(progress.spans for progress in noted if progress is not None)
+
+
+def forget(store: Store, settings: CollectorSettings) -> None:
+    """Know no more of what this collector has of a store, so that `push` sends all of it again.
+
+    Raises StoreError where another process exports this store right now, or where it can't be written.
+    """
+    for part in parts(store):
+        if not part.progress_path.exists():
+            continue
+        with _sending(store, part):
+            kept = {name: dataclasses.asdict(p) for name, p in load_progress(store, part).items()}
+            kept.pop(settings.target, None)
+            try:
+                write_atomically(part.progress_path, json.dumps({"targets": kept}, indent=1).encode())
+            except OSError as error:
+                raise StoreError(f"cannot write {part.progress_path}: {error.strerror}") from error
+
+
 def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> PushResult:
     """Send what is left of a store, for at most `timeout` seconds; stops at the first failure and says which.
 
@@ -194,17 +228,10 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
 
 
 def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining: Callable[[], float]) -> PushResult:
-    lock = Lock(part.lock_path)
-    try:
-        taken = lock.acquire()
-    except OSError as error:
-        raise StoreError(f"no trace in {store.directory}: {error.strerror}") from error
-    if not taken:
-        raise StoreError(f"the trace in {store.directory} is being exported by another process; try again later")
-    sender = None
-    try:
+    with _sending(store, part), contextlib.ExitStack() as stack:
         close_abandoned(store)
         sender = connect(settings)
+        stack.callback(sender.close)
         delivery = Delivery(store, settings, sender, part)
         before, stopped = delivery.progress.spans, ""
         try:
@@ -221,9 +248,21 @@ def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining:
             rejected=progress.rejected,
             error=stopped or progress.error,
         )
+
+
+@contextlib.contextmanager
+def _sending(store: Store, part: Part) -> Iterator[None]:
+    """Hold a part's lock for the block. Raises StoreError where another process has it."""
+    lock = Lock(part.lock_path)
+    try:
+        acquired = lock.acquire()
+    except OSError as error:
+        raise StoreError(f"no trace in {store.directory}: {error.strerror}") from error
+    if not acquired:
+        raise StoreError(f"the trace in {store.directory} is being exported by another process; try again later")
+    try:
+        yield
     finally:
-        if sender:
-            sender.close()
         lock.release()
 
 

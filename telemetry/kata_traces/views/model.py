@@ -1,13 +1,12 @@
 """A trace as JSON for programs: our model of it, and the OTLP lines it came from."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.failure import failure_of
 from kata_traces.read.trace import Trace, TraceSpan
-from kata_traces.store.store import Store
 
 __all__ = ["otlp_lines", "to_model"]
 
@@ -86,10 +85,10 @@ def _span(span: TraceSpan) -> dict[str, Any]:
     }
 
 
-def otlp_lines(store: Store) -> Iterator[str]:
+def otlp_lines(lines: Iterable[bytes | str]) -> Iterator[str]:
     """The trace in OpenTelemetry's file format: whole lines only, and of open spans those that have no end yet."""
     ended: set[str] = set()
-    for line in store.lines():
+    for line in lines:
         try:
             content = json.loads(line)
             spans = [s for r in content["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]]

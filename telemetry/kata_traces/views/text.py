@@ -15,7 +15,7 @@ from kata_traces.read.failure import failure_of
 from kata_traces.read.remarks import remarks
 from kata_traces.read.stages import Lane, Stage
 from kata_traces.read.trace import Trace, TraceEvent, TraceSpan
-from kata_traces.read.units import duration, percent
+from kata_traces.read.units import attribute, duration, percent
 
 __all__ = ["Fragment", "Line", "Options", "coloured", "plain", "render"]
 
@@ -214,7 +214,9 @@ class _Waterfall:
                     yield [Fragment(crop(indent + self._event(single, event), self.width, self.glyphs.more), "faint")]
 
     def _event(self, span: TraceSpan, event: TraceEvent) -> str:
-        details = " ".join(f"{printable(str(k))}={printable(str(v))}" for k, v in event.attributes.items())
+        details = " ".join(
+            f"{printable(str(k))}={printable(attribute(str(k), v))}" for k, v in event.attributes.items()
+        )
         return f"{self.glyphs.event} +{duration(event.time - span.start)} {printable(event.name)} {details}".rstrip()
 
     def _is_critical(self, row: _Row) -> bool:

@@ -136,5 +136,5 @@ function section(title, size, ...children) {
 
 function table(pairs, action) {
   return el("table", { class: "pairs" }, el("tbody", {}, ...pairs.map(([key, value]) =>
-    el("tr", {}, el("th", { scope: "row" }, key), el("td", {}, String(value), action ? action(key, value) : null)))));
+    el("tr", {}, el("th", { scope: "row" }, key), el("td", {}, attribute(key, value), action ? action(key, value) : null)))));
 }

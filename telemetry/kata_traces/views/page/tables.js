@@ -96,7 +96,8 @@ class Tables {
       const { readings, spans } = model.clock;
       const { offset, bound, wall } = readings[readings.length - 1];
       content.push(el("dl", { class: "cards" },
-        card("Offset", `${offset} ns`, "host time minus the guest's monotonic clock, measured by the runtime"),
+        card("Offset", clockTime(BigInt(offset)),
+          `host time when the guest's monotonic clock stood at zero, measured by the runtime (${offset} ns)`),
         card("Known to", `\u00b1${duration(bound)}`, "half of the shortest round trip to the guest"),
         typeof wall === "number"
           ? card("Guest's wall clock", `${wall < 0 ? "\u2212" : "+"}${duration(Math.abs(wall))}`,

@@ -26,6 +26,14 @@ function parseDuration(text) {
   return found ? Number(found[1]) * NS[found[2] || "ms"] : null;
 }
 
+/** The value of an attribute; what is a time, by its name, as people read times, and as it is. */
+function attribute(key, value) {
+  if (!key.endsWith("_ns") || !/^-?\d+$/.test(String(value))) return String(value);
+  const ns = Number(value);
+  if (Math.abs(ns) < 8.64e16) return Math.abs(ns) < 1000 ? `${value} ns` : `${duration(ns)} (${value} ns)`;
+  return `${clockTime(BigInt(value))} (${value} ns)`;
+}
+
 function percent(part, whole) {
   return `${(whole ? (100 * part) / whole : 0).toFixed(1)} %`;
 }
