@@ -25,6 +25,7 @@ from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import Sizes
 from kata_telemetry import logs
+from kata_telemetry.conventions import IMAGE_NAME
 from kata_telemetry.span import Level, Site, use
 
 __all__ = ["add_arguments"]
@@ -121,6 +122,8 @@ def run(options: argparse.Namespace) -> int:
     # Before any thread or event loop: from here on our mounts end with us.
     private_mount_namespace()
     trace = SandboxTrace.open(config, request.sandbox_id, command=argv[0] if argv else "", start=started)
+    if options.image:
+        trace.root.set(**{IMAGE_NAME: Path(options.image).name})
     with use(trace.root):
         _trace.record("startRuntime", started, begin, level=Level.ESSENTIAL)
         files = config.describe_files()

@@ -36,6 +36,7 @@ from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
 from kata_runtime.sandbox.watch import first_failure
+from kata_telemetry.conventions import ACCELERATOR
 from kata_telemetry.span import Level, Site, Span, current, use
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class Sandbox:
                     )
                     with _hypervisor_trace.stage("StartVM"):
                         machine = self._machine = await self._stack.enter_async_context(vm)
+                        self._trace.root.set(**{ACCELERATOR: str(machine.accelerator)})
                         await self._booted(machine)
                         boot = current()
                     with _agent_trace.stage("StartVM"):

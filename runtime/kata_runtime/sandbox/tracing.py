@@ -25,6 +25,7 @@ from kata_runtime.errors import (
     SandboxError,
 )
 from kata_runtime.hypervisor.qemu.vm import BootStage
+from kata_runtime.sandbox.conditions import Conditions
 from kata_telemetry import logs
 from kata_telemetry.conventions import FAILURE_HINT
 from kata_telemetry.propagation import from_environment
@@ -86,6 +87,8 @@ class SandboxTrace:
         self._started = False
         self._dumped = False
         self._dumping: asyncio.Task[None] | None = None
+        # How busy the host was when it began.
+        self._begun = Conditions.sample()
         # One change at a time.
         self._switching = asyncio.Lock()
 
@@ -271,6 +274,7 @@ class SandboxTrace:
         if self._started:
             return
         self._started = True
+        self._note_conditions()
         self._live()
         if self._writer is not None:
             self.export()
@@ -278,6 +282,10 @@ class SandboxTrace:
         took = (self.tracer.now() - self.root.start) / 1e9
         if threshold and took > threshold and not self.runtime_on and self._recorder is not None:
             self._dumping = asyncio.create_task(self._dump_slow_start(took))
+
+    def _note_conditions(self) -> None:
+        """What of the host made the start slow, once it is over."""
+        self.root.set(**self._begun.until(Conditions.sample()))
 
     async def _dump_slow_start(self, took: float) -> None:
         try:
@@ -482,6 +490,8 @@ class SandboxTrace:
         """End the root and the store; `outcome` says how the sandbox ended."""
         if error is not None:
             self._dump(error)
+        if not self._started:
+            self._note_conditions()
         life = self.tracer.lifetime or self.root
         if error is not None and not life.end:
             life.fail(error)

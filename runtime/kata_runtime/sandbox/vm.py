@@ -154,6 +154,8 @@ def _choose_accelerator(qemu: QemuConfig) -> Accelerator:
     with _trace.span("chooseAccelerator") as span:
         accel, warning = accelerator.choose(qemu.accelerator, accelerator.kvm_usability(rootless=qemu.rootless))
         span.set(accelerator=accel)
+        if warning:
+            span.set(reason=warning)
     if warning:
         _log.warning(warning)
     return accel

@@ -25,6 +25,7 @@ from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.shim.service import Shim
 from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
 from kata_runtime.shim.ttrpc.service import Call
+from kata_telemetry.conventions import of_pod
 from kata_telemetry.span import NO_SPAN, Level, Site, Span, use
 
 __all__ = ["Pod", "options_of"]
@@ -128,6 +129,7 @@ class Pod:
         except KataError as error:
             self._problem = error
             return
+        self._trace.root.set(**of_pod(annotations))
         with use(self._trace.root):
             stage = functools.partial(_trace.record, level=Level.ESSENTIAL)
             stage("startShim", launch.started, launch.forked)

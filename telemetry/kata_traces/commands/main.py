@@ -8,17 +8,15 @@ Errors come as StoreError and SettingsError (both say what to do) for the comman
 """
 
 import argparse
-import json
-import sys
-import time
 from pathlib import Path
 
 from kata_traces.commands import judge as command_judge
+from kata_traces.commands import listing as command_listing
 from kata_traces.commands import push as command_push
 from kata_traces.commands import show as command_show
 from kata_traces.commands.durations import parse_duration
-from kata_traces.read.lookup import find, trace_dir
-from kata_traces.store.store import DEFAULT_TRACE_DIR, stores
+from kata_traces.read.lookup import find
+from kata_traces.store.store import DEFAULT_TRACE_DIR
 
 __all__ = ["add_arguments", "find", "parse_duration"]
 
@@ -42,8 +40,7 @@ def add_arguments(
     )
 
     listing = commands.add_parser("list", parents=[common], help="list the traces that are kept, the newest first")
-    listing.add_argument("--format", choices=["text", "json"], default="text")
-    listing.set_defaults(run=_list)
+    command_listing.add_arguments(listing)
 
     command_show.add_arguments(
         commands.add_parser("show", parents=[common], help="show one trace, also of a running sandbox")
@@ -59,46 +56,3 @@ def add_arguments(
         commands.add_parser("push", parents=[common], help="send what a collector does not have yet")
     )
     return commands
-
-
-def _list(options: argparse.Namespace) -> int:
-    from kata_traces.read.units import duration
-
-    entries = []
-    for store in stores(trace_dir(options)):
-        meta, live = store.meta(), store.live
-        took = (time.time_ns() if live else meta.end) - meta.start if meta.start and (live or meta.end) else None
-        entries.append(
-            {
-                "sandbox": store.directory.name,
-                "name": meta.name,
-                "command": meta.command,
-                "start_ns": meta.start,
-                "duration_ns": took,
-                "spans": meta.spans or None,
-                "status": "running" if live else meta.outcome or "killed",
-                "live": live,
-                "trace_id": meta.trace_id,
-            }
-        )
-    if options.format == "json":
-        print(json.dumps(entries, indent=1))
-        return 0
-    if not entries:
-        print(f"no traces in {trace_dir(options)}", file=sys.stderr)
-        return 0
-    table = [["SANDBOX", "NAME", "COMMAND", "START", "DURATION", "SPANS", "STATUS"]]
-    for entry in entries:
-        lasted = entry["duration_ns"]
-        start = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(str(entry["start_ns"])) / 1e9))
-        shown = [start, duration(lasted) if isinstance(lasted, int) else "-", entry["spans"] or "-", entry["status"]]
-        table.append([_cell(entry[key]) for key in ("sandbox", "name", "command")] + [_cell(value) for value in shown])
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0
-
-
-def _cell(value: object) -> str:
-    text = str(value)
-    return "".join(c if c.isprintable() else "?" for c in text[:40])

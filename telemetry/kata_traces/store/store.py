@@ -70,6 +70,10 @@ class Meta:
     outcome: str = ""
     end: int = 0
     spans: int = 0
+    # Why it failed, in one line, or "".
+    failure: str = ""
+    # What its root says about pod, container and image (kata_telemetry.conventions.LABELS).
+    labels: dict[str, str] = field(default_factory=dict)
     # Spans that are not in the trace, by reason.
     lost: dict[str, int] = field(default_factory=dict)
 

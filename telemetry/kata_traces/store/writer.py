@@ -24,8 +24,9 @@ from typing import Final, Self
 
 from kata_common.files import Lock
 from kata_telemetry import otlp
+from kata_telemetry.conventions import LABELS
 from kata_telemetry.recorder import Recorder
-from kata_telemetry.span import Level, Span, SpanContext, Tracer, Value
+from kata_telemetry.span import Level, Span, SpanContext, Status, Tracer, Value
 from kata_telemetry.wire import MAX_FRAME
 from kata_traces.store.abandoned import HEARTBEAT
 from kata_traces.store.errors import StoreError
@@ -43,6 +44,8 @@ MAX_STORE: Final = 64 * 1024 * 1024
 # Spans per line, and bytes of its request: collectors take 4 MiB at a time.
 BATCH: Final = 256
 MAX_LINE: Final = 1024 * 1024
+# Characters of a label or a failure in meta.json.
+MAX_LABEL: Final = 300
 # How long the writer lets spans gather, in seconds; readers of a live trace are this much behind.
 LINGER: Final = 0.2
 # Spans that are open longer than this (ns) are journaled, so that they are seen before they end.
@@ -286,6 +289,7 @@ class StoreWriter:
         self._write_all()
         self._journal(self._open_spans())
         self._meta.end = time.time_ns()
+        self._describe()
         self._count_losses()
         if self._meta.lost:
             self._append([self._loss_span()])
@@ -303,6 +307,7 @@ class StoreWriter:
             self._meta.root_name = root.name
             self._meta.root_parent_id = f"{root.parent_id:016x}" if root.parent_id else ""
             self._meta.start = min(self._meta.start, root.tracer.clock.to_host(root.start))
+            self._describe()
             quarantine.now = host_time(root.tracer.clock)
             quarantine.since = min(quarantine.since, self._meta.start)
         trace_id, root_id = (quarantine.trace_id or b"").hex(), (quarantine.root_id or b"").hex()
@@ -310,6 +315,17 @@ class StoreWriter:
             self._meta.trace_id, self._meta.root_id = trace_id, root_id
             with contextlib.suppress(OSError):
                 write_meta(self.store, self._meta)
+
+    def _describe(self) -> None:
+        """Into meta.json what lists of traces show, so that they need not read spans."""
+        root = self._root
+        if root is None:
+            return
+        attributes = root.attributes
+        self._meta.labels = {key: str(attributes[key])[:MAX_LABEL] for key in LABELS if key in attributes}
+        teller = next((s for s in (root, root.tracer.lifetime) if s is not None and s.status is Status.ERROR), None)
+        if teller is not None:
+            self._meta.failure = teller.message.partition("\n")[0][:MAX_LABEL]
 
     def _open_spans(self) -> list[Span]:
         return list(self._open)
