@@ -37,13 +37,14 @@ HOMES = {
     "pydantic": ("kata_runtime.config.",),
     "pydantic_core": ("kata_runtime.config.",),
 }
-# The doors to child processes; the agent's is its reaper, since PID 1 must know all of its children, and the shim's
-# forks the daemon without loading what the other doors need.
+# The doors to child processes: the agent's is its reaper, since PID 1 must know all of its children, the shim's
+# forks the daemon without loading what the other doors need, and the pager is the user's own program.
 DOORS = {
     "kata_agent.process.reaper",
     "kata_runtime.image.tools",
     "kata_runtime.process",
     "kata_runtime.shim.start",
+    "kata_traces.commands.pager",
     "kata_traces.send.delivery",
 }
 SPAWNING = {"create_subprocess_exec", "create_subprocess_shell", "fork", "forkpty", "popen", "system"}

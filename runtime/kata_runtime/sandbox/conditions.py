@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from kata_telemetry.conventions import CPU_PRESSURE, HOST_CPUS, IO_PRESSURE, LOAD, MEMORY_PRESSURE, STEAL
+from kata_telemetry.span import Span
 
 __all__ = ["Conditions"]
 
@@ -44,6 +45,11 @@ class Conditions:
         with suppress(OSError, ValueError, IndexError):
             load = float((proc / "loadavg").read_text().split()[0])
         return cls(time.monotonic(), load, stalled, steal, everything)
+
+    def note(self, span: Span) -> None:
+        """On `span`, what has been since this sample; once."""
+        if LOAD not in span.attributes:
+            span.set(**self.until(type(self).sample()))
 
     def until(self, later: Self) -> dict[str, float | int]:
         """Attributes about the time from this sample to a later one: shares from 0 to 1, and the load at its begin."""

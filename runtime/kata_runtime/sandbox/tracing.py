@@ -26,8 +26,8 @@ from kata_runtime.errors import (
 )
 from kata_runtime.hypervisor.qemu.vm import BootStage
 from kata_runtime.sandbox.conditions import Conditions
+from kata_runtime.sandbox.verdict import fail, warn_of_loss
 from kata_telemetry import logs
-from kata_telemetry.conventions import FAILURE_HINT
 from kata_telemetry.propagation import from_environment
 from kata_telemetry.recorder import Recorder
 from kata_telemetry.span import Level, Site, Span, SpanContext, Tracer, use
@@ -85,9 +85,7 @@ class SandboxTrace:
         self._directory: Path | None = None
         # Whether a process of it ran.
         self._started = False
-        self._dumped = False
         self._dumping: asyncio.Task[None] | None = None
-        # How busy the host was when it began.
         self._begun = Conditions.sample()
         # One change at a time.
         self._switching = asyncio.Lock()
@@ -176,9 +174,7 @@ class SandboxTrace:
                     self.tracer.lifetime = _trace.start("sandbox", level=Level.ESSENTIAL, lasts=True)
             self.root.finish()
 
-    def record_boot(
-        self, marks: Mapping[BootStage, int], reading: "Reading | None", error: BaseException | None = None
-    ) -> None:
+    def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None", error: object = None) -> None:
         """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
 
         `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
@@ -274,7 +270,7 @@ class SandboxTrace:
         if self._started:
             return
         self._started = True
-        self._note_conditions()
+        self._begun.note(self.root)
         self._live()
         if self._writer is not None:
             self.export()
@@ -282,10 +278,6 @@ class SandboxTrace:
         took = (self.tracer.now() - self.root.start) / 1e9
         if threshold and took > threshold and not self.runtime_on and self._recorder is not None:
             self._dumping = asyncio.create_task(self._dump_slow_start(took))
-
-    def _note_conditions(self) -> None:
-        """What of the host made the start slow, once it is over."""
-        self.root.set(**self._begun.until(Conditions.sample()))
 
     async def _dump_slow_start(self, took: float) -> None:
         try:
@@ -309,23 +301,21 @@ class SandboxTrace:
             with suppress(KataError):
                 await self.switch(runtime=True, agent=True)
 
-    def _dump(self, error: BaseException) -> bool:
+    def _dump(self, error: BaseException | None) -> bool:
         """Begin a trace that was not wanted before; whether there is one."""
-        if self._dumped or self.runtime_on or self._writer is not None or self._recorder is None:
+        if self.runtime_on or self._writer is not None or self._recorder is None:
             return False
-        if self._directory is None:
-            return False  # a mistake of whoever asked
-        # A cancellation is no failure, and neither is a command that isn't there.
-        if not isinstance(error, Exception) or isinstance(error, CommandNotFoundError | CommandNotExecutableError):
+        # A cancellation is no failure, and neither is a command that isn't there, or a mistake of whoever asked.
+        kinds = (CommandNotFoundError, CommandNotExecutableError)
+        if self._directory is None or not isinstance(error, Exception) or isinstance(error, kinds):
             return False
-        self._dumped = True
         try:
             self._follow()
         except KataError as trouble:
             _log.info("the failure left no trace: %s", trouble)
             return False
         if isinstance(error, KataError):
-            error.hint = f"{error.hint}; trace: {self._show()}" if error.hint else f"trace: {self._show()}"
+            error.hint = "; ".join(filter(None, (error.hint, f"trace: {self._show()}")))
         else:
             _log.warning("failed: %s; trace: %s", error, self._show())
         return True
@@ -488,24 +478,17 @@ class SandboxTrace:
 
     def close(self, outcome: str, error: BaseException | None = None) -> None:
         """End the root and the store; `outcome` says how the sandbox ended."""
-        if error is not None:
-            self._dump(error)
-        if not self._started:
-            self._note_conditions()
+        self._dump(error)
+        self._begun.note(self.root)
         life = self.tracer.lifetime or self.root
-        if error is not None and not life.end:
-            life.fail(error)
-            if isinstance(error, KataError) and error.hint:
-                life.set(**{FAILURE_HINT: error.hint})
+        fail(life, error)
         life.finish()
         self.root.finish()
         if self._writer is None:
             return
         self.export()  # also where nothing ever started: a failed boot is what people look for
-        if not self._writer.close(timeout=5.0, outcome=outcome):
-            _log.warning("the trace could not be written in time")
-        elif lost := ", ".join(f"{count} {reason}" for reason, count in self._writer.lost.items()):
-            _log.warning("the trace is not whole: %s (%s)", lost, self._writer.store.directory)
+        in_time = self._writer.close(timeout=5.0, outcome=outcome)
+        warn_of_loss(self._writer.lost, self._writer.store.directory, in_time=in_time)
         if self._link is not None:
             self._link.close()
 

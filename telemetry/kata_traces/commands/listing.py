@@ -10,7 +10,7 @@ from typing import IO, Any, Final
 
 from kata_telemetry.conventions import CONTAINER_NAME, IMAGE_NAME, POD_NAME, POD_NAMESPACE
 from kata_traces.commands.durations import parse_count, parse_duration
-from kata_traces.commands.output import paged
+from kata_traces.commands.pager import paged
 from kata_traces.read.cells import columns, crop, crop_left, printable
 from kata_traces.read.lookup import trace_dir
 from kata_traces.read.units import duration
@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(entries, indent=1))
         return 0
     if not entries:
-        print(f"no such traces in {trace_dir(options)}", file=sys.stderr)
+        print(f"no traces in {trace_dir(options)} that are asked for", file=sys.stderr)
         return 0
     width = shutil.get_terminal_size((200, 24)).columns
     lines = list(_table(entries, width, full=options.full_ids))

@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Final
+from typing import Final, TextIO
 
 from kata_traces.store.errors import StoreError
 
-__all__ = ["format_of", "paged", "to_stdout", "write_file"]
+__all__ = ["format_of", "to_stdout", "write_file"]
 
 # By the end of a file's name, the longer ones first.
 SUFFIXES: Final[Mapping[str, str]] = {
@@ -35,7 +34,7 @@ def format_of(path: Path | None, default: str = "text") -> str:
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), default)
 
 
-def to_stdout(write: Callable[[IO[str]], object]) -> int:
+def to_stdout(write: Callable[[TextIO], object]) -> int:
     """Call `write` with stdout; the exit status."""
     # Whoever reads may stop reading: `trace show | head` is no error.
     with contextlib.suppress(BrokenPipeError):
@@ -46,32 +45,6 @@ def to_stdout(write: Callable[[IO[str]], object]) -> int:
     # What is still buffered must not be tried again at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def paged(write: Callable[[IO[str]], object], *, lines: int, pager: bool = True) -> int:
-    """As `to_stdout`; what is longer than the terminal goes through $PAGER, else less, if there is one."""
-    program = (os.environ.get("KATA_PAGER") or os.environ.get("PAGER") or "less").strip()
-    if not (pager and sys.stdout.isatty() and lines >= shutil.get_terminal_size().lines and program != "cat"):
-        return to_stdout(write)
-    import shlex
-    import subprocess
-
-    # Colours pass, long lines are cut; whoever is root by sudo gets no shell by it (less(1), LESSSECURE).
-    environment = {"LESS": "FRSX", "LESSCHARSET": "utf-8", **os.environ, "LESSSECURE": "1"}
-    try:
-        reader = subprocess.Popen(shlex.split(program), stdin=subprocess.PIPE, text=True, env=environment)
-    except (OSError, ValueError):
-        return to_stdout(write)
-    assert reader.stdin is not None
-    with contextlib.suppress(BrokenPipeError), reader.stdin:
-        write(reader.stdin)
-    # Its keys are its own: Ctrl-C stops a search there, and not us.
-    while True:
-        try:
-            reader.wait()
-            return 0
-        except KeyboardInterrupt:
-            continue
 
 
 def write_file(path: Path, content: bytes) -> None:
