@@ -15,11 +15,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 
+import hypothesis
 import pytest
 
 from kata_telemetry import logs
 from support import leaks
 from support.kata import Kata, build_image
+
+# How long an example takes is the machine's affair; pytest-timeout ends a test that hangs.
+hypothesis.settings.register_profile("house", deadline=None)
+hypothesis.settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
