@@ -252,7 +252,9 @@ def _value(value: Value) -> dict[str, Value]:
     if isinstance(value, bool):
         return {"bool_value": value}
     if isinstance(value, int):
-        return {"int_value": int(value)} if value in INT64 else {"string_value": str(value)}
+        # A range looks for an enumeration's member one by one.
+        number = int(value)
+        return {"int_value": number} if number in INT64 else {"string_value": str(number)}
     if isinstance(value, float):
         return {"double_value": value}
     return {"string_value": clean(str(value))}  # type: ignore[unreachable] # callers are not all type checked

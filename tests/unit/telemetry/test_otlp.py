@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kata_common.contract import Port
 from kata_telemetry import __version__, otlp
 from kata_telemetry.span import Event, Kind, Site, Span, SpanContext, Tracer, Value
 
@@ -182,6 +183,15 @@ def test_anything_that_is_recorded_comes_back(name: str, attributes: dict[str, V
     assert encoded.failed == 0
     line = otlp.to_line(encoded.data)
     assert otlp.to_line(otlp.from_line(line)) == line
+
+
+@pytest.mark.timeout(5)
+def test_a_member_of_an_enumeration_is_its_number() -> None:
+    """Looked for in a range it would be compared with each of 2^64 numbers."""
+    span = make(port=Port.CLOCK)
+    span.finish()
+    attributes = first(otlp.to_line(otlp.encode([span]).data))["attributes"]
+    assert {"key": "port", "value": {"intValue": "1028"}} in attributes  # type: ignore[operator]
 
 
 def test_version_agrees_with_the_distribution() -> None:
