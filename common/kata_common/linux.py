@@ -1,32 +1,58 @@
-"""Linux calls that Python 3.11 has no function for. Blocking ones are for threads or for boot.
+"""Linux calls that Python 3.11 has no function for, and mount(8)'s words. Blocking ones are for threads or for boot.
 
-Numbers are those of linux/mount.h, linux/sched.h, linux/reboot.h and linux/prctl.h.
+Every function raises OSError. Numbers are those of linux/mount.h, linux/sched.h, linux/reboot.h, linux/prctl.h,
+linux/openat2.h and asm-generic/unistd.h.
 """
 
 import ctypes
 import os
+from collections.abc import Iterable
 
 __all__ = [
+    "CLONE_FS",
+    "CLONE_NEWIPC",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWPID",
+    "CLONE_NEWUTS",
     "MountFlag",
     "become_subreaper",
+    "bpf",
     "ctrl_alt_del_as_signal",
+    "exchange",
     "kernel_log",
     "mount",
+    "mount_flags",
+    "open_inside",
     "power_off",
+    "prctl",
+    "setns",
     "umount",
     "unshare",
+    "use_one_heap",
 ]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+CLONE_FS = 0x200
+CLONE_NEWNS = 0x20000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
 MNT_DETACH = 2
 _RB_POWER_OFF = 0x4321FEDC
 _RB_DISABLE_CAD = 0
 _PR_SET_CHILD_SUBREAPER = 36
 _SYSLOG_READ_ALL = 3  # syslog(2)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # renameat2(2)
+_SYS_OPENAT2 = 437  # on every architecture
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_M_ARENA_MAX = -8  # mallopt(3)
+
+StrPath = str | os.PathLike[str]
 
 
 class MountFlag:
@@ -38,6 +64,7 @@ class MountFlag:
     NOEXEC = 8
     SYNCHRONOUS = 16
     REMOUNT = 32
+    MANDLOCK = 64
     DIRSYNC = 128
     NOATIME = 1024
     NODIRATIME = 2048
@@ -51,52 +78,143 @@ class MountFlag:
     STRICTATIME = 1 << 24
 
 
-def _check(result: int, path: str | None = None) -> None:
-    if result != 0:
+# mount(8)'s words: the bits, and whether the word sets them.
+_WORDS = {
+    "defaults": (0, True),
+    "ro": (MountFlag.RDONLY, True),
+    "rw": (MountFlag.RDONLY, False),
+    "nosuid": (MountFlag.NOSUID, True),
+    "suid": (MountFlag.NOSUID, False),
+    "nodev": (MountFlag.NODEV, True),
+    "dev": (MountFlag.NODEV, False),
+    "noexec": (MountFlag.NOEXEC, True),
+    "exec": (MountFlag.NOEXEC, False),
+    "sync": (MountFlag.SYNCHRONOUS, True),
+    "async": (MountFlag.SYNCHRONOUS, False),
+    "mand": (MountFlag.MANDLOCK, True),
+    "nomand": (MountFlag.MANDLOCK, False),
+    "dirsync": (MountFlag.DIRSYNC, True),
+    "noatime": (MountFlag.NOATIME, True),
+    "atime": (MountFlag.NOATIME, False),
+    "nodiratime": (MountFlag.NODIRATIME, True),
+    "diratime": (MountFlag.NODIRATIME, False),
+    "relatime": (MountFlag.RELATIME, True),
+    "norelatime": (MountFlag.RELATIME, False),
+    "strictatime": (MountFlag.STRICTATIME, True),
+    "nostrictatime": (MountFlag.STRICTATIME, False),
+    "bind": (MountFlag.BIND, True),
+    "rbind": (MountFlag.BIND | MountFlag.REC, True),
+}
+_PROPAGATION = {
+    "private": MountFlag.PRIVATE,
+    "slave": MountFlag.SLAVE,
+    "shared": MountFlag.SHARED,
+    "unbindable": MountFlag.UNBINDABLE,
+}
+
+
+def mount_flags(options: Iterable[str]) -> tuple[int, int, list[str]]:
+    """mount(2)'s flags, those of propagation for a call of their own, and the options that are the file system's."""
+    flags = propagation = 0
+    rest = []
+    for option in options:
+        kind = option.removeprefix("r")
+        if option in _WORDS:
+            bits, sets = _WORDS[option]
+            flags = flags | bits if sets else flags & ~bits
+        elif kind in _PROPAGATION:
+            propagation = _PROPAGATION[kind] | (0 if kind == option else MountFlag.REC)
+        else:
+            rest.append(option)
+    return flags, propagation, rest
+
+
+def _checked(result: int, path: StrPath | None = None) -> int:
+    if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
+        raise OSError(number, os.strerror(number), path and os.fspath(path))
+    return int(result)
 
 
-def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
-    """mount(2). Raises OSError, its filename is the target."""
-    _check(
-        _libc.mount(
-            source.encode(), target.encode(), fstype.encode() or None, ctypes.c_ulong(flags), data.encode() or None
-        ),
-        target,
+def mount(source: StrPath, target: StrPath, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2); the filename of its error is the target."""
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        fstype.encode() or None,
+        ctypes.c_ulong(flags),
+        os.fsencode(data) or None,
     )
+    _checked(result, target)
 
 
-def umount(target: str, flags: int = MNT_DETACH) -> None:
+def umount(target: StrPath, flags: int = MNT_DETACH) -> None:
     """umount2(2); by default the mount point goes at once, the file system when nobody uses it any more."""
-    _check(_libc.umount2(target.encode(), flags), target)
+    _checked(_libc.umount2(os.fsencode(target), flags), target)
 
 
 def unshare(flags: int) -> None:
     """unshare(2) for the calling thread."""
-    _check(_libc.unshare(flags))
+    _checked(_libc.unshare(flags))
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2) for the calling thread; `kind` is CLONE_NEW*."""
+    _checked(_libc.setns(fd, kind))
+
+
+def prctl(*arguments: int) -> int:
+    """prctl(2); arguments that are left out are zeros."""
+    return _checked(_libc.prctl(*map(ctypes.c_ulong, (*arguments, *(0,) * (5 - len(arguments))))))
+
+
+def exchange(one: StrPath, other: StrPath) -> None:
+    """Two directory entries get each other's name in one step."""
+    paths = os.fsencode(one), os.fsencode(other)
+    _checked(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE), other)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_inside(directory: int, path: str, flags: int) -> int:
+    """openat2(2) with `directory` (a descriptor) as the root of absolute paths, symlinks and `..` alike."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    number, fd = ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory)
+    return _checked(_libc.syscall(number, fd, os.fsencode(path), ctypes.byref(how), size), path)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """bpf(2); the kernel takes what is missing of `attributes` for zeros."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    number = ctypes.c_long(_SYS_BPF[os.uname().machine])
+    return _checked(_libc.syscall(number, command, buffer, ctypes.c_uint(len(attributes))))
+
+
+def use_one_heap() -> None:
+    """Let all threads share one heap of malloc's: by default each gets its own, which holds on to its memory."""
+    _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def become_subreaper() -> None:
     """Orphans of this process become its children (what PID 1 has by nature)."""
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def ctrl_alt_del_as_signal() -> None:
     """Let Ctrl-Alt-Del (QEMU's system_powerdown on a keyboard) send SIGINT to PID 1 instead of resetting the guest."""
-    _check(_libc.reboot(_RB_DISABLE_CAD))
+    _checked(_libc.reboot(_RB_DISABLE_CAD))
 
 
 def power_off() -> None:
     """Switch the machine off. Data must have been synced. Returns only where the kernel refuses (OSError)."""
-    _check(_libc.reboot(_RB_POWER_OFF))
+    _checked(_libc.reboot(_RB_POWER_OFF))
     raise OSError("the kernel did not power off")
 
 
 def kernel_log(limit: int) -> bytes:
     """The last `limit` bytes of the kernel's log as text, `<priority>[seconds] line` each; by one call of syslog(2)."""
     buffer = ctypes.create_string_buffer(limit)
-    size = _libc.klogctl(_SYSLOG_READ_ALL, buffer, limit)
-    if size < 0:
-        _check(-1)
-    return buffer.raw[:size]
+    return buffer.raw[: _checked(_libc.klogctl(_SYSLOG_READ_ALL, buffer, limit))]

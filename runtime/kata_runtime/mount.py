@@ -1,6 +1,6 @@
-"""mount(2), umount2(2) and unshare(2); CPython 3.11 has none of them."""
+"""Mounts of the host as context managers, and the mount namespace that they are in."""
 
-import ctypes
+import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -8,60 +8,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_common import linux
+from kata_common.linux import MountFlag
 from kata_runtime.errors import RootfsError
 
 __all__ = ["Mount", "bind", "mounted", "mounted_below", "overlay", "private_mount_namespace", "unmount"]
 
-# linux/mount.h, linux/sched.h
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 2, 4, 32, 4096, 16384
-_MS_SLAVE, _MS_SHARED = 1 << 19, 1 << 20
-_MNT_DETACH = 2
-_CLONE_NEWNS = 0x20000
-_CLONE_FS = 0x200
 _PAGE = 4096
-
-# mount(8)'s words for flags: the bit, and whether the word sets it (linux/mount.h).
-_WORDS = {
-    "ro": (_MS_RDONLY, True),
-    "rw": (_MS_RDONLY, False),
-    "nosuid": (_MS_NOSUID, True),
-    "suid": (_MS_NOSUID, False),
-    "nodev": (_MS_NODEV, True),
-    "dev": (_MS_NODEV, False),
-    "noexec": (8, True),
-    "exec": (8, False),
-    "sync": (16, True),
-    "async": (16, False),
-    "dirsync": (128, True),
-    "noatime": (1024, True),
-    "nodiratime": (2048, True),
-    "bind": (_MS_BIND, True),
-    "rbind": (_MS_BIND | _MS_REC, True),
-    "relatime": (1 << 21, True),
-    "strictatime": (1 << 24, True),
-    "defaults": (0, True),
-}
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _checked(result: int, what: str) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise RootfsError(f"{what}: {os.strerror(code)}")
 
 
 def _mount(source: str, target: Path, fstype: str, flags: int, data: str, what: str) -> None:
-    arguments = (
-        source.encode(),
-        os.fsencode(target),
-        fstype.encode() or None,
-        ctypes.c_ulong(flags),
-        data.encode() or None,
-    )
-    _checked(_libc().mount(*arguments), what)
+    try:
+        linux.mount(source, target, fstype, flags, data)
+    except OSError as error:
+        raise RootfsError(f"{what}: {error.strerror}") from error
+
+
+def _unshare(flags: int, what: str) -> None:
+    try:
+        linux.unshare(flags)
+    except OSError as error:
+        raise RootfsError(f"{what}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -88,22 +55,19 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
 
 
 def _mount_one(mount: Mount, target: Path) -> None:
-    flags, rest = 0, []
-    for option in mount.options:
-        if option in _WORDS:
-            bits, sets = _WORDS[option]
-            flags = flags | bits if sets else flags & ~bits
-        elif option == "loop" or option.startswith(("loop=", "X-")):
+    flags, propagation, rest = linux.mount_flags(mount.options)
+    for option in rest:
+        if option == "loop" or option.startswith(("loop=", "X-")):
             raise RootfsError(f"{mount.source} can't be mounted: option {option!r} is not supported")
-        else:
-            rest.append(option)
+    if propagation:
+        raise RootfsError(f"{mount.source} can't be mounted: a root file system has no mount propagation of its own")
     what = f"{mount.source} ({mount.kind or 'bind'}) can't be mounted at {target}"
-    if mount.kind == "bind" or flags & _MS_BIND:
-        _mount(mount.source, target, "", _MS_BIND | (flags & _MS_REC), "", what)
-        if change := flags & ~(_MS_BIND | _MS_REC):
+    if mount.kind == "bind" or flags & MountFlag.BIND:
+        _mount(mount.source, target, "", MountFlag.BIND | (flags & MountFlag.REC), "", what)
+        if change := flags & ~(MountFlag.BIND | MountFlag.REC):
             # A bind mount takes its flags only in a second call (mount(2)).
             try:
-                _mount("none", target, "", _MS_BIND | _MS_REMOUNT | change, "", what)
+                _mount("none", target, "", MountFlag.BIND | MountFlag.REMOUNT | change, "", what)
             except RootfsError:
                 unmount(target)
                 raise
@@ -127,7 +91,7 @@ def _mount_long(mount: Mount, target: Path, flags: int, options: Sequence[str], 
     def work() -> None:
         try:
             # The working directory of this thread alone.
-            _checked(_libc().unshare(_CLONE_FS), "a thread can't have its own working directory")
+            _unshare(linux.CLONE_FS, "a thread can't have its own working directory")
             os.chdir(common)
             _mount(mount.source, target, mount.kind, flags, data, what)
         except RootfsError as error:
@@ -148,16 +112,16 @@ def private_mount_namespace() -> None:
     Raises:
         RootfsError: not permitted.
     """
-    _checked(_libc().unshare(_CLONE_NEWNS), "a mount namespace can't be made")
-    _mount("none", Path("/"), "", _MS_REC | _MS_SLAVE, "", "mount propagation can't be changed")
+    _unshare(linux.CLONE_NEWNS, "a mount namespace can't be made")
+    _mount("none", Path("/"), "", MountFlag.REC | MountFlag.SLAVE, "", "mount propagation can't be changed")
 
 
 @contextmanager
 def shared_mount_point(directory: Path) -> Iterator[Path]:
     """Make `directory` a mount whose later submounts reach whoever cloned the namespace meanwhile (virtiofsd)."""
-    _mount(str(directory), directory, "", _MS_BIND | _MS_REC, "", f"{directory} can't be bind-mounted")
+    _mount(str(directory), directory, "", MountFlag.BIND | MountFlag.REC, "", f"{directory} can't be bind-mounted")
     try:
-        _mount("none", directory, "", _MS_SHARED, "", f"{directory} can't be made a shared mount")
+        _mount("none", directory, "", MountFlag.SHARED, "", f"{directory} can't be made a shared mount")
         yield directory
     finally:
         unmount(directory)
@@ -166,10 +130,10 @@ def shared_mount_point(directory: Path) -> Iterator[Path]:
 @contextmanager
 def bind(source: Path, target: Path, *, readonly: bool = False) -> Iterator[Path]:
     """Show `source` at `target`, an existing directory, for the block."""
-    _mount(str(source), target, "", _MS_BIND | _MS_REC, "", f"{source} can't be bind-mounted to {target}")
+    _mount(str(source), target, "", MountFlag.BIND | MountFlag.REC, "", f"{source} can't be bind-mounted to {target}")
     try:
         if readonly:
-            flags = _MS_BIND | _MS_REMOUNT | _MS_RDONLY
+            flags = MountFlag.BIND | MountFlag.REMOUNT | MountFlag.RDONLY
             _mount("none", target, "", flags, "", f"{target} can't be made read-only")
         yield target
     finally:
@@ -182,7 +146,7 @@ def overlay(lower: Path, upper: Path, work: Path, target: Path) -> Iterator[Path
     data = ",".join(
         f"{key}={_escaped(path)}" for key, path in (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
     )
-    _mount("overlay", target, "overlay", _MS_NODEV, data, f"an overlay over {lower} can't be mounted")
+    _mount("overlay", target, "overlay", MountFlag.NODEV, data, f"an overlay over {lower} can't be mounted")
     try:
         yield target
     finally:
@@ -195,10 +159,11 @@ def unmount(target: Path) -> None:
     Raises:
         RootfsError: it can't be detached.
     """
-    if _libc().umount2(os.fsencode(target), _MNT_DETACH) != 0:
-        code = ctypes.get_errno()
-        if code not in (22, 2):  # EINVAL: not a mount point, ENOENT: not there
-            raise RootfsError(f"{target} can't be unmounted: {os.strerror(code)}")
+    try:
+        linux.umount(target)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):  # not a mount point; not there
+            raise RootfsError(f"{target} can't be unmounted: {error.strerror}") from error
 
 
 def mounted_below(directory: Path) -> list[str]:

@@ -5,7 +5,6 @@ the reaper of orphans meanwhile), and what carries the name of a sandbox whose l
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
@@ -14,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kata_common.linux import become_subreaper
+
 __all__ = ["ROOTS", "Snapshot", "adopt_orphans", "census", "look"]
 
 # A sandbox has a directory of its name below each of these.
 ROOTS = (Path("/run/kata"), Path("/var/lib/kata-containers/sandboxes"))
-_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Time for what ends by itself after a run, as the process that exports its last spans.
 SETTLE = 10.0
 
@@ -44,7 +44,7 @@ class Snapshot:
 
 def adopt_orphans() -> None:
     """Make this process the parent of its descendants' orphans, so that none escapes `look`."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_subreaper()
 
 
 def look(before: Snapshot | None = None, roots: Iterable[Path] = ROOTS, settle: float | None = None) -> Snapshot:

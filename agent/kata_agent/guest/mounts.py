@@ -16,40 +16,12 @@ from kata_common.linux import MountFlag
 from kata_common.threads import in_thread
 from kata_telemetry.span import Site
 
-__all__ = ["DRIVERS", "Mounts", "Storage", "parse_options"]
+__all__ = ["DRIVERS", "Mounts", "Storage"]
 
 _trace = Site(package="container", subsystem="mount")
 
 DRIVERS: Final = ("virtio-fs", "ephemeral", "bind", "local")
 MAX_MOUNTS: Final = 256
-
-# mount(8)'s words for MS_* flags: (flag, whether the word sets it).
-_WORDS: Final = {
-    "ro": (MountFlag.RDONLY, True),
-    "rw": (MountFlag.RDONLY, False),
-    "nosuid": (MountFlag.NOSUID, True),
-    "suid": (MountFlag.NOSUID, False),
-    "nodev": (MountFlag.NODEV, True),
-    "dev": (MountFlag.NODEV, False),
-    "noexec": (MountFlag.NOEXEC, True),
-    "exec": (MountFlag.NOEXEC, False),
-    "sync": (MountFlag.SYNCHRONOUS, True),
-    "dirsync": (MountFlag.DIRSYNC, True),
-    "noatime": (MountFlag.NOATIME, True),
-    "nodiratime": (MountFlag.NODIRATIME, True),
-    "relatime": (MountFlag.RELATIME, True),
-    "strictatime": (MountFlag.STRICTATIME, True),
-    "bind": (MountFlag.BIND, True),
-    "rbind": (MountFlag.BIND | MountFlag.REC, True),
-}
-_PROPAGATION: Final = {
-    "private": MountFlag.PRIVATE,
-    "rprivate": MountFlag.PRIVATE | MountFlag.REC,
-    "shared": MountFlag.SHARED,
-    "rshared": MountFlag.SHARED | MountFlag.REC,
-    "slave": MountFlag.SLAVE,
-    "rslave": MountFlag.SLAVE | MountFlag.REC,
-}
 
 
 class Storage(NamedTuple):
@@ -60,21 +32,6 @@ class Storage(NamedTuple):
     fstype: str
     options: Sequence[str]
     mount_point: str
-
-
-def parse_options(options: Sequence[str]) -> tuple[int, int, str]:
-    """mount(2)'s flags, propagation flags for a second call, and what is left for the file system."""
-    flags = propagation = 0
-    rest = []
-    for option in options:
-        if option in _WORDS:
-            flag, sets = _WORDS[option]
-            flags = flags | flag if sets else flags & ~flag
-        elif option in _PROPAGATION:
-            propagation = _PROPAGATION[option]
-        elif option != "defaults":
-            rest.append(option)
-    return flags, propagation, ",".join(rest)
 
 
 class Mounts:
@@ -114,7 +71,8 @@ def _checked(path: str, what: str) -> str:
 
 def _mount(storage: Storage, point: str) -> bool:
     """Do it; False where nothing was mounted (a plain directory)."""
-    flags, propagation, data = parse_options(storage.options)
+    flags, propagation, rest = linux.mount_flags(storage.options)
+    data = ",".join(rest)
     match storage.driver:
         case "virtio-fs":
             _make_directory(point)

@@ -11,10 +11,7 @@ An emulated guest imports at a tenth of a host's speed, so what nobody uses is h
 docs/decisions/0004.
 """
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Any
+from kata_common.standins import absent, fetch, late, unused
 
 __all__ = ["after", "apply"]
 
@@ -39,19 +36,19 @@ LATE: dict[str, dict[str, object]] = {
     "pkgutil": {},
     # logging takes hold of both for styles that nobody uses.
     "string": {
-        "Template": lambda *args: _fetch("string").Template(*args),
+        "Template": lambda *args: fetch("string").Template(*args),
         "Formatter": lambda: _Formatter(),  # noqa: PLW0108 - defined below
     },
-    # asyncio.subprocess copies the numbers; the agent starts processes itself (container.reaper).
+    # asyncio.subprocess copies the numbers; the agent starts processes itself (process.reaper).
     "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
     # _asyncio takes hold of the function when it is loaded.
-    "traceback": {"extract_stack": lambda *args, **kwargs: _fetch("traceback").extract_stack(*args, **kwargs)},
+    "traceback": {"extract_stack": lambda *args, **kwargs: fetch("traceback").extract_stack(*args, **kwargs)},
     # Names for annotations; 3.11 has no typing.override.
     "typing_extensions": {"Self": object, "override": lambda method: method},
     "asyncio.sslproto": {},
     "asyncio.staggered": {},
     # pathlib imports it for as_uri().
-    "urllib.parse": {"quote_from_bytes": lambda data, safe="/": _fetch("urllib.parse").quote_from_bytes(data, safe)},
+    "urllib.parse": {"quote_from_bytes": lambda data, safe="/": fetch("urllib.parse").quote_from_bytes(data, safe)},
 }
 UNUSED = (
     "grpc._typing",
@@ -66,44 +63,7 @@ class _Formatter:
     """What logging keeps of string.Formatter: an instance."""
 
     def __getattr__(self, name: str) -> object:
-        return getattr(_fetch("string").Formatter(), name)
-
-
-class _Late(ModuleType):
-    """Stands for a module until one of its attributes is wanted."""
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(_fetch(self.__name__), name)
-
-
-class _Unused(ModuleType):
-    """Has every name; none can be called."""
-
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def refuse(*_: object, **__: object) -> None:
-            raise NotImplementedError(f"{self.__name__}.{name} is not in the agent: kata_agent.server.diet left it out")
-
-        placeholder = type(name, (), {"__init__": refuse})
-        setattr(self, name, placeholder)
-        return placeholder
-
-
-def _fetch(name: str) -> Any:  # noqa: ANN401 - a module, whose names are its own
-    """The real module, which from now on is in everybody's way of importing it."""
-    present = sys.modules.get(name)
-    if present is None or isinstance(present, _Late):
-        sys.modules.pop(name, None)
-        real = import_module(name)
-        if isinstance(present, _Late):
-            # For those who hold the stand-in already: no detour from the second time on.
-            present.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
-        return real
-    return present
+        return getattr(fetch("string").Formatter(), name)
 
 
 def _code_flags(function: object) -> int:
@@ -112,17 +72,13 @@ def _code_flags(function: object) -> int:
 
 def after() -> None:
     """Fetch what the first calls will want."""
-    _fetch("json")
+    fetch("json")
 
 
 def apply() -> None:
     """Put the stand-ins where the imports will look."""
-    if "ssl" not in sys.modules:
-        sys.modules["ssl"] = None  # type: ignore[assignment] # documented: `import ssl` raises ImportError
+    absent("ssl")
     for name, wanted in LATE.items():
-        if name not in sys.modules:
-            module = _Late(name)
-            module.__dict__.update(wanted)
-            sys.modules[name] = module
+        late(name, **wanted)
     for name in UNUSED:
-        sys.modules.setdefault(name, _Unused(name))
+        unused(name)

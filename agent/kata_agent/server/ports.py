@@ -9,8 +9,8 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from kata_agent.server.relay import Pair
 from kata_common.contract import CONNECTED, LOCALHOST_PORT, REFUSED
+from kata_common.relay import Pair
 
 __all__ = ["PortServer"]
 
@@ -57,7 +57,7 @@ class PortServer:
         if inner is None:
             stream.close()
             return
-        self._pairs.add(Pair(self._loop, stream, inner, self._pairs.discard))
+        self._pairs.add(Pair(stream, inner, self._pairs.discard))
 
     async def _connect(self, port: int) -> socket.socket | None:
         for family, host in _ADDRESSES:

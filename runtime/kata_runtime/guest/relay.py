@@ -4,7 +4,6 @@ For clients that can't dial AF_VSOCK (grpcio's wheels), and small traffic: gRPC,
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -12,13 +11,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from kata_common.relay import join
+
 __all__ = ["carry", "relay"]
 
 _log = logging.getLogger("kata.relay")
 
+# Opens a non-blocking socket.
 Dial = Callable[[], Awaitable[socket.socket]]
-
-_BLOCK = 256 * 1024
 
 
 @asynccontextmanager
@@ -59,21 +59,4 @@ async def carry(client: socket.socket, dial: Dial) -> None:
         except OSError as error:
             _log.debug("relay: no way to the guest", extra={"reason": str(error)})
             return
-        with server:
-            try:
-                async with asyncio.TaskGroup() as directions:
-                    directions.create_task(_copy(client, server))
-                    directions.create_task(_copy(server, client))
-            except* OSError as errors:
-                # An end that breaks takes its connection down, nobody else's.
-                _log.debug("relay: connection broke", extra={"reason": str(errors.exceptions[0])})
-
-
-async def _copy(source: socket.socket, target: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    buffer = bytearray(_BLOCK)
-    view = memoryview(buffer)
-    while size := await loop.sock_recv_into(source, buffer):
-        await loop.sock_sendall(target, view[:size])
-    with contextlib.suppress(OSError):  # it may have gone meanwhile
-        target.shutdown(socket.SHUT_WR)
+        await join(client, server)

@@ -1,7 +1,6 @@
 """Builds the guest image from packages, and only what changed of it."""
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from kata_common import linux
 from kata_runtime.errors import ImageError
 from kata_runtime.image import ext4, initramfs, tools, tree
 from kata_runtime.image.artifacts import FORMAT, Artifacts, Manifest
@@ -25,9 +25,6 @@ from kata_runtime.image.wheels import Wheel, Wheels
 __all__ = ["build"]
 
 AGENT_PACKAGES = ("kata_agent", "kata_common", "kata_protos", "kata_telemetry")
-# renameat2(2)
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2
 
 
 def build(output: Path, *, cache: Path, progress: Callable[[str], None], force: bool = False) -> Manifest:
@@ -214,12 +211,13 @@ def _replace(new: Path, final: Path) -> None:
     if not final.exists():
         new.rename(final)
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(final), RENAME_EXCHANGE) == 0:
+    try:
+        linux.exchange(new, final)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+            raise
+    else:
         return
-    code = ctypes.get_errno()
-    if code not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
-        raise OSError(code, os.strerror(code), str(final))
     # A file system that can't exchange: for a moment there is no image, but never half of one.
     aside = new.with_name(f"{new.name}.old")
     final.rename(aside)

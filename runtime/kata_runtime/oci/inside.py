@@ -1,42 +1,25 @@
 """Opening files of a root filesystem that somebody else made: no symlink, `..` or fifo in it leads us astray."""
 
-import ctypes
 import errno
 import os
 import stat
 from pathlib import Path
 
+from kata_common.linux import open_inside
 from kata_runtime.errors import RootfsError
 
 __all__ = ["read_inside"]
 
-# linux/openat2.h; the number is the same on every architecture (linux/asm-generic/unistd.h).
-_SYS_OPENAT2 = 437
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
 
 def _open_inside(root: Path, path: str) -> int:
-    """openat2(2) with `root` as the root directory for absolute paths, symlinks and `..` alike."""
+    """Opened with `root` as the root directory for absolute paths, symlinks and `..` alike."""
     # A fifo or device must not block us, nor a terminal become ours.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    how = _OpenHow(flags, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    libc = ctypes.CDLL(None, use_errno=True)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        size = ctypes.c_size_t(ctypes.sizeof(how))
-        descriptor = libc.syscall(
-            ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size
-        )
+        return open_inside(directory, path, flags)
     finally:
         os.close(directory)
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return int(descriptor)
 
 
 def read_inside(root: Path, path: str, limit: int) -> bytes | None:

@@ -192,7 +192,9 @@ def _share_core_with_nobody() -> None:
     """containerd's `enable core scheduling`: the process group gets a cookie of its own (prctl(2), PR_SCHED_CORE)."""
     if not os.environ.get("SCHED_CORE"):
         return
-    import ctypes
+    from kata_common.linux import prctl
 
-    if ctypes.CDLL(None, use_errno=True).prctl(62, 1, 0, 2, 0):
-        raise OSError(ctypes.get_errno(), "SCHED_CORE is set, but the kernel refuses core scheduling")
+    try:
+        prctl(62, 1, 0, 2, 0)
+    except OSError as error:
+        raise OSError(error.errno, "SCHED_CORE is set, but the kernel refuses core scheduling") from error

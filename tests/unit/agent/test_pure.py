@@ -8,11 +8,9 @@ import pytest
 from kata_agent.container.crun import exec_failure, explain, last_message
 from kata_agent.container.spec import check_id, guest_spec, network_sysctls, parse, process_of
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, InvalidError
-from kata_agent.guest.mounts import parse_options
 from kata_agent.server import boot
 from kata_agent.server.app import Layout
 from kata_common.contract import snake_case
-from kata_common.linux import MountFlag
 from kata_runtime.sandbox.rootfs import GUEST_SHARED
 
 
@@ -118,13 +116,6 @@ def test_last_message(tmp_path: Path) -> None:
     assert last_message(log) == "plain text"
     log.write_text("x" * 100_000)
     assert len(last_message(log)) <= 16 * 1024
-
-
-def test_mount_options() -> None:
-    flags, propagation, data = parse_options(["ro", "nosuid", "defaults", "size=1m", "rslave", "rw", "dax"])
-    assert flags == MountFlag.NOSUID
-    assert propagation == MountFlag.SLAVE | MountFlag.REC
-    assert data == "size=1m,dax"
 
 
 @pytest.mark.parametrize(

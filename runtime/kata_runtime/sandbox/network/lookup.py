@@ -11,11 +11,11 @@ import socket
 import struct
 import sys
 
+from kata_common.linux import bpf
 from kata_runtime.errors import HostError
 
 __all__ = ["program", "steer_localhost"]
 
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
 _MAP_TYPE_SOCKMAP, _PROG_TYPE_SK_LOOKUP, _ATTACH_SK_LOOKUP = 15, 30, 36
 # Helpers by number (__BPF_FUNC_MAPPER).
@@ -35,13 +35,13 @@ def steer_localhost(namespace: int, listener: socket.socket) -> int:
     """
     opened: list[int] = []
     try:
-        listeners = _bpf(_MAP_CREATE, struct.pack("=IIII", _MAP_TYPE_SOCKMAP, 4, 4, 1))
+        listeners = bpf(_MAP_CREATE, struct.pack("=IIII", _MAP_TYPE_SOCKMAP, 4, 4, 1))
         opened.append(listeners)
         key, value = ctypes.create_string_buffer(4), ctypes.create_string_buffer(struct.pack("=I", listener.fileno()))
-        _bpf(_MAP_UPDATE, struct.pack("=IIQQQ", listeners, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+        bpf(_MAP_UPDATE, struct.pack("=IIQQQ", listeners, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
         loaded = _load(program(listeners))
         opened.append(loaded)
-        return _bpf(_LINK_CREATE, struct.pack("=IIII", loaded, namespace, _ATTACH_SK_LOOKUP, 0))
+        return bpf(_LINK_CREATE, struct.pack("=IIII", loaded, namespace, _ATTACH_SK_LOOKUP, 0))
     except OSError as error:
         raise HostError(
             f"connections to the pod's localhost can't be steered to the guest: {error.strerror}",
@@ -127,14 +127,4 @@ def _load(code: bytes) -> int:
         "=IIQQIIQII16s", _PROG_TYPE_SK_LOOKUP, len(code) // 8, ctypes.addressof(instructions),
         ctypes.addressof(license_), 0, 0, 0, 0, 0, b"kata_localhost"
     )  # fmt: skip
-    return _bpf(_PROG_LOAD, head + struct.pack("=II", 0, _ATTACH_SK_LOOKUP))
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    # The kernel takes what is missing for zeros.
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result = int(ctypes.CDLL(None, use_errno=True).syscall(_SYS_BPF[os.uname().machine], command, buffer, len(buffer)))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
+    return bpf(_PROG_LOAD, head + struct.pack("=II", 0, _ATTACH_SK_LOOKUP))

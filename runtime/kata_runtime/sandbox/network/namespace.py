@@ -5,7 +5,6 @@ A namespace belongs to a thread, so each piece of work gets a thread of its own,
 
 import asyncio
 import contextvars
-import ctypes
 import fcntl
 import os
 import threading
@@ -13,14 +12,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self, TypeVar
 
+from kata_common import linux
 from kata_runtime.errors import HostError, SandboxError
 
 __all__ = ["Namespace"]
 
 T = TypeVar("T")
 
-# linux/sched.h, linux/nsfs.h
-_CLONE_NEWNET = 0x4000_0000
+# linux/nsfs.h
 _NS_GET_NSTYPE = 0xB703
 
 
@@ -52,7 +51,7 @@ class Namespace:
                 hint="it is made before the container, by CNI or `ip netns add`, and must last as long",
             ) from error
         try:
-            if _kind(fd) != _CLONE_NEWNET:
+            if _kind(fd) != linux.CLONE_NEWNET:
                 raise SandboxError(f"{path} is not a network namespace", hint="as /run/netns/NAME or /proc/PID/ns/net")
             mine = os.fstat(fd)
             for host in ("/proc/1/ns/net", "/proc/self/ns/net"):
@@ -86,7 +85,7 @@ class Namespace:
         """What `work` returns or raises, done inside of the namespace; blocks meanwhile."""
 
         def inside() -> T:
-            _enter(self.fd)
+            linux.setns(self.fd, linux.CLONE_NEWNET)
             return work()
 
         return _in_thread(inside)
@@ -112,22 +111,8 @@ def _kind(fd: int) -> int:
         return 0
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
-def _enter(fd: int) -> None:
-    _check(_libc().setns(fd, _CLONE_NEWNET))
-
-
 def _make() -> int:
-    _check(_libc().unshare(_CLONE_NEWNET))
+    linux.unshare(linux.CLONE_NEWNET)
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 

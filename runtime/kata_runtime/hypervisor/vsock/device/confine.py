@@ -11,6 +11,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from kata_common.linux import prctl
+
 __all__ = ["become", "filter_program", "restrict_calls"]
 
 # linux/prctl.h, linux/seccomp.h, linux/audit.h
@@ -109,13 +111,6 @@ def filter_program(calls: Iterable[int]) -> bytes:
     return b"".join([*program, _instruction(_RETURN, _KILL_PROCESS)])
 
 
-def _prctl(*arguments: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(*map(ctypes.c_ulong, (*arguments, *(0,) * (5 - len(arguments))))) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
 def restrict_calls() -> None:
     """From now on this process makes no system call but those above. Raises OSError where the kernel has no seccomp."""
     program = filter_program(CALLS.values())
@@ -123,8 +118,8 @@ def restrict_calls() -> None:
     # struct sock_fprog: the number of instructions, and where they are.
     fprog = struct.pack("HxxxxxxQ", len(program) // _INSTRUCTION.size, ctypes.addressof(buffer))
     pointer = ctypes.create_string_buffer(fprog, len(fprog))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(pointer))
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(pointer))
 
 
 def become(uid: int, gid: int) -> None:
@@ -133,7 +128,7 @@ def become(uid: int, gid: int) -> None:
     capability = 0
     while True:
         try:
-            _prctl(_PR_CAPBSET_DROP, capability)
+            prctl(_PR_CAPBSET_DROP, capability)
         except OSError:
             break  # the first number that the kernel does not know (EINVAL)
         capability += 1
