@@ -4,10 +4,10 @@ import contextlib
 import fcntl
 import os
 import struct
-import threading
-from pathlib import Path
 
 __all__ = ["Lock", "write_atomically"]
+
+StrPath = str | os.PathLike[str]
 
 
 class Lock:
@@ -19,7 +19,7 @@ class Lock:
     # struct flock: l_type, l_whence, l_start, l_len, l_pid.
     _LAYOUT = "hhqqi4x"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = path
         self._fd = -1
 
@@ -34,11 +34,12 @@ class Lock:
         return True
 
     @classmethod
-    def await_free(cls, path: Path, timeout: float) -> bool:
+    def await_free(cls, path: StrPath, timeout: float) -> bool:
         """Wait at most `timeout` seconds until nobody holds the lock at `path`; whether that came.
 
         When a process is killed, the kernel may close its pipes a moment before its locks go.
         """
+        import threading  # who only writes files is in a hurry
 
         def wait() -> None:
             with contextlib.suppress(OSError):
@@ -61,7 +62,7 @@ class Lock:
             self._fd = -1
 
     @classmethod
-    def held(cls, path: Path) -> bool:
+    def held(cls, path: StrPath) -> bool:
         """Whether anyone holds the lock at `path`."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -78,15 +79,20 @@ class Lock:
         return struct.pack(cls._LAYOUT, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` so that a reader sees the old or the new content, never half of one."""
+def write_atomically(path: StrPath, content: bytes) -> None:
+    """Replace `path` so that a reader sees the old or the new content, never half of one. For root's eyes alone.
+
+    Raises OSError; nothing has changed then.
+    """
+    directory, name = os.path.split(os.fspath(path))
     # The process in the name: an exporter and a push of another process may meet.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(content)
-        temporary.replace(path)
+        os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise

@@ -86,7 +86,7 @@ def container_start(*, error: str = "") -> Maker:
         120.0,
         "qmp_capabilities query-version query-kvm query-name",
     )
-    connect = make.add("connect", 171.9, 2361.4, start_vm, address="hvsock:///run/kata/vsock.sock:1024")
+    connect = make.add("waitVM", 171.9, 2361.4, start_vm, address="hvsock:///run/kata/vsock.sock:1024")
     make.add("boot.firmware", 172.5, 402.8, connect, firmware="SeaBIOS")
     kernel: tuple[tuple[float, str, dict[str, str]], ...] = (
         (410.0, "Linux version 6.1.0-41-cloud-amd64", {}),

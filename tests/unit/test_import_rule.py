@@ -1,12 +1,15 @@
 """The import rule of docs/architecture.md, and what else holds for every module."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from kata_runtime.image.builder import AGENT_PACKAGES
 
 pytestmark = pytest.mark.slow  # every module is parsed
 
@@ -184,3 +187,28 @@ def test_nothing_acts_at_import() -> None:
         if not isinstance(node, QUIET) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
     ]
     assert found == []
+
+
+def used_by(*packages: str) -> set[str]:
+    """Packages that the modules of these import."""
+    return {
+        package(used.name) for name, tree in modules().items() if package(name) in packages for used in imports(tree)
+    }
+
+
+def test_what_is_in_the_guests_image() -> None:
+    """Every package of ours that the agent needs, and nothing of the host's."""
+    ours = {*PACKAGES, "kata_protos"}
+    assert (used_by("kata_agent") & ours) | {"kata_agent"} == set(AGENT_PACKAGES)
+    assert used_by(*AGENT_PACKAGES) & ours <= set(AGENT_PACKAGES)
+    assert not {"kata_traces", "kata_runtime"} & set(AGENT_PACKAGES)
+
+
+def test_common_needs_the_standard_library_alone() -> None:
+    assert used_by("kata_common") <= sys.stdlib_module_names | {"kata_common"}
+
+
+def test_rows_name_rooms_that_exist() -> None:
+    for name, rows in ROWS.items():
+        there = {room(module) for module in modules() if package(module) == name}
+        assert set().union(*rows) <= there

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from kata_runtime.hypervisor.qemu.boot import KERNEL_PARAMETERS, MACHINE_OPTIONS
 from kata_runtime.image import DEFAULT_OUTPUT, Artifacts, ImageError
+from kata_runtime.image.builder import AGENT_PACKAGES
+from kata_runtime.image.tree import AGENT_DIRECTORY
 
 pytestmark = pytest.mark.vm
 
@@ -25,6 +28,20 @@ def built() -> Artifacts:
     except ImageError as error:
         pytest.skip(f"{error}; {error.hint}")
     return artifacts
+
+
+def test_nothing_of_the_hosts_is_in_it(built: Artifacts) -> None:
+    """As the file system's own tool lists it."""
+    request = f"ls -p /{AGENT_DIRECTORY}"
+    done = subprocess.run(["debugfs", "-R", request, built.image], capture_output=True, text=True, check=True)
+    names = {line.split("/")[5] for line in done.stdout.splitlines() if line.startswith("/")}
+    assert {name for name in names if name.startswith("kata_")} == set(AGENT_PACKAGES)
+    assert "opentelemetry" in names  # it is no empty list
+    bundle = subprocess.run(
+        ["debugfs", "-R", f"cat /{AGENT_DIRECTORY}/bundle", built.image], capture_output=True, check=True
+    ).stdout
+    assert b"kata_agent.main" in bundle
+    assert b"kata_traces" not in bundle[: int.from_bytes(bundle[:8], "little")]
 
 
 def root_device(image: Path) -> list[str]:

@@ -9,12 +9,14 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from kata_common.files import write_atomically
 from kata_runtime.config import model
-from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
+from kata_runtime.config.model import Config
 from kata_runtime.errors import ConfigError
 
 __all__ = ["DEFAULT_PATHS", "load"]
@@ -162,21 +164,16 @@ class _Cache:
         try:
             kept = json.loads(self._path(sources).read_bytes())
             if kept["key"] == key:
-                return _from_json(kept["config"])
+                return cast("Config", _restored(Config.default(), kept["config"]))
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
 
     def put(self, sources: list[_Source], config: Config) -> None:
-        path = self._path(sources)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        try:
-            # 0600: otlp_headers may hold credentials.
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                json.dump({"key": self._key(sources), "config": asdict(config)}, file)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        content = json.dumps({"key": self._key(sources), "config": asdict(config)})
+        with suppress(OSError):
+            # For nobody else to read: otlp_headers may hold credentials.
+            write_atomically(self._path(sources), content.encode())
 
     def _path(self, sources: list[_Source]) -> Path:
         names = "\0".join(str(source.path) for source in sources)
@@ -189,10 +186,9 @@ class _Cache:
         return [[str(source.path), source.mtime_ns, source.size, source.inode] for source in (schema, *sources)]
 
 
-def _from_json(kept: Mapping[str, Any]) -> Config:
-    qemu, agent, runtime = dict(kept["qemu"]), dict(kept["agent"]), dict(kept["runtime"])
-    qemu["virtio_fs_extra_args"] = tuple(qemu["virtio_fs_extra_args"])
-    qemu["enable_annotations"] = tuple(qemu["enable_annotations"])
-    agent["kernel_modules"] = tuple(agent["kernel_modules"])
-    runtime["trace_log_levels"] = tuple(runtime["trace_log_levels"])
-    return Config(QemuConfig(**qemu), AgentConfig(**agent), RuntimeConfig(**runtime), tuple(kept["files"]))
+def _restored(default: Any, kept: Any) -> Any:  # noqa: ANN401 - as json has it, and as the fields have it
+    """What `asdict` and JSON have made of a value that looks like `default`. Raises KeyError, TypeError."""
+    if is_dataclass(default) and not isinstance(default, type):
+        values = {name.name: _restored(getattr(default, name.name), kept[name.name]) for name in fields(default)}
+        return type(default)(**values)
+    return tuple(kept) if isinstance(default, tuple) else kept

@@ -9,9 +9,10 @@ In a bundle (the working directory of all of them) are:
 
 import os
 
+from kata_common.ids import MAX_SOCKET_PATH
 from kata_runtime.shim.grouping import Group
 
-__all__ = ["ADDRESS_FILE", "LOG_FIFO", "PID_FILE", "SOCKET_DIR", "Launch", "read_file", "socket_address", "write_file"]
+__all__ = ["ADDRESS_FILE", "LOG_FIFO", "PID_FILE", "SOCKET_DIR", "Launch", "read_file", "socket_address"]
 
 ADDRESS_FILE = "address"
 PID_FILE = "shim.pid"
@@ -19,8 +20,6 @@ LOG_FIFO = "log"
 
 # Where containerd's own shims have their sockets, whatever containerd's state directory is (pkg/shim/util_unix.go).
 SOCKET_DIR = "/run/containerd/s"
-# sizeof(sun_path) without the terminating zero.
-_PATH_LIMIT = 107
 
 
 class Launch:
@@ -74,23 +73,11 @@ def socket_address(launch: Launch, directory: str = "") -> str:
     # containerd's socket is part of the name because several containerds may use the same namespaces and ids.
     name = hashlib.sha256("/".join((launch.containerd, launch.namespace, launch.group.sandbox_id)).encode()).hexdigest()
     path = f"{directory or SOCKET_DIR}/{name}"
-    if len(os.fsencode(path)) > _PATH_LIMIT:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
         raise OSError(
-            f"{path} is too long for a unix socket ({_PATH_LIMIT} bytes); give containerd a shorter directory"
+            f"{path} is too long for a unix socket ({MAX_SOCKET_PATH} bytes); give containerd a shorter directory"
         )
     return f"unix://{path}"
-
-
-def write_file(path: str, text: str) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    directory, name = os.path.split(path)
-    temporary = f"{directory}/.{name}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
-    os.rename(temporary, path)
 
 
 def read_file(path: str) -> str:

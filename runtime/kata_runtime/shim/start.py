@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from kata_common.files import write_atomically
 from kata_runtime.shim import bootstrap, grouping
 from kata_runtime.shim.arguments import Arguments, UsageError
-from kata_runtime.shim.launch import ADDRESS_FILE, LOG_FIFO, PID_FILE, Launch, socket_address, write_file
+from kata_runtime.shim.launch import ADDRESS_FILE, LOG_FIFO, PID_FILE, Launch, socket_address
 
 __all__ = ["Daemon", "start"]
 
@@ -45,10 +46,10 @@ def start(arguments: Arguments, daemon: Daemon, *, started: int) -> str:
         listener = _listen(launch.address)
     pid = 0
     try:
-        write_file(f"{launch.bundle}/{ADDRESS_FILE}", launch.address)
+        write_atomically(f"{launch.bundle}/{ADDRESS_FILE}", launch.address.encode())
         if listener is not None:
             pid = _daemonise(launch, listener, daemon)
-            write_file(f"{launch.bundle}/{PID_FILE}", str(pid))
+            write_atomically(f"{launch.bundle}/{PID_FILE}", b"%d" % pid)
     except OSError:
         if pid:
             os.kill(pid, 9)  # SIGKILL; the module signal has nothing else for us and costs a millisecond

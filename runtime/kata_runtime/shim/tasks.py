@@ -13,6 +13,7 @@ from typing import TypeVar
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from kata_common.files import write_atomically
 from kata_protos.containerd import events_pb2 as events
 from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.cgroups2_pb2 import Metrics
@@ -26,7 +27,6 @@ from kata_runtime.sandbox.process import Exit
 from kata_runtime.sandbox.workload import of_bundle
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
-from kata_runtime.shim.launch import write_file
 from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
 from kata_runtime.shim.metrics import to_metrics
 from kata_runtime.shim.pod import Pod, options_of
@@ -190,7 +190,7 @@ class KataTasks(TaskService):
         managed.created(container)
         if managed.owner:
             self._pod.watch_memory(self._out_of_memory)
-        write_file(f"{request.bundle}/{VM_PID_FILE}", str(self._pod.pid))
+        write_atomically(f"{request.bundle}/{VM_PID_FILE}", b"%d" % self._pod.pid)
         created = events.TaskCreate(
             container_id=request.id, bundle=request.bundle, rootfs=request.rootfs, pid=self._pod.pid
         )

@@ -107,6 +107,29 @@ def test_a_change_of_the_agent_touches_only_the_agent(site: Site) -> None:
     assert {line.split()[0] for line in site.tools.calls()} == {"chroot", "mke2fs"}
 
 
+def test_what_only_the_host_has_leaves_the_images_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the digest of the builder, on a copy of what is installed."""
+    for name in (*builder.AGENT_PACKAGES, "kata_traces"):
+        source = builder._installed(name)
+        shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(builder, "_installed", lambda name: tmp_path / name)
+
+    def inputs() -> object:
+        return builder._Build(tmp_path / "image", tmp_path / "cache", lambda _: None)._own_inputs()
+
+    first = inputs()
+    views = sorted(path for path in (tmp_path / "kata_traces/views").rglob("*") if path.is_file())
+    assert {path.suffix for path in views} >= {".py", ".css"}
+    for path in views:
+        path.write_bytes(path.read_bytes() + b"\n")
+    assert inputs() == first
+    for package in builder.AGENT_PACKAGES:
+        before = inputs()
+        changed = tmp_path / package / "__init__.py"
+        changed.write_text(f"{changed.read_text()}\n") if changed.exists() else changed.touch()
+        assert inputs() != before, package
+
+
 def test_force_asks_the_mirror_again(site: Site) -> None:
     site.build()
     site.tools.log.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import kata_common
 import kata_protos
 import kata_runtime
 import kata_telemetry
@@ -25,7 +26,7 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("p")  # short: there will be a socket in it
     packages = prefix / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     packages.mkdir(parents=True)
-    for package in (kata_runtime, kata_protos, kata_telemetry):
+    for package in (kata_runtime, kata_protos, kata_telemetry, kata_common):
         directory = Path(package.__path__[0])
         (packages / directory.name).symlink_to(directory)
     (prefix / "bin").mkdir()

@@ -86,7 +86,7 @@ def test_a_waiting_span_leaves_the_time_to_what_works_beside_it() -> None:
     make = Maker()
     root = make.add("rootSpan", 0, 100)
     start = make.add("StartVM", 0, 90, root)
-    make.add("connect", 10, 80, start)
+    make.add("waitVM", 10, 80, start)
     make.add("boot.kernel", 20, 50, start)
     make.add("unheardOf", 82, 85, start)
     stages = split(trace_of(make)).stages
@@ -97,7 +97,7 @@ def test_the_critical_path_leads_through_what_works_beside_a_waiting_span() -> N
     make = Maker()
     root = make.add("rootSpan", 0, 100)
     make.add("boot.kernel", 10, 30, root)
-    make.add("connect", 5, 50, root)
+    make.add("waitVM", 5, 50, root)
     make.add("Start", 55, 70, root)
     make.add("process", 65, 90, root)
     wait = make.add("Wait", 68, 95, root)
@@ -105,9 +105,9 @@ def test_the_critical_path_leads_through_what_works_beside_a_waiting_span() -> N
     path = [(s.span.name, (s.start - BEGIN) // MS, (s.end - BEGIN) // MS) for s in critical_path(trace_of(make).root)]
     assert path == [
         ("rootSpan", 0, 5),
-        ("connect", 5, 10),
+        ("waitVM", 5, 10),
         ("boot.kernel", 10, 30),
-        ("connect", 30, 50),
+        ("waitVM", 30, 50),
         ("rootSpan", 50, 55),
         ("Start", 55, 70),
         ("process", 70, 90),
@@ -121,8 +121,8 @@ def test_the_critical_path_leads_through_what_works_beside_a_waiting_span() -> N
     ("name", "stage"),
     [
         ("AgentService.CreateSandbox", Stage.SANDBOX),
-        ("AgentService.GetOOMEvent", None),
-        ("Health.Check", Stage.AGENT),
+        ("rootSpan", None),
+        ("AgentService.GetGuestDetails", Stage.AGENT),
         ("crun delete", Stage.STOP),
         ("boot.firmware", Stage.FIRMWARE),
     ],
@@ -266,7 +266,7 @@ def check_invariants(trace: Trace) -> None:
 NAMES = [
     "create",
     "StartVM",
-    "connect",
+    "waitVM",
     "boot.kernel",
     "wait_process",
     "crun create",
@@ -324,7 +324,7 @@ def test_twenty_thousand_spans(shape: str) -> None:
     root = parent = make.add("rootSpan", 0, 20_000)
     for number in range(20_000):
         begin, end = (number, number + 0.5) if shape == "in turn" else (0, 20_000)
-        span = make.add("crun start" if number % 2 else "connect", begin, end, parent)
+        span = make.add("crun start" if number % 2 else "waitVM", begin, end, parent)
         parent = span if shape == "deep" else root
     check_invariants(trace_of(make))
 
