@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kata_agent.errors import AgentError, InvalidError, NotFoundError, SetupError, TimedOutError
-from kata_agent.guest.rtnetlink import IFF_NOARP, Hop, Link, Rtnetlink, packed, packed_mac
+from kata_agent.guest.rtnetlink import Hop, Link, Rtnetlink, packed, packed_mac
+from kata_common.netlink import IFF_NOARP
 from kata_telemetry.span import Site
 
 __all__ = ["Address", "Counters", "Interface", "Neighbour", "Network", "Route", "counters"]

@@ -156,7 +156,7 @@ class AgentService:
 
     async def update_interface(self, request: pb.UpdateInterfaceRequest) -> pb.Interface:
         from kata_agent.guest.network import Address, Interface
-        from kata_agent.guest.rtnetlink import IFF_NOARP
+        from kata_common.netlink import IFF_NOARP
 
         message = request.interface
         addresses = [Address(_family(a.family), a.address, _prefix(a.mask)) for a in message.IPAddresses]

@@ -3,11 +3,14 @@
 import json
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kata_common import netlink
+from kata_common.netlink import attribute, attributes
 from kata_protos import agent_pb2 as pb
 from kata_runtime.errors import SandboxError
 from kata_runtime.oci.network import network_namespace
@@ -15,7 +18,7 @@ from kata_runtime.sandbox.network import model
 from kata_runtime.sandbox.network.model import Address, Interface, Neighbour, Route, Scan
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_runtime.sandbox.network.network import undo_leftover
-from kata_runtime.sandbox.network.rtnetlink import interfaces, neighbours, routes
+from kata_runtime.sandbox.network.rtnetlink import interfaces, neighbours, redirection, routes
 
 ETH0 = Interface(
     2, "eth0", "0a:58:0a:01:00:02", 1400, "veth", addresses=(Address(2, "10.1.0.2", 24), Address(10, "fd01::2", 64))
@@ -23,51 +26,65 @@ ETH0 = Interface(
 LO = Interface(1, "lo", "00:00:00:00:00:00", 65536, hardware=model.ARPHRD_LOOPBACK, flags=model.IFF_LOOPBACK)
 
 
-def message(attributes: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """As pyroute2 decodes one."""
-    return {**fields, "attrs": list(attributes.items())}
+def told(head: bytes, *values: tuple[int, bytes | int | str]) -> bytes:
+    """As the kernel tells it: what is fixed, then attributes."""
+    return head + b"".join(attribute(kind, value) for kind, value in values)
 
 
-def route(destination: str = "", **fields: Any) -> dict[str, Any]:
-    address, _, length = destination.partition("/")
-    attributes = {name: fields.pop(name) for name in list(fields) if name.startswith("RTA_")}
-    if address:
-        attributes["RTA_DST"] = address
-    known = {"family": 2, "dst_len": int(length or 0), "table": 254, "type": 1, "scope": 0, "flags": 0, "proto": 3}
-    return message({"RTA_OIF": 2, **attributes}, **{**known, **fields})
+def ip(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
+def link(*values: tuple[int, bytes | int | str], hardware: int = 1) -> bytes:
+    return told(netlink.LINK.pack(0, hardware, 2, 1, 0), (netlink.IFLA_IFNAME, "eth0"), *values)
+
+
+def address(text: str, prefix: int, *, index: int = 2, flags: int = 128, peer: str = "") -> bytes:
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    local = ((netlink.IFA_LOCAL, ip(text)),) if family == socket.AF_INET else ()
+    return told(netlink.ADDRESS.pack(family, prefix, flags, 0, index), (netlink.IFA_ADDRESS, ip(peer or text)), *local)
+
+
+def route(
+    destination: str = "", *values: tuple[int, bytes | int | str], family: int = 2, table: int = 254, kind: int = 1,
+    proto: int = 3, scope: int = 0, flags: int = 0, device: int = 2,
+) -> bytes:  # fmt: skip
+    where, _, length = destination.partition("/")
+    known: list[tuple[int, bytes | int | str]] = [(netlink.RTA_DST, ip(where))] if where else []
+    known += [(netlink.RTA_OIF, device)] if device else []
+    return told(netlink.ROUTE.pack(family, int(length or 0), 0, 0, table, proto, scope, kind, flags), *known, *values)
 
 
 def test_interfaces_have_their_addresses() -> None:
-    link = message(
-        {"IFLA_IFNAME": "eth0", "IFLA_ADDRESS": ETH0.mac, "IFLA_MTU": 1400,
-         "IFLA_LINKINFO": message({"IFLA_INFO_KIND": "veth"})},
-        index=2, ifi_type=1, flags=1,
-    )  # fmt: skip
+    veth = attribute(netlink.IFLA_INFO_KIND, "veth") + attribute(2, b"data of its own")
+    mac = bytes.fromhex(ETH0.mac.replace(":", ""))
+    eth0 = link((netlink.IFLA_ADDRESS, mac), (netlink.IFLA_MTU, 1400), (netlink.IFLA_LINKINFO | 0x8000, veth))
     addresses = [
-        message({"IFA_ADDRESS": "10.1.0.2", "IFA_LOCAL": "10.1.0.2"}, family=2, prefixlen=24, index=2, flags=128),
-        message({"IFA_ADDRESS": "fd01::2"}, family=10, prefixlen=64, index=2, flags=128),
-        message({"IFA_ADDRESS": "fd01::abcd"}, family=10, prefixlen=64, index=2, flags=1),  # temporary
-        message({"IFA_ADDRESS": "127.0.0.1", "IFA_LOCAL": "127.0.0.1"}, family=2, prefixlen=8, index=1, flags=128),
+        address("10.1.0.2", 24),
+        address("fd01::2", 64),
+        address("fd01::abcd", 64, flags=1),  # temporary
+        address("127.0.0.1", 8, index=1),
     ]
-    assert interfaces([link], addresses) == (ETH0,)
+    assert interfaces([eth0], addresses) == (ETH0,)
 
 
 def test_a_point_to_point_address_is_our_end() -> None:
-    link = message({"IFLA_IFNAME": "eth0"}, index=2, ifi_type=1, flags=1)
-    entry = message({"IFA_ADDRESS": "10.1.0.1", "IFA_LOCAL": "10.1.0.2"}, family=2, prefixlen=32, index=2, flags=128)
-    assert interfaces([link], [entry])[0].addresses == (Address(2, "10.1.0.2", 32),)
+    entry = address("10.1.0.2", 32, peer="10.1.0.1")
+    assert interfaces([link()], [entry])[0].addresses == (Address(2, "10.1.0.2", 32),)
 
 
 def test_routes_of_the_main_table() -> None:
     dropped: list[str] = []
     found = routes(
         [
-            route(RTA_GATEWAY="10.1.0.1", RTA_PRIORITY=50, flags=4 | 16),
-            route("10.1.0.0/24", RTA_PREFSRC="10.1.0.2", scope=253, proto=2),
+            route("", (netlink.RTA_GATEWAY, ip("10.1.0.1")), (netlink.RTA_PRIORITY, 50), flags=4 | 16),
+            route("10.1.0.0/24", (netlink.RTA_PREFSRC, ip("10.1.0.2")), scope=253, proto=2),
             route("10.5.0.0/16", table=100),
+            route("10.5.0.0/16", (netlink.RTA_TABLE, 1000), table=252),
             route("fe80::/64", family=10),
-            route("10.6.0.0/16", type=7),  # unreachable
-            message({"RTA_MULTIPATH": []}, family=2, dst_len=0, table=254, type=1, scope=0, flags=0, proto=3),
+            route("10.6.0.0/16", kind=7),  # unreachable
+            route("", (9, b""), device=0),  # RTA_MULTIPATH
+            route("", family=7),
         ],
         dropped,
     )
@@ -86,12 +103,24 @@ def test_too_many_routes_are_said_to_be_too_many() -> None:
 
 
 def test_only_permanent_neighbours_with_an_address() -> None:
-    def entry(state: int, mac: str = "0a:00:00:00:00:01") -> dict[str, Any]:
-        return message({"NDA_DST": "10.1.0.9", "NDA_LLADDR": mac}, family=2, ifindex=2, state=state, flags=0)
+    def entry(state: int, mac: bytes = b"\x0a\0\0\0\0\1") -> bytes:
+        head = netlink.NEIGHBOUR.pack(2, 2, state, 0, 1)
+        return told(head, (netlink.NDA_DST, ip("10.1.0.9")), (netlink.NDA_LLADDR, mac))
 
-    assert neighbours([entry(0x80), entry(0x02), entry(0x80, "")]) == (
+    assert neighbours([entry(0x80), entry(0x02), entry(0x80, b"")]) == (
         Neighbour(2, 2, "10.1.0.9", "0a:00:00:00:00:01"),
     )
+
+
+def test_the_filter_is_the_one_that_tc_makes() -> None:
+    """`tc filter add dev A parent ffff: u32 match u32 0 0 action mirred egress redirect dev B`."""
+    found = redirection(7, 9)
+    assert netlink.TRAFFIC.unpack_from(found) == (0, 7, 0, 0xFFFF0000, socket.htons(3))
+    known = attributes(found[netlink.TRAFFIC.size :])
+    options = attributes(known[2])
+    assert (known[1], options[1], options[5]) == (b"u32\0", bytes([1, 0, 1, 0]), bytes([1, 0, 1]) + bytes(29))
+    action = attributes(attributes(options[7])[1])
+    assert (action[1], attributes(action[2])[2]) == (b"mirred\0", struct.pack("=7I", 0, 0, 4, 0, 0, 1, 9))
 
 
 def test_what_goes_to_the_guest() -> None:

@@ -9,7 +9,7 @@ what arrives goes to the guest, which has the same MAC address, addresses and ro
 |---|---|
 | `namespace` | a network namespace held open, and work that is done inside of it |
 | `model` | interfaces, routes, neighbours; what of them goes to the guest (pure) |
-| `rtnetlink` | pyroute2's messages, on a socket of the namespace |
+| `rtnetlink` | what rtnetlink is asked: what there is, and tc's redirect |
 | `tap` | the way between an interface and QEMU, and its undoing |
 | `localhost`, `lookup` | the way from the namespace's localhost to the guest's, for port-forwarding |
 | `network` | the owner: what the sandbox calls |

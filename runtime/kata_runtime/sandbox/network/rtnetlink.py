@@ -1,19 +1,15 @@
-"""pyroute2's messages, on a socket of a network namespace: what is in it, and tc's ingress redirect.
+"""What is in a network namespace, and tc's ingress redirect.
 
-Of pyroute2 only the messages are used: `import pyroute2` is 130 to 270 ms on the way of every container, its IPRoute
-alone still 80 to 100 ms, the messages 35 to 45 ms (docs/decisions/0010). Numbers: linux/rtnetlink.h, linux/netlink.h,
-linux/pkt_sched.h.
+Numbers: linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h, linux/tc_act/tc_mirred.h.
 """
 
 import errno
-import importlib.util
-import os
 import socket
 import struct
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterable
 
+from kata_common import netlink
+from kata_common.netlink import Netlink, attribute, attributes, nested, number, text
 from kata_runtime.sandbox.network.model import (
     AF_INET,
     AF_INET6,
@@ -27,78 +23,47 @@ from kata_runtime.sandbox.network.model import (
     Scan,
 )
 
-__all__ = ["Rtnetlink", "interfaces", "neighbours", "prepare", "routes"]
+__all__ = ["Rtnetlink", "interfaces", "neighbours", "redirection", "routes"]
 
-_HEADER = struct.Struct("=IHHII")
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP, _CREATE, _EXCLUSIVE = 0x1, 0x4, 0x300, 0x400, 0x200
-_NEWLINK, _GETLINK, _GETADDR, _GETROUTE, _GETNEIGH = 16, 18, 22, 26, 30
-_NEWQDISC, _DELQDISC, _NEWTFILTER = 36, 37, 44
 _TC_H_INGRESS, _INGRESS_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _ETH_P_ALL = 3
-_RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
-_IFF_UP = 1
+_TCA_KIND, _TCA_OPTIONS = 1, 2
+_U32_CLASSID, _U32_SEL, _U32_ACT = 1, 5, 7
+_ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS = 1, 2, 2
+_U32_TERMINAL = 1
+_ACT_STOLEN, _EGRESS_REDIR = 4, 1
+# struct tc_u32_sel with one tc_u32_key, and struct tc_mirred.
+_SELECTOR = struct.Struct("=BBBxHHhhI" + "IIii")
+_MIRRED = struct.Struct("=IIiiiiI")
 _IFA_F_SECONDARY_OR_TEMPORARY = 0x01
 # Routes that the guest's kernel makes for its own link-local addresses.
 _LINK_LOCAL = ("fe80::/64", "ff00::/8")
-_BUFFER = 1 << 18
-# Seconds; the kernel answers at once.
-_TIMEOUT = 5.0
-
-Message = Mapping[str, Any]
+_FAMILIES = (AF_INET, AF_INET6)
 
 
-def prepare() -> None:
-    """Make `import pyroute2.netlink…` not run pyroute2's own __init__, which imports all of it."""
-    if "pyroute2" not in sys.modules:
-        spec = importlib.util.find_spec("pyroute2")
-        assert spec is not None, "pyroute2 is one of our dependencies"
-        sys.modules["pyroute2"] = importlib.util.module_from_spec(spec)
-
-
-class Rtnetlink:
-    """A context manager, to be used by a thread that is in the namespace. Requests raise OSError with the errno."""
-
-    def __init__(self) -> None:
-        prepare()
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.settimeout(_TIMEOUT)
-        self._sequence = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+class Rtnetlink(Netlink):
+    """To be used by a thread that is in the namespace."""
 
     def scan(self) -> Scan:
         """Everything that a guest may need to know."""
-        from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-        from pyroute2.netlink.rtnl.ndmsg import ndmsg
-        from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
         dropped: list[str] = []
-        addresses = list(self._ask(_GETADDR, _DUMP, ifaddrmsg()))
-        listed: list[Message] = []
-        for family in (AF_INET, AF_INET6):  # asked for all of them, the kernel leaves IPv6 out
-            message = rtmsg()
-            message["family"] = family
-            listed += self._ask(_GETROUTE, _DUMP, message)
+        listed: list[bytes] = []
+        for family in _FAMILIES:  # asked for all of them, the kernel leaves IPv6 out
+            listed += self.dump(netlink.GETROUTE, netlink.ROUTE.pack(family, *(0,) * 8))
         return Scan(
-            interfaces=interfaces(self._ask(_GETLINK, _DUMP, ifinfmsg()), addresses),
+            interfaces=interfaces(
+                self.dump(netlink.GETLINK, netlink.LINK.pack(0, 0, 0, 0, 0)),
+                self.dump(netlink.GETADDR, netlink.ADDRESS.pack(0, 0, 0, 0, 0)),
+            ),
             routes=routes(listed, dropped),
-            neighbours=neighbours(self._ask(_GETNEIGH, _DUMP, ndmsg())),
+            neighbours=neighbours(self.dump(netlink.GETNEIGH, netlink.NEIGHBOUR.pack(0, 0, 0, 0, 0))),
             dropped=tuple(dropped),
         )
 
     def set_up(self, index: int, mtu: int) -> None:
         """Bring an interface up with this MTU."""
-        from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-
-        message = ifinfmsg()
-        message.update(index=index, flags=_IFF_UP, change=_IFF_UP, attrs=[("IFLA_MTU", mtu)])
-        self._change(_NEWLINK, 0, message)
+        body = netlink.LINK.pack(0, 0, index, netlink.IFF_UP, netlink.IFF_UP)
+        self.change(netlink.NEWLINK, body + attribute(netlink.IFLA_MTU, mtu))
 
     def redirect(self, source: int, target: int) -> None:
         """What comes in at `source` goes out at `target`, all of it.
@@ -107,107 +72,89 @@ class Rtnetlink:
             FileExistsError: somebody else has hold of what comes in.
             OSError: nothing has changed.
         """
-        from pyroute2.netlink.rtnl.tcmsg import cls_u32, tcmsg
-
-        message = tcmsg()
-        message.update(index=source, handle=_INGRESS_HANDLE, parent=_TC_H_INGRESS, attrs=[("TCA_KIND", "ingress")])
-        self._change(_NEWQDISC, _CREATE | _EXCLUSIVE, message)
-        action = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target}
-        # A key of no bits matches everything; the kernels that the tests run on have neither matchall nor flower.
-        options = cls_u32.get_parameters({"target": 0x10001, "keys": ["0x0/0x0+0"], "action": action})
-        message = tcmsg()
-        message.update(index=source, parent=_INGRESS_HANDLE, info=socket.htons(_ETH_P_ALL))
-        message["attrs"] = [("TCA_KIND", "u32"), ("TCA_OPTIONS", options)]
+        qdisc = netlink.TRAFFIC.pack(0, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0) + attribute(_TCA_KIND, "ingress")
+        self.change(netlink.NEWQDISC, qdisc, netlink.CREATE | netlink.EXCLUSIVE)
         try:
-            self._change(_NEWTFILTER, _CREATE | _EXCLUSIVE, message)
+            self.change(netlink.NEWTFILTER, redirection(source, target), netlink.CREATE | netlink.EXCLUSIVE)
         except BaseException:
             self.release(source)
             raise
 
     def release(self, source: int) -> None:
         """Undo `redirect`; nothing happens where there is nothing to undo."""
-        from pyroute2.netlink.rtnl.tcmsg import tcmsg
-
-        message = tcmsg()
-        message.update(index=source, handle=_INGRESS_HANDLE, parent=_TC_H_INGRESS)
         try:
-            self._change(_DELQDISC, 0, message)
+            self.change(netlink.DELQDISC, netlink.TRAFFIC.pack(0, source, _INGRESS_HANDLE, _TC_H_INGRESS, 0))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
                 raise
 
-    def _change(self, kind: int, flags: int, message: Any) -> None:  # noqa: ANN401 - pyroute2's nlmsg, untyped
-        for _ in self._ask(kind, _ACK | flags, message):
-            pass
 
-    def _ask(self, kind: int, flags: int, message: Any) -> Iterator[Any]:  # noqa: ANN401 - as above
-        self._sequence += 1
-        message["header"] = {"type": kind, "flags": _REQUEST | flags, "sequence_number": self._sequence, "pid": 0}
-        message.encode()
-        self._socket.send(message.data)
-        while True:
-            data = self._socket.recv(_BUFFER)
-            offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, answer, _, sequence, _ = _HEADER.unpack_from(data, offset)
-                if sequence == self._sequence:
-                    if answer == _NLMSG_DONE:
-                        return
-                    if answer == _NLMSG_ERROR:
-                        (code,) = struct.unpack_from("=i", data, offset + _HEADER.size)
-                        if code:
-                            raise OSError(-code, os.strerror(-code))
-                        return
-                    reply = type(message)(data, offset=offset)
-                    reply.decode()
-                    yield reply
-                offset += (length + 3) & ~3
+def redirection(source: int, target: int) -> bytes:
+    """The filter of `source`'s ingress qdisc that sends all to `target`.
+
+    A key of no bits matches everything; the kernels that the tests run on have neither matchall nor flower.
+    """
+    selector = _SELECTOR.pack(_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    mirred = _MIRRED.pack(0, 0, _ACT_STOLEN, 0, 0, _EGRESS_REDIR, target)
+    action = nested(1, attribute(_ACT_KIND, "mirred"), nested(_ACT_OPTIONS, attribute(_MIRRED_PARMS, mirred)))
+    options = nested(
+        _TCA_OPTIONS, attribute(_U32_CLASSID, 0x10001), attribute(_U32_SEL, selector), nested(_U32_ACT, action)
+    )
+    head = netlink.TRAFFIC.pack(0, source, 0, _INGRESS_HANDLE, socket.htons(_ETH_P_ALL))
+    return head + attribute(_TCA_KIND, "u32") + options
 
 
-def interfaces(links: Iterable[Message], addresses: Iterable[Message]) -> tuple[Interface, ...]:
+def _ip(family: int, address: bytes | None) -> str:
+    return socket.inet_ntop(family, address) if address else ""
+
+
+def interfaces(links: Iterable[bytes], addresses: Iterable[bytes]) -> tuple[Interface, ...]:
     """Links with their addresses, by index."""
     found: dict[int, list[Address]] = {}
-    for message in addresses:
-        attributes = _attributes(message)
+    for body in addresses:
+        family, prefix, flags, _, index = netlink.ADDRESS.unpack_from(body)
+        known = attributes(body[netlink.ADDRESS.size :])
         # On a point-to-point link IFA_ADDRESS is the other end's.
-        address = attributes.get("IFA_LOCAL") or attributes.get("IFA_ADDRESS")
-        temporary = message["family"] == AF_INET6 and message["flags"] & _IFA_F_SECONDARY_OR_TEMPORARY
-        if address and message["family"] in (AF_INET, AF_INET6) and not temporary:
-            entry = Address(message["family"], address, message["prefixlen"])
-            found.setdefault(message["index"], []).append(entry)
+        address = known.get(netlink.IFA_LOCAL) or known.get(netlink.IFA_ADDRESS)
+        temporary = family == AF_INET6 and flags & _IFA_F_SECONDARY_OR_TEMPORARY
+        if address and family in _FAMILIES and not temporary:
+            found.setdefault(index, []).append(Address(family, _ip(family, address), prefix))
     result = []
-    for message in links:
-        attributes = _attributes(message)
-        information = attributes.get("IFLA_LINKINFO")
+    for body in links:
+        _, hardware, index, flags, _ = netlink.LINK.unpack_from(body)
+        known = attributes(body[netlink.LINK.size :])
+        information = attributes(known.get(netlink.IFLA_LINKINFO, b""))
         result.append(
             Interface(
-                index=message["index"],
-                name=attributes.get("IFLA_IFNAME", ""),
-                mac=attributes.get("IFLA_ADDRESS", ""),
-                mtu=attributes.get("IFLA_MTU", 0),
-                kind=str(_attributes(information).get("IFLA_INFO_KIND") or "") if information else "",
-                hardware=message["ifi_type"],
-                flags=message["flags"],
-                master=attributes.get("IFLA_MASTER", 0),
-                addresses=tuple(found.get(message["index"], ())),
+                index=index,
+                name=text(known.get(netlink.IFLA_IFNAME)),
+                mac=known.get(netlink.IFLA_ADDRESS, b"").hex(":"),
+                mtu=number(known.get(netlink.IFLA_MTU)),
+                kind=text(information.get(netlink.IFLA_INFO_KIND)),
+                hardware=hardware,
+                flags=flags,
+                master=number(known.get(netlink.IFLA_MASTER)),
+                addresses=tuple(found.get(index, ())),
             )
         )
     return tuple(sorted(result, key=lambda interface: interface.index))
 
 
-def routes(messages: Iterable[Message], dropped: list[str]) -> tuple[Route, ...]:
+def routes(messages: Iterable[bytes], dropped: list[str]) -> tuple[Route, ...]:
     """Unicast routes of the main table; what others a pod might miss is added to `dropped`."""
     found: list[Route] = []
-    for message in messages:
-        attributes = _attributes(message)
-        family, length = message["family"], message["dst_len"]
-        destination = f"{attributes['RTA_DST']}/{length}" if attributes.get("RTA_DST") else ""
-        if family not in (AF_INET, AF_INET6) or destination in _LINK_LOCAL:
+    for body in messages:
+        family, length, _, _, table, protocol, scope, kind, flags = netlink.ROUTE.unpack_from(body)
+        known = attributes(body[netlink.ROUTE.size :])
+        if family not in _FAMILIES:
             continue
-        if attributes.get("RTA_TABLE", message["table"]) != _RT_TABLE_MAIN:
+        address = known.get(netlink.RTA_DST)
+        destination = f"{_ip(family, address)}/{length}" if address else ""
+        table = number(known.get(netlink.RTA_TABLE)) or table  # the header has eight bits for it
+        if destination in _LINK_LOCAL or table != netlink.RT_TABLE_MAIN:
             continue
         what = f"route to {destination or 'default'}"
-        if message["type"] != _RTN_UNICAST or "RTA_OIF" not in attributes or "RTA_VIA" in attributes:
+        if kind != netlink.RTN_UNICAST or netlink.RTA_OIF not in known or netlink.RTA_VIA in known:
             dropped.append(f"{what} (not a plain route through one interface)")
         elif len(found) >= MAX_ROUTES:
             dropped.append(f"routes after the first {MAX_ROUTES}")
@@ -216,29 +163,26 @@ def routes(messages: Iterable[Message], dropped: list[str]) -> tuple[Route, ...]
             found.append(
                 Route(
                     family=family,
-                    device=attributes["RTA_OIF"],
+                    device=number(known[netlink.RTA_OIF]),
                     destination=destination,
-                    gateway=attributes.get("RTA_GATEWAY", ""),
-                    source=attributes.get("RTA_PREFSRC", ""),
-                    scope=message["scope"],
-                    flags=message["flags"] & RTNH_F_ONLINK,
-                    protocol=message["proto"],
-                    priority=attributes.get("RTA_PRIORITY", 0),
+                    gateway=_ip(family, known.get(netlink.RTA_GATEWAY)),
+                    source=_ip(family, known.get(netlink.RTA_PREFSRC)),
+                    scope=scope,
+                    flags=flags & RTNH_F_ONLINK,
+                    protocol=protocol,
+                    priority=number(known.get(netlink.RTA_PRIORITY)),
                 )
             )
     return tuple(found)
 
 
-def neighbours(messages: Iterable[Message]) -> tuple[Neighbour, ...]:
+def neighbours(messages: Iterable[bytes]) -> tuple[Neighbour, ...]:
     """The permanent ones that have a MAC address."""
     found = []
-    for message in messages:
-        attributes = _attributes(message)
-        address, mac = attributes.get("NDA_DST"), attributes.get("NDA_LLADDR")
-        if message["state"] & NUD_PERMANENT and address and mac and message["family"] in (AF_INET, AF_INET6):
-            found.append(Neighbour(message["family"], message["ifindex"], address, mac, message["flags"]))
+    for body in messages:
+        family, index, state, flags, _ = netlink.NEIGHBOUR.unpack_from(body)
+        known = attributes(body[netlink.NEIGHBOUR.size :])
+        address, mac = known.get(netlink.NDA_DST), known.get(netlink.NDA_LLADDR)
+        if state & NUD_PERMANENT and address and mac and family in _FAMILIES:
+            found.append(Neighbour(family, index, _ip(family, address), mac.hex(":"), flags))
     return tuple(found)
-
-
-def _attributes(message: Message) -> dict[str, Any]:
-    return {name: value for name, value, *_ in message["attrs"]}
