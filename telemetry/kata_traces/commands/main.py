@@ -1,4 +1,4 @@
-"""`kata-runtime trace list|show|diff|check|explain|push`, for the command line to plug in:
+"""`kata-runtime trace …`, for the command line to plug in:
 
     command.add_arguments(subparsers)          # of argparse
     options = parser.parse_args()
@@ -14,6 +14,7 @@ from kata_traces.commands import judge as command_judge
 from kata_traces.commands import listing as command_listing
 from kata_traces.commands import push as command_push
 from kata_traces.commands import show as command_show
+from kata_traces.commands import terminal as command_terminal
 from kata_traces.commands.durations import parse_duration
 from kata_traces.read.lookup import find
 from kata_traces.store.store import DEFAULT_TRACE_DIR
@@ -49,6 +50,10 @@ def add_arguments(
         ("diff", command_judge.add_diff, "compare runs: which stage got slower"),
         ("check", command_judge.add_check, "hold a trace to rules; exit status 1 if it breaks one"),
         ("explain", command_judge.add_explain, "what dominated a start, or why it failed, in plain words"),
+        ("top", command_terminal.add_top, "look around in a trace, also while its sandbox runs"),
+        ("blame", command_terminal.add_blame, "what the trace waited for, the longest first"),
+        ("critical-chain", command_terminal.add_chain, "what the trace waited for, as a tree"),
+        ("plot", command_terminal.add_plot, "a picture of the trace, as SVG"),
     ):
         add(commands.add_parser(name, parents=[common], help=text))
 

@@ -56,8 +56,8 @@ def wrap(text: str, width: int) -> list[str]:
             lines.append(line)
             line = indent + word
         while columns(line) > max(width, len(indent) + 1):
-            head = crop(line, width + 1, "")[:-1] or line[:1]
-            while columns(head) > width:
+            head = line
+            while columns(head) > width and len(head) > 1:
                 head = head[:-1]
             lines.append(head)
             line = indent + line[len(head) :]

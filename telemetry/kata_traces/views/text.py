@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TextIO
 
 from kata_traces.read.analysis import Split, critical_path, split
-from kata_traces.read.cells import columns, crop, headline, printable, wrap
+from kata_traces.read.cells import columns, crop, crop_left, headline, printable, wrap
 from kata_traces.read.failure import failure_of
 from kata_traces.read.remarks import remarks
 from kata_traces.read.stages import Lane, Stage
@@ -188,7 +188,7 @@ class _Waterfall:
         span = row.first
         failed = any(span.failed for span in row.spans)
         tree = row.tree
-        name = crop(self._label(row), self.name_width, self.glyphs.more)[len(tree) :]
+        name = crop_left(self._label(row)[len(tree) :], self.name_width - columns(tree), self.glyphs.more)
         style = "error" if failed else "critical" if self._is_critical(row) else "name"
         took = sum(span.duration for span in row.spans)
         text = duration(took) + ("+" if span.open else "")

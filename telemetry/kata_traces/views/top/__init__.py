@@ -1,0 +1,1 @@
+"""`trace top`: a trace to work in, in the terminal."""
