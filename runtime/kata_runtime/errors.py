@@ -103,12 +103,20 @@ class BootError(HypervisorError):
     """
 
     def __init__(
-        self, message: str, *, stage: str, console: Sequence[str], output: str, hint: str = "", cause: str = ""
+        self,
+        message: str,
+        *,
+        stage: str,
+        console: Sequence[str],
+        hypervisor: str,
+        output: str,
+        hint: str = "",
+        cause: str = "",
     ) -> None:
         parts = [f"{message}{f': {cause}' if cause else ''} (it came as far as: {stage})"]
         if console:
             parts += ["last lines of the guest's console:", *(f"  | {line}" for line in console)]
-        super().__init__("\n".join(parts) + quoted("QEMU", output), hint=hint)
+        super().__init__("\n".join(parts) + quoted(hypervisor, output), hint=hint)
         self.stage = stage
         self.console = tuple(console)
         self.output = output

@@ -26,9 +26,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_runtime.hypervisor.machine import MachineSpec
 from kata_runtime.hypervisor.qemu import accelerator
 from kata_runtime.hypervisor.qemu.argv import to_argv
-from kata_runtime.hypervisor.qemu.spec import VmSpec
+from kata_runtime.hypervisor.qemu.spec import Channels, QemuSpec
 from kata_runtime.image import DEFAULT_CACHE, DEFAULT_OUTPUT, Artifacts, cpio
 from kata_runtime.process import find_program
 
@@ -160,20 +161,16 @@ def tuned_boot(scratch: Path) -> Callable[[], float]:
     """QEMU with the same kernel, machine and parameters as a sandbox's, without its devices."""
     artifacts = Artifacts.at(DEFAULT_OUTPUT)
     accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
-    spec = VmSpec(
+    machine = MachineSpec(
         name="bench",
-        program=_qemu(),
-        accelerator=accel,
         kernel=artifacts.kernel,
         initrd=_static_init(scratch),
         image=artifacts.image,
-        kernel_params="",
         memory=2048,
         vcpus=1,
-        seccomp="",
-        cpu_features="pmu=off",
     )
-    argv = [*_without_devices(to_argv(spec)), "-serial", "stdio"]
+    spec = QemuSpec(machine, program=_qemu(), accelerator=accel, cpu_features="pmu=off")
+    argv = [*_without_devices(to_argv(spec, Channels(-1, -1, -1))), "-serial", "stdio"]
     return lambda: _time_to_mark(argv)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import QmpError
+from kata_runtime.hypervisor.machine import MachineSpec, NetDevice
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import hotplug_ports, to_argv
-from kata_runtime.hypervisor.qemu.hotplug import add_network
+from kata_runtime.hypervisor.qemu.hotplug import add_device
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, NetDevice, VmSpec
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
 from kata_runtime.process import launch
 from kata_runtime.sandbox.network.network import Network
 from support.netns import made
@@ -38,24 +39,18 @@ async def stopped_vm(directory: Path, devices: tuple[NetDevice, ...] = (), names
             for end in pair:
                 stack.enter_context(end)
         fds = [theirs.fileno() for _, theirs in ends]
-        spec = VmSpec(
+        machine = MachineSpec(
             name="hotplug",
-            program=QEMU,
-            accelerator=Accelerator.TCG,
             kernel=directory / "kernel",
             initrd=directory / "initrd",
             image=directory / "image",
-            kernel_params="",
             memory=64,
             vcpus=1,
-            seccomp="on",
-            qmp_fd=fds[0],
-            console_fd=fds[1],
-            firmware_fd=fds[2],
-            network=devices,
+            devices=devices,
             hotplug=True,
         )
-        argv = to_argv(spec)
+        spec = QemuSpec(machine, program=QEMU, accelerator=Accelerator.TCG, seccomp="on")
+        argv = to_argv(spec, Channels(*fds))
         # There is nothing to boot.
         for option in ("-kernel", "-initrd", "-append"):
             del argv[argv.index(option) : argv.index(option) + 2]
@@ -94,14 +89,14 @@ async def test_network_devices_cold_and_hot(tmp_path: Path) -> None:
             async with stopped_vm(tmp_path, (cold,), network.namespace) as qmp:
                 assert await cards(qmp) == {"network-0-device": "0a:58:00:00:00:00"}
                 for device, port in zip(hot, hotplug_ports(), strict=False):
-                    await add_network(qmp, device, port)
+                    await add_device(qmp, device, port)
                 assert await cards(qmp) == {f"network-{n}-device": f"0a:58:00:00:00:0{n}" for n in range(3)}
                 # QEMU's own words say what was wrong, and nothing of it is left to be in the way.
                 later = NetDevice("network-9", "0a:58:00:00:00:09", os.dup(hot[0].tap_fd))
                 stack.callback(os.close, later.tap_fd)
                 with pytest.raises(QmpError, match=r"QEMU refused device_add: Bus 'nowhere' not found"):
-                    await add_network(qmp, later, "nowhere")
-                await add_network(qmp, later, hotplug_ports()[2])
+                    await add_device(qmp, later, "nowhere")
+                await add_device(qmp, later, hotplug_ports()[2])
                 assert len(await cards(qmp)) == 4
         stack.close()
         assert pod.traces() == []

@@ -24,12 +24,12 @@ from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeCo
 from kata_runtime.errors import KataError
 from kata_runtime.guest.agent import AgentClient
 from kata_runtime.guest.clock import Reading
-from kata_runtime.sandbox import container as containers
+from kata_runtime.hypervisor.fake import FakeMachine
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.rootfs import Rootfs
-from kata_runtime.sandbox.state import Directories, SandboxDirectory
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.vm import Vm
 from kata_telemetry.span import Site, use
 from kata_traces.read.trace import Trace, TraceSpan, load_store
 from kata_traces.store.store import Store
@@ -159,10 +159,10 @@ async def scenario(directory: Path, sandbox: list[Plan]) -> Trace:
                 tracing = trace.for_agent(boot, Reading(offset, 0))
                 await agent.call(agent.service.CreateSandbox, pb.CreateSandboxRequest(sandbox_id="s1", tracing=tracing))
             trace.follow(agent)
-            folder = SandboxDirectory(Directories(directory / "run", directory / "state"), "s1")
+            vm = Vm(FakeMachine(), UnixTransport(client), lambda: nullcontext(agent), lambda *_: nullcontext())
             async with asyncio.TaskGroup() as group:
                 for number, plan in enumerate(sandbox):
-                    made = Container(f"c{number}", agent, UnixTransport(client), folder, trace.root)
+                    made = Container(f"c{number}", agent, vm, trace.root)
                     stdio = Stdio(read if number == 0 else None, null, null)
                     group.create_task(live(client, made, plan, stdio))
             assert client.agent is not None
@@ -222,10 +222,7 @@ def outside(trace: Trace) -> list[str]:
     phases=[Phase.explicit, Phase.generate],
 )
 @given(sandbox=st.lists(plans, min_size=1, max_size=3))
-def test_any_life_makes_one_whole_trace(
-    sandbox: list[Plan], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(containers, "share_rootfs", lambda *_: nullcontext())
+def test_any_life_makes_one_whole_trace(sandbox: list[Plan], caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     caplog.set_level("DEBUG", "kata")
     with tempfile.TemporaryDirectory() as name:

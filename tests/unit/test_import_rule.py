@@ -134,12 +134,21 @@ def wrong_door(module: str, used: Import) -> str:
     return f"imports {used.name}" if package(used.name) in ("subprocess", "pty") and module not in DOORS else ""
 
 
+def wrong_hypervisor(module: str, used: Import) -> str:
+    """What knows one hypervisor is in its folder, and made by the factory; the sandbox knows the seam."""
+    at_home = module.startswith("kata_runtime.hypervisor.qemu") or module == "kata_runtime.hypervisor.factory"
+    foreign = f"{used.name}.".startswith("kata_runtime.hypervisor.qemu.") or package(used.name) == "qemu"
+    return f"imports {used.name}" if foreign and not at_home else ""
+
+
 def too_early(_module: str, used: Import) -> str:
     heavy = package(used.name) == "opentelemetry" and used.at_import and used.runs
     return f"imports {used.name} when tracing may be off" if heavy else ""
 
 
-@pytest.mark.parametrize("check", ["wrong_package", "wrong_order", "wrong_home", "wrong_door", "too_early"])
+@pytest.mark.parametrize(
+    "check", ["wrong_package", "wrong_order", "wrong_home", "wrong_door", "wrong_hypervisor", "too_early"]
+)
 def test_imports(check: str) -> None:
     assert violations(check) == []
 
@@ -159,6 +168,20 @@ def test_children_come_through_the_doors() -> None:
         and (node.attr in SPAWNING or node.attr.startswith(("exec", "posix_spawn", "spawn")))
         and isinstance(node.value, ast.Name)
         and node.value.id in ("os", "asyncio")
+    ]
+    assert found == []
+
+
+def test_nobody_but_its_folder_names_a_hypervisor() -> None:
+    """Its configuration is `Config.hypervisor` for all others."""
+    homes = ("kata_runtime.hypervisor.qemu", "kata_runtime.hypervisor.factory", "kata_runtime.config.")
+    named = {"QemuConfig", "qemu"}
+    found = [
+        f"{module}:{node.lineno}"
+        for module, tree in modules().items()
+        if package(module) == "kata_runtime" and not f"{module}.".startswith(homes)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in named) or (isinstance(node, ast.Name) and node.id in named)
     ]
     assert found == []
 

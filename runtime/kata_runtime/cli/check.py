@@ -9,43 +9,20 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from fcntl import ioctl
 from pathlib import Path
 
 from kata_runtime.config import Config, load
 from kata_runtime.errors import KataError
 from kata_runtime.hypervisor import virtiofsd
-from kata_runtime.hypervisor.qemu import accelerator
-from kata_runtime.hypervisor.qemu.accelerator import Usability
+from kata_runtime.hypervisor.factory import hypervisor_of
+from kata_runtime.hypervisor.findings import Finding, Verdict
 from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from kata_runtime.process import find_program
 
 __all__ = ["Finding", "Verdict", "add_arguments", "examine", "verdict"]
 
-# KVM_CREATE_VM (linux/kvm.h).
-_KVM_CREATE_VM = 0xAE01
 _CAPABLE = "System is capable of running Kata Containers"
 _CREATES = "System can currently create Kata Containers"
-
-
-class Verdict(StrEnum):
-    """Of one thing, or of the host; the worst counts."""
-
-    OK = "ok"
-    SLOWER = "slower"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; `hint` says what to do about it."""
-
-    name: str
-    verdict: Verdict
-    detail: str
-    hint: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +66,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     return [
         *_cpu(root / "proc/cpuinfo"),
         *_modules(root / "sys/module", root / "proc/cpuinfo"),
-        _kvm(config, root),
+        *hypervisor_of(config).examine(root),
         *_devices(root / "dev"),
         *_programs(config),
         _image(config),
@@ -128,28 +105,6 @@ def _modules(modules: Path, cpuinfo: Path) -> Iterator[Finding]:
             yield Finding(f"module {name}", Verdict.SLOWER, "not loaded", f"modprobe {name}")
 
 
-def _kvm(config: Config, root: Path) -> Finding:
-    device = root / "dev/kvm"
-    usability = accelerator.kvm_usability(device, root / "proc/cpuinfo", rootless=config.qemu.rootless)
-    if usability.usable and os.geteuid() == 0:
-        usability = _creates_vm(device)
-    if usability.usable:
-        return Finding("KVM", Verdict.OK, f"{device} creates VMs" if os.geteuid() == 0 else f"{device} is usable")
-    if config.qemu.accelerator == "kvm":
-        hint = 'set [hypervisor.qemu] accelerator = "auto" to fall back to emulation'
-        return Finding("KVM", Verdict.MISSING, usability.reason, hint)
-    return Finding("KVM", Verdict.SLOWER, f"{usability.reason}; QEMU emulates the CPU, about ten times slower")
-
-
-def _creates_vm(device: Path) -> Usability:
-    try:
-        with device.open("r+b", buffering=0) as kvm:
-            os.close(ioctl(kvm, _KVM_CREATE_VM, 0))
-    except OSError as error:
-        return Usability(False, f"{device} creates no VM: {error.strerror}")
-    return Usability(True)
-
-
 def _devices(dev: Path) -> Iterator[Finding]:
     if vhost_vsock.available(dev / "vhost-vsock"):
         yield Finding("vsock", Verdict.OK, f"{dev / 'vhost-vsock'}, by the kernel")
@@ -162,10 +117,8 @@ def _devices(dev: Path) -> Iterator[Finding]:
 
 
 def _programs(config: Config) -> Iterator[Finding]:
-    qemu = config.qemu
     wanted = (
-        ("QEMU", qemu.path or "qemu-system-x86_64", "qemu-system-x86", ()),
-        ("virtiofsd", qemu.virtio_fs_daemon or "virtiofsd", "virtiofsd", virtiofsd.PROGRAMS),
+        ("virtiofsd", config.hypervisor.virtio_fs_daemon or "virtiofsd", "virtiofsd", virtiofsd.PROGRAMS),
         ("setpriv", "setpriv", "util-linux", ()),
     )
     for name, program, package, also in wanted:

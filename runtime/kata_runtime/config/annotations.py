@@ -76,7 +76,7 @@ def _allowed(config: Config, name: str) -> bool:
     try:
         return any(
             re.fullmatch(pattern, text)
-            for pattern in config.qemu.enable_annotations
+            for pattern in config.hypervisor.enable_annotations
             for text in (name, name.rpartition(".")[2])
         )
     except re.error as error:

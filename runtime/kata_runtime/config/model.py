@@ -137,6 +137,11 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     files: tuple[str, ...] = ()
 
+    @property
+    def hypervisor(self) -> QemuConfig:
+        """The table of the hypervisor in use, for what all of them have: guest, sizes, shared directory."""
+        return self.qemu
+
     @classmethod
     def default(cls) -> "Config":
         """What holds without any file."""

@@ -7,11 +7,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from kata_runtime.errors import SandboxError
-from kata_runtime.guest.transport import Transport
 from kata_runtime.sandbox.process import Process, ProcessState
-from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs
-from kata_runtime.sandbox.state import SandboxDirectory, valid_id
+from kata_runtime.sandbox.rootfs import Rootfs
+from kata_runtime.sandbox.state import valid_id
 from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.vm import Vm
 from kata_telemetry.span import NO_SPAN, Site, Span
 
 if TYPE_CHECKING:
@@ -40,17 +40,15 @@ class Container:
         self,
         container_id: str,
         agent: "AgentClient",
-        transport: Transport,
-        directory: SandboxDirectory,
+        vm: Vm,
         lifetime: Span = NO_SPAN,
     ) -> None:
         """`lifetime` parents the spans that outlast the call which began them."""
         self.id = valid_id(container_id)
-        self.init = Process(self.id, "", agent, transport, lifetime)
+        self.init = Process(self.id, "", agent, vm.transport, lifetime)
         self._state = ContainerState.CREATING
         self._agent = agent
-        self._transport = transport
-        self._directory = directory
+        self._vm = vm
         self._lifetime = lifetime
         self._stack = AsyncExitStack()
 
@@ -75,7 +73,7 @@ class Container:
         self._require(ContainerState.CREATING)
         with _trace.stage("createContainer", container_id=self.id):
             try:
-                self._stack.enter_context(share_rootfs(self._directory, self.id, rootfs))
+                self._stack.enter_context(self._vm.share(self.id, rootfs))
                 self._stack.push_async_callback(self.init.close)
                 request = pb.CreateContainerRequest(
                     container_id=self.id,
@@ -102,7 +100,7 @@ class Container:
 
     def process(self, exec_id: str) -> Process:
         """One more process, to be run by `Process.exec`."""
-        return Process(self.id, exec_id, self._agent, self._transport, self._lifetime)
+        return Process(self.id, exec_id, self._agent, self._vm.transport, self._lifetime)
 
     async def wait(self) -> int:
         """Wait for the end of its process and of its output; the exit code (128 + N after signal N)."""

@@ -10,7 +10,6 @@ import asyncio
 import importlib
 import logging
 import os
-import signal
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -24,8 +23,8 @@ from kata_common.ids import MAX_HOSTNAME, hostname_of, is_hostname
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError, quoted
 from kata_runtime.guest.agent_log import AgentLog
+from kata_runtime.hypervisor.boot import wait_ready
 from kata_runtime.image import DEFAULT_OUTPUT
-from kata_runtime.process import describe
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.process import Exit, Process
@@ -34,7 +33,7 @@ from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.tracing import SandboxTrace
-from kata_runtime.sandbox.vm import SHARED_TAG, Machine, Sizes, find_artifacts, start_vm
+from kata_runtime.sandbox.vm import SHARED_TAG, Sizes, StartVm, Vm, VmRequest, find_artifacts, start_vm
 from kata_runtime.sandbox.watch import first_failure
 from kata_telemetry.conventions import ACCELERATOR
 from kata_telemetry.span import Level, Site, Span, current, use
@@ -106,7 +105,16 @@ class SandboxOptions:
 class Sandbox:
     """One sandbox and its containers."""
 
-    def __init__(self, sandbox_id: str, config: Config, trace: SandboxTrace, options: SandboxOptions) -> None:
+    def __init__(
+        self,
+        sandbox_id: str,
+        config: Config,
+        trace: SandboxTrace,
+        options: SandboxOptions,
+        *,
+        obtain_vm: StartVm = start_vm,
+    ) -> None:
+        """`obtain_vm` is how it comes by its VM."""
         self.id = valid_id(sandbox_id)
         self.config = config
         self.options = options
@@ -116,7 +124,8 @@ class Sandbox:
         self._shares: Counter[str] = Counter()
         self._directory = SandboxDirectory(options.directories, self.id)
         self._stack = AsyncExitStack()
-        self._machine: Machine | None = None
+        self._obtain_vm = obtain_vm
+        self._vm: Vm | None = None
         self._agent: AgentClient | None = None
         self._network: Network | None = None
         self._guard: asyncio.Task[None] | None = None
@@ -129,7 +138,7 @@ class Sandbox:
     @property
     def pid(self) -> int:
         """Process id of the VM on this host; 0 where there is none."""
-        return self._machine.vm.child.pid if self._machine else 0
+        return self._vm.machine.pid if self._vm else 0
 
     @property
     def shm(self) -> str:
@@ -169,7 +178,7 @@ class Sandbox:
                     opened = Network.opened(self.options.netns, self._directory.network)
                     self._network = await self._stack.enter_async_context(opened)
                 with _trace.stage("startVM"):
-                    vm = start_vm(
+                    request = VmRequest(
                         self.config,
                         self.options.sizes,
                         self._directory,
@@ -179,13 +188,13 @@ class Sandbox:
                         on_console=AgentLog(self.id, self._trace.root).line,
                     )
                     with _hypervisor_trace.stage("StartVM"):
-                        machine = self._machine = await self._stack.enter_async_context(vm)
-                        self._trace.root.set(**{ACCELERATOR: str(machine.accelerator)})
-                        await self._booted(machine)
+                        vm = self._vm = await self._stack.enter_async_context(self._obtain_vm(request))
+                        self._trace.root.set(**{ACCELERATOR: vm.accelerator})
+                        await self._booted(vm)
                         boot = current()
                     with _agent_trace.stage("StartVM"):
-                        await self._start_agent(machine, boot)
-                await self._forward_localhost(machine)
+                        await self._start_agent(vm, boot)
+                await self._forward_localhost(vm)
         except BaseException as error:
             await self._trace.failing(error)
             await self.stop()
@@ -195,52 +204,51 @@ class Sandbox:
 
         await self._stack.enter_async_context(serve_management(self._directory.run / places.MANAGEMENT_SOCKET, self))
         assert self._agent is not None
-        self._guard = asyncio.create_task(self._watch(machine, self._agent))
+        self._guard = asyncio.create_task(self._watch(vm, self._agent))
 
-    async def _forward_localhost(self, machine: Machine) -> None:
+    async def _forward_localhost(self, vm: Vm) -> None:
         if self._network is None or not (self.options.forward_localhost and self.options.netns):
             return
         # What comes later belongs to nobody's call.
         with use(self._trace.root):
-            await self._stack.enter_async_context(self._network.forward_localhost(machine.transport))
+            await self._stack.enter_async_context(self._network.forward_localhost(vm.transport))
 
-    async def _watch(self, machine: Machine, agent: "AgentClient") -> None:
+    async def _watch(self, vm: Vm, agent: "AgentClient") -> None:
         """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""
         patience = self.config.agent.health_check_request_timeout_ms / 1000
-        failure = await first_failure(machine.vm.child, machine.helpers, agent, patience=patience)
-        if failure and machine.vm.child.status is None:
+        failure = await first_failure(vm.machine, vm.helpers, agent, patience=patience)
+        if failure and vm.machine.end is None:
             self._broken = failure
             _log.error("the VM is ended: %s", failure.partition("\n")[0])
-            machine.vm.child.send_signal(signal.SIGKILL)
+            vm.machine.kill()
 
-    async def _booted(self, machine: Machine) -> None:
+    async def _booted(self, vm: Vm) -> None:
         # The agent's client costs 100 ms of imports; the guest needs longer to boot, so they are free now.
         imports = asyncio.create_task(_import_client())
         try:
-            await machine.vm.wait_ready(self.config.agent.dial_timeout)
+            await wait_ready(vm.machine, self.config.agent.dial_timeout)
         except BaseException as error:
-            self._trace.record_boot(machine.vm.marks, None, error)
+            self._trace.record_boot(vm.machine.boot, None, error)
             raise
         finally:
             await imports
 
-    async def _start_agent(self, machine: Machine, boot: Span) -> None:
+    async def _start_agent(self, vm: Vm, boot: Span) -> None:
         """`boot` is the span that the guest's boot belongs to."""
         from kata_protos import agent_pb2 as pb
         from kata_runtime.guest import clock
-        from kata_runtime.guest.agent import AgentClient
 
-        agent = await self._stack.enter_async_context(AgentClient.connected(machine.transport.grpc_address))
+        agent = await self._stack.enter_async_context(vm.connect())
         self._agent = agent
-        watch = asyncio.create_task(_tell_of_end(machine, agent), name="VM watch")
+        watch = asyncio.create_task(_tell_of_end(vm, agent), name="VM watch")
         self._stack.callback(watch.cancel)
         reading = None
         try:
-            reading = await clock.measure(machine.transport, self._trace.clock)
+            reading = await clock.measure(vm.transport, self._trace.clock)
         finally:
             with use(boot):
-                self._trace.record_boot(machine.vm.marks, reading)
-        self._trace.announce(self._directory.run, machine.cid)
+                self._trace.record_boot(vm.machine.boot, reading)
+        self._trace.announce(self._directory.run, vm.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or hostname_of(self.id),
             sandbox_id=self.id,
@@ -257,11 +265,11 @@ class Sandbox:
         self._trace.follow(agent)
         note(self._trace.root, reading)
         if self.config.agent.enable_tracing:
-            self._keep_time(machine, agent, reading)
+            self._keep_time(vm, agent, reading)
 
-    def _keep_time(self, machine: Machine, agent: "AgentClient", first: "Reading") -> None:
+    def _keep_time(self, vm: Vm, agent: "AgentClient", first: "Reading") -> None:
         if self._timekeeper is None:
-            kept = keep_time(machine.transport, agent, self._trace.clock, self._trace.root, first)
+            kept = keep_time(vm.transport, agent, self._trace.clock, self._trace.root, first)
             self._timekeeper = asyncio.create_task(kept, name="timekeeper")
             self._stack.callback(self._timekeeper.cancel)
 
@@ -284,8 +292,8 @@ class Sandbox:
         self._require(SandboxState.READY)
         if self._network is not None:
             assert self._agent is not None
-            assert self._machine is not None
-            await self._network.update(self._machine.vm, self._agent, vhost=self._machine.vhost_net)
+            assert self._vm is not None
+            await self._network.update(self._vm.machine, self._agent)
 
     async def create_container(
         self,
@@ -304,11 +312,10 @@ class Sandbox:
         """
         self._require(SandboxState.READY)
         assert self._agent is not None
-        assert self._machine is not None
+        assert self._vm is not None
         if container_id in self.containers:
             raise SandboxError(f"there is a container {container_id!r} already")
-        transport = self._machine.transport
-        container = Container(container_id, self._agent, transport, self._directory, self._trace.root)
+        container = Container(container_id, self._agent, self._vm, self._trace.root)
         self.containers[container_id] = container
         try:
             timeout = self.config.runtime.create_container_timeout
@@ -352,8 +359,8 @@ class Sandbox:
 
     async def vm_ended(self) -> None:
         """Wait until the VM has ended, for whatever reason; the sandbox must have been started."""
-        assert self._machine is not None
-        await self._machine.vm.child.wait()
+        assert self._vm is not None
+        await self._vm.machine.wait()
 
     async def oom_event(self) -> str:
         """Wait until the guest's kernel kills something for memory; the container's id.
@@ -371,8 +378,8 @@ class Sandbox:
     def agent_url(self) -> str:
         """Where its agent can be reached, as Kata writes it."""
         self._require(SandboxState.READY)
-        assert self._machine is not None
-        return self._machine.transport.kata_address
+        assert self._vm is not None
+        return self._vm.transport.kata_address
 
     @property
     def tracing(self) -> dict[str, object]:
@@ -392,15 +399,15 @@ class Sandbox:
         from kata_runtime.guest import clock
 
         self._require(SandboxState.READY)
-        assert self._machine is not None
+        assert self._vm is not None
         assert self._agent is not None
         # Clocks drift: the reading of the start may be weeks old.
         fresh = agent and not self._trace.agent_on
-        reading = await clock.measure(self._machine.transport, self._trace.clock) if fresh else None
-        cid = self._machine.cid
+        reading = await clock.measure(self._vm.transport, self._trace.clock) if fresh else None
+        cid = self._vm.cid
         await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading, cid=cid)
         if reading is not None and self.state is SandboxState.READY:
-            self._keep_time(self._machine, self._agent, reading)
+            self._keep_time(self._vm, self._agent, reading)
 
     async def stop(self) -> None:
         """End everything and remove it from the host. Never raises because of the guest; safe to repeat."""
@@ -433,22 +440,24 @@ class Sandbox:
         self.containers.clear()
         if self._agent is not None:
             await self._trace.finish_agent(self._agent)
-        if self._machine is not None:
+        if self._vm is not None:
             # Nothing in the guest is worth a shutdown: its root is read-only, shared files are the host's already.
-            await self._machine.vm.stop(grace=0)
+            with _hypervisor_trace.stage("StopVM"):
+                self._vm.machine.kill()
+                await self._vm.machine.wait()
 
     async def _explain(self, error: BaseException) -> None:
         """Replace an agent's "unavailable" by what it really was: a dead VM."""
-        if not isinstance(error, AgentError) or error.code != "UNAVAILABLE" or self._machine is None:
+        if not isinstance(error, AgentError) or error.code != "UNAVAILABLE" or self._vm is None:
             return
-        child = self._machine.vm.child
+        machine = self._vm.machine
         try:
             async with asyncio.timeout(1):
-                status = await child.wait()
+                end = await machine.wait()
         except TimeoutError:
             return
-        why, newline, words = (self._broken or describe(status)).partition("\n")
-        said = f"{newline}{words}{quoted('QEMU', child.output)}"
+        why, newline, words = (self._broken or str(end)).partition("\n")
+        said = f"{newline}{words}{quoted(machine.boot.hypervisor, machine.output)}"
         raise HypervisorError(f"the VM ended while a container was running ({why}){said}") from error
 
     def _set_state(self, state: SandboxState) -> None:
@@ -466,8 +475,8 @@ async def _import_client() -> None:
             await asyncio.to_thread(importlib.import_module, name)
 
 
-async def _tell_of_end(machine: Machine, agent: "AgentClient") -> None:
-    await machine.vm.child.wait()
+async def _tell_of_end(vm: Vm, agent: "AgentClient") -> None:
+    await vm.machine.wait()
     agent.lost("the VM has ended")
 
 

@@ -9,7 +9,6 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from kata_runtime.errors import (
     KataError,
     SandboxError,
 )
-from kata_runtime.hypervisor.qemu.vm import BootStage
+from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.sandbox.conditions import Conditions
 from kata_runtime.sandbox.verdict import fail, warn_of_loss
 from kata_telemetry import logs
@@ -174,19 +173,19 @@ class SandboxTrace:
                     self.tracer.lifetime = _trace.start("sandbox", level=Level.ESSENTIAL, lasts=True)
             self.root.finish()
 
-    def record_boot(self, marks: Mapping[BootStage, int], reading: "Reading | None", error: object = None) -> None:
+    def record_boot(self, boot: Boot, reading: "Reading | None", error: object = None) -> None:
         """What the host saw of the boot, as spans; the agent's own account of it, where there is one, is finer.
 
         `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
         the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
         busy host the line is read late. The stage that a failed boot did not get beyond has its `error`.
         """
-        marks = dict(marks)
+        marks = dict(boot.marks)
         if reading is not None and BootStage.FIRMWARE in marks:
             kernel = reading.offset_ns - self.clock.to_host(0)
             marks[BootStage.KERNEL] = max(kernel, marks[BootStage.FIRMWARE])
         stages = [stage for stage in BootStage if stage in marks]
-        names = {BootStage.QEMU: "boot.qemu", BootStage.FIRMWARE: "boot.firmware"}
+        names = {BootStage.MACHINE: f"boot.{boot.hypervisor.lower()}", BootStage.FIRMWARE: "boot.firmware"}
         failed = stages[-1] is not BootStage.READY
         if failed or not self.agent_on:
             names |= {
@@ -197,7 +196,7 @@ class SandboxTrace:
         for stage, following in itertools.pairwise(stages):
             if stage in names:
                 span = _boot.record(names[stage], marks[stage], marks[following], level=Level.ESSENTIAL)
-                if stage not in (BootStage.QEMU, BootStage.FIRMWARE):
+                if stage not in (BootStage.MACHINE, BootStage.FIRMWARE):
                     self._coarse_boot.append(span)
         if failed:
             span = _boot.start(names[stages[-1]], start=marks[stages[-1]], level=Level.ESSENTIAL)

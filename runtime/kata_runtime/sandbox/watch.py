@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from kata_runtime.errors import AgentError, quoted
+from kata_runtime.hypervisor.machine import Machine
 from kata_runtime.process import Child, describe
 
 __all__ = ["Answering", "first_failure"]
 
-# Seconds for a VM to be seen to have ended after a helper, which ends by itself when QEMU's end of its socket closes:
-# that is before the kernel has taken QEMU's memory apart and tells of its end.
+# Seconds for a VM to be seen to have ended after a helper, which ends by itself when the machine's end of its socket
+# closes: that is before the kernel has taken its memory apart and tells of its end.
 _FOLLOWS = 5.0
 # Of what a helper said last, the lines that are told.
 _WORDS = 5
@@ -28,7 +29,7 @@ class Answering(Protocol):
 
 
 async def first_failure(
-    vm: Child, helpers: Sequence[Child], agent: Answering, *, patience: float, period: float = PERIOD
+    machine: Machine, helpers: Sequence[Child], agent: Answering, *, patience: float, period: float = PERIOD
 ) -> str:
     """Wait until a helper ends, or the agent has not answered for `patience` seconds; what happened, in words.
 
@@ -46,7 +47,7 @@ async def first_failure(
             if child.status == 0:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FOLLOWS):
-                        await vm.wait()
+                        await machine.wait()
                         return ""
             name = Path(child.argv[0]).name
             return f"{name} ended unexpectedly ({describe(child.status)})" + quoted(name, child.output, lines=_WORDS)
@@ -58,7 +59,7 @@ async def _silence(agent: Answering, patience: float, period: float) -> None:
     now = asyncio.get_running_loop().time
     answered = now()
     while now() - answered < patience:
-        await asyncio.sleep(period)
+        await asyncio.sleep(min(period, patience))
         if await _answers(agent, patience):
             answered = now()
 

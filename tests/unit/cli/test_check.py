@@ -11,6 +11,7 @@ from kata_runtime.cli.check import Finding, Verdict, examine, verdict
 from kata_runtime.cli.main import main
 from kata_runtime.config import Config
 from kata_runtime.errors import HostError
+from kata_runtime.hypervisor.qemu import hypervisor as qemu
 from kata_runtime.hypervisor.qemu.accelerator import Usability
 
 
@@ -44,10 +45,11 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host with all programs and an image, whose KVM says yes."""
-    monkeypatch.setattr(check, "find_program", lambda name, **_: f"/bin/{name}")
+    for module in (check, qemu):
+        monkeypatch.setattr(module, "find_program", lambda name, **_: f"/bin/{name}")
     monkeypatch.setattr(check, "_image", lambda _: Finding("guest image", Verdict.OK, "there"))
     monkeypatch.setattr("kata_runtime.hypervisor.qemu.accelerator.kvm_usability", lambda *_, **__: Usability(True))
-    monkeypatch.setattr(check, "_creates_vm", lambda _: Usability(True))
+    monkeypatch.setattr(qemu, "creates_vm", lambda _: Usability(True))
     return Host(tmp_path)
 
 
@@ -84,7 +86,7 @@ def test_a_cpu_that_no_guest_runs_on(host: Host) -> None:
 
 def test_kvm_that_creates_no_vm(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(check, "_creates_vm", lambda _: Usability(False, "no VM"))
+    monkeypatch.setattr(qemu, "creates_vm", lambda _: Usability(False, "no VM"))
     assert host.look()["KVM"] == Finding("KVM", Verdict.SLOWER, "no VM; QEMU emulates the CPU, about ten times slower")
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
 from kata_runtime.guest.clock import Reading
+from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.hypervisor.helper import HelperStart
-from kata_runtime.hypervisor.qemu.vm import BootStage
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_telemetry.span import NO_SPAN, Site, Tracer, use
 from kata_traces.read.analysis import critical_path
@@ -48,15 +48,16 @@ def test_the_firmware_ends_where_the_guests_clock_begins(tmp_path: Path, last_li
     trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(enable_tracing=True), runtime, ()), "s1", command="x")
     site = Site(package="test", subsystem="unit")
     begin = trace.clock.now()
-    marks = {
-        BootStage.QEMU: begin + 10 * MS,
+    boot = Boot("QEMU")
+    boot.marks = {
+        BootStage.MACHINE: begin + 10 * MS,
         BootStage.FIRMWARE: begin + 20 * MS,
         BootStage.KERNEL: begin + last_line * MS,
         BootStage.READY: begin + 100 * MS,
     }
     kernel = begin + 50 * MS
     with use(trace.root):
-        trace.record_boot(marks, Reading(trace.clock.to_host(kernel), 0))
+        trace.record_boot(boot, Reading(trace.clock.to_host(kernel), 0))
         site.record("importBesideIt", begin + 15 * MS, begin + 48 * MS)
         site.record("boot.kernel", kernel, begin + 100 * MS)
         trace.root.finish(at=begin + 100 * MS)

@@ -2,14 +2,14 @@
 
 import asyncio
 import shutil
-import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from kata_runtime.errors import AgentError
-from kata_runtime.process import Child, launch
+from kata_runtime.hypervisor.fake import FakeMachine
+from kata_runtime.process import launch
 from kata_runtime.sandbox import watch
 from kata_runtime.sandbox.watch import first_failure
 
@@ -31,16 +31,13 @@ class Agent:
 
 
 @pytest.fixture
-async def vm() -> AsyncIterator[Child]:
+async def vm() -> FakeMachine:
     """Lives until it is killed."""
-    program = shutil.which("sleep")
-    assert program is not None
-    async with launch([program, "1000"]) as child:
-        yield child
+    return FakeMachine()
 
 
 @pytest.mark.parametrize("never", [None, False], ids=["hangs", "refuses"])
-async def test_an_agent_that_does_not_answer(vm: Child, never: bool | None) -> None:
+async def test_an_agent_that_does_not_answer(vm: FakeMachine, never: bool | None) -> None:
     agent = Agent([True, True, never])
     begin = time.monotonic()
     async with asyncio.timeout(5):
@@ -50,7 +47,7 @@ async def test_an_agent_that_does_not_answer(vm: Child, never: bool | None) -> N
     assert agent.asked >= 3
 
 
-async def test_an_agent_that_comes_back_is_forgiven(vm: Child) -> None:
+async def test_an_agent_that_comes_back_is_forgiven(vm: FakeMachine) -> None:
     agent = Agent([False, False, True])
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.15):
@@ -58,7 +55,7 @@ async def test_an_agent_that_comes_back_is_forgiven(vm: Child) -> None:
     assert agent.asked > 5
 
 
-async def test_a_helper_that_ends(vm: Child) -> None:
+async def test_a_helper_that_ends(vm: FakeMachine) -> None:
     program = shutil.which("false")
     assert program is not None
     async with launch([program]) as child, asyncio.timeout(5):
@@ -66,18 +63,18 @@ async def test_a_helper_that_ends(vm: Child) -> None:
     assert said == "false ended unexpectedly (exit status 1)"
 
 
-async def test_a_helper_that_ends_because_the_vm_does(vm: Child) -> None:
+async def test_a_helper_that_ends_because_the_vm_does(vm: FakeMachine) -> None:
     """virtiofsd ends with status 0 when QEMU is gone, and is seen to before QEMU is."""
     program = shutil.which("true")
     assert program is not None
     async with launch([program]) as child, asyncio.timeout(5):
         failure = asyncio.create_task(first_failure(vm, [child], Agent([True]), patience=30, period=0.005))
         await child.wait()
-        vm.send_signal(signal.SIGKILL)
+        vm.kill()
         assert await failure == ""
 
 
-async def test_a_helper_that_ends_although_the_vm_lives(vm: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_helper_that_ends_although_the_vm_lives(vm: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "_FOLLOWS", 0.01)
     program = shutil.which("true")
     assert program is not None

@@ -27,7 +27,7 @@ from kata_runtime.shim.ttrpc.errors import Code, NotFound
         (RootfsError("bad bundle"), Code.INVALID_ARGUMENT),
         (SandboxError("not ready"), Code.FAILED_PRECONDITION),
         (HostError("no QEMU"), Code.FAILED_PRECONDITION),
-        (BootError("no agent", stage="kernel", console=(), output=""), Code.UNKNOWN),
+        (BootError("no agent", stage="kernel", console=(), hypervisor="QEMU", output=""), Code.UNKNOWN),
     ],
 )
 def test_codes(error: KataError, code: Code) -> None:

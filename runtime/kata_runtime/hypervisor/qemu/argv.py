@@ -1,13 +1,14 @@
-"""QEMU's command line from a `VmSpec`. Pure: no I/O, so that tests are tables of examples."""
+"""QEMU's command line from a `QemuSpec`. Pure: no I/O, so that tests are tables of examples."""
 
+from kata_runtime.hypervisor.machine import Device, MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.boot import CPUS, KERNEL_PARAMETERS, KERNEL_PARAMETERS_OF, MACHINE_OPTIONS
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, NetDevice, VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
 
 __all__ = ["hotplug_ports", "kernel_command_line", "to_argv"]
 
 
-def kernel_command_line(spec: VmSpec) -> str:
+def kernel_command_line(spec: QemuSpec) -> str:
     """Nothing of one sandbox is in it (docs/architecture.md); the configuration's parameters come last and win."""
     ours = [*KERNEL_PARAMETERS, *KERNEL_PARAMETERS_OF[spec.accelerator]]
     if spec.accelerator is Accelerator.TCG and spec.tsc_khz:
@@ -17,66 +18,76 @@ def kernel_command_line(spec: VmSpec) -> str:
     return " ".join(filter(None, [*ours, spec.kernel_params]))
 
 
-def to_argv(spec: VmSpec) -> list[str]:
+def to_argv(spec: QemuSpec, channels: Channels) -> list[str]:
     """The whole command line, program first."""
+    machine = spec.machine
     return [
         spec.program,
         *_machine(spec),
-        *_memory(spec),
+        *_memory(machine),
         *_boot(spec),
-        *_monitors(spec),
-        *(_vsock(spec.vsock) if spec.vsock else ()),
-        *(_shared(spec.shared) if spec.shared else ()),
-        *(_ports() if spec.hotplug else ()),
-        *(argument for device in spec.network for argument in _network(device)),
+        *_monitors(channels),
+        *(_ports() if machine.hotplug else ()),
+        *(argument for device in machine.devices for argument in _device(device)),
         *(("-sandbox", spec.seccomp) if spec.seccomp else ()),
     ]
 
 
-def _machine(spec: VmSpec) -> list[str]:
+def _machine(spec: QemuSpec) -> list[str]:
     kvm = spec.accelerator is Accelerator.KVM
+    vcpus = spec.machine.vcpus
     cpu = ",".join(filter(None, [CPUS[spec.accelerator], spec.cpu_features]))
     return [
-        "-name", f"sandbox-{spec.name},debug-threads=on",
+        "-name", f"sandbox-{spec.machine.name},debug-threads=on",
         "-machine", ",".join((spec.machine_type, "memory-backend=memory", *MACHINE_OPTIONS)),
         "-accel", "kvm" if kvm else "tcg,thread=multi",
         "-cpu", cpu,
-        "-smp", f"{spec.vcpus},sockets=1,cores={spec.vcpus},threads=1",
+        "-smp", f"{vcpus},sockets=1,cores={vcpus},threads=1",
         "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot",
         "-rtc", "base=utc,driftfix=slew,clock=host",
     ]  # fmt: skip
 
 
-def _memory(spec: VmSpec) -> list[str]:
+def _memory(machine: MachineSpec) -> list[str]:
     # Shared, because vhost-user backends (virtiofsd, vsock) work in the guest's memory.
     return [
-        "-m", f"{spec.memory}M",
-        "-object", f"memory-backend-memfd,id=memory,size={spec.memory}M,share=on",
+        "-m", f"{machine.memory}M",
+        "-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on",
     ]  # fmt: skip
 
 
-def _boot(spec: VmSpec) -> list[str]:
+def _boot(spec: QemuSpec) -> list[str]:
     return [
-        "-kernel", str(spec.kernel),
-        "-initrd", str(spec.initrd),
+        "-kernel", str(spec.machine.kernel),
+        "-initrd", str(spec.machine.initrd),
         "-append", kernel_command_line(spec),
-        "-drive", f"id=root,if=none,file={_escaped(str(spec.image))},format=raw,readonly=on,cache.direct=off",
+        "-drive", f"id=root,if=none,file={_escaped(str(spec.machine.image))},format=raw,readonly=on,cache.direct=off",
         "-device", "virtio-blk-pci,drive=root,serial=root",
         "-device", "virtio-rng-pci,rng=entropy",
         "-object", "rng-random,id=entropy,filename=/dev/urandom",
     ]  # fmt: skip
 
 
-def _monitors(spec: VmSpec) -> list[str]:
+def _monitors(channels: Channels) -> list[str]:
     return [
-        "-chardev", f"socket,id=qmp,fd={spec.qmp_fd}",
+        "-chardev", f"socket,id=qmp,fd={channels.qmp}",
         "-mon", "chardev=qmp,mode=control",
-        "-chardev", f"socket,id=console,fd={spec.console_fd}",
+        "-chardev", f"socket,id=console,fd={channels.console}",
         "-serial", "chardev:console",
-        "-chardev", f"socket,id=firmware,fd={spec.firmware_fd}",
+        "-chardev", f"socket,id=firmware,fd={channels.firmware}",
         # SeaBIOS writes its messages here: it tells when the firmware starts and when it hands over.
         "-device", "isa-debugcon,iobase=0x402,chardev=firmware",
     ]  # fmt: skip
+
+
+def _device(device: Device) -> list[str]:
+    match device:
+        case Vsock():
+            return _vsock(device)
+        case VhostUserFs():
+            return _shared(device)
+        case NetDevice():
+            return _network(device)
 
 
 def _vsock(vsock: Vsock) -> list[str]:

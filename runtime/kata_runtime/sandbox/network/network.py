@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.errors import HostError
 from kata_runtime.guest.transport import Transport
-from kata_runtime.hypervisor.qemu.spec import NetDevice
+from kata_runtime.hypervisor.machine import Machine, NetDevice
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_runtime.sandbox.network.tap import TAP_NAME, connect, disconnect, open_tap
 from kata_telemetry.span import Site
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
-    from kata_runtime.hypervisor.qemu.vm import Vm
     from kata_runtime.sandbox.network.model import Interface, Scan
 
 __all__ = ["Network", "undo_leftover"]
@@ -32,7 +31,7 @@ _VHOST_NET = Path("/dev/vhost-net")
 
 @dataclass
 class _Endpoint:
-    """An interface and its tap. `fd` is the tap's until QEMU has it, then -1."""
+    """An interface and its tap. `fd` is the tap's until the machine has it, then -1."""
 
     interface: "Interface"
     number: int
@@ -52,6 +51,7 @@ class Network:
         self._record = record
         self._endpoints: list[_Endpoint] = []
         self._scan: Scan | None = None
+        self._vhost = False
 
     @classmethod
     @asynccontextmanager
@@ -131,14 +131,18 @@ class Network:
         self._record.write_text(json.dumps({"namespace": self._namespace.path, "interfaces": interfaces}))
 
     def devices(self, stack: ExitStack, *, vhost: bool) -> tuple[NetDevice, ...]:
-        """What QEMU has to be given; the file descriptors are `stack`'s from now on."""
-        return tuple(self._device(endpoint, stack, vhost) for endpoint in self._endpoints if endpoint.fd >= 0)
+        """What the machine has to be given; the file descriptors are `stack`'s from now on.
 
-    def _device(self, endpoint: _Endpoint, stack: ExitStack, vhost: bool) -> NetDevice:
+        With `vhost` the host's kernel moves the packets where it can, also those of devices that come later.
+        """
+        self._vhost = vhost
+        return tuple(self._device(endpoint, stack) for endpoint in self._endpoints if endpoint.fd >= 0)
+
+    def _device(self, endpoint: _Endpoint, stack: ExitStack) -> NetDevice:
         fd, endpoint.fd = endpoint.fd, -1
         stack.callback(os.close, fd)
         vhost_fd = -1
-        if vhost and _VHOST_NET.exists():
+        if self._vhost and _VHOST_NET.exists():
             try:
                 vhost_fd = os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
@@ -157,7 +161,7 @@ class Network:
         """
         await self._tell(agent, self._endpoints)
 
-    async def update(self, vm: "Vm", agent: "AgentClient", *, vhost: bool) -> None:
+    async def update(self, machine: Machine, agent: "AgentClient") -> None:
         """Bring interfaces that have come since into a running guest.
 
         Raises:
@@ -169,7 +173,7 @@ class Network:
         with ExitStack() as stack:
             for endpoint in self._endpoints[first:]:
                 with _trace.span("HotAttach", interface=endpoint.interface.name):
-                    await vm.add_network(self._device(endpoint, stack, vhost))
+                    await machine.plug(self._device(endpoint, stack))
         await self._tell(agent, self._endpoints[first:])
 
     async def _tell(self, agent: "AgentClient", endpoints: Iterable[_Endpoint]) -> None:

@@ -1,27 +1,32 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kata_runtime.hypervisor.machine import MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import kernel_command_line, to_argv
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, NetDevice, VhostUserFs, VmSpec, Vsock
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
 
-SPEC = VmSpec(
-    name="a1",
+SPEC = QemuSpec(
+    MachineSpec(
+        name="a1",
+        kernel=Path("/i/vmlinuz"),
+        initrd=Path("/i/initrd"),
+        image=Path("/i/root.img"),
+        memory=512,
+        vcpus=2,
+    ),
     program="/usr/bin/qemu-system-x86_64",
     accelerator=Accelerator.TCG,
-    kernel=Path("/i/vmlinuz"),
-    initrd=Path("/i/initrd"),
-    image=Path("/i/root.img"),
-    kernel_params="",
-    memory=512,
-    vcpus=2,
     seccomp="on",
-    qmp_fd=5,
-    console_fd=6,
-    firmware_fd=7,
 )
+CHANNELS = Channels(qmp=5, console=6, firmware=7)
+
+
+def with_machine(**change: Any) -> QemuSpec:
+    return dataclasses.replace(SPEC, machine=dataclasses.replace(SPEC.machine, **change))
 
 
 def options(argv: list[str], name: str) -> list[str]:
@@ -43,30 +48,31 @@ def options(argv: list[str], name: str) -> list[str]:
         ({}, "-sandbox", "on"),
         ({}, "-chardev", "socket,id=qmp,fd=5"),
         ({}, "-chardev", "socket,id=console,fd=6"),
-        ({"vsock": Vsock(3, chardev_fd=9)}, "-device", "vhost-user-vsock-pci,chardev=vsock"),
-        ({"vsock": Vsock(3, chardev_fd=9)}, "-chardev", "socket,id=vsock,fd=9"),
-        ({"vsock": Vsock(77, vhost_fd=8)}, "-device", "vhost-vsock-pci,guest-cid=77,vhostfd=8"),
-        ({"network": (NetDevice("n0", "0a:00", 11),)}, "-netdev", "tap,id=n0,fd=11"),
-        ({"network": (NetDevice("n0", "0a:00", 11, 12),)}, "-netdev", "tap,id=n0,fd=11,vhost=on,vhostfd=12"),
+        ({"devices": (Vsock(3, chardev_fd=9),)}, "-device", "vhost-user-vsock-pci,chardev=vsock"),
+        ({"devices": (Vsock(3, chardev_fd=9),)}, "-chardev", "socket,id=vsock,fd=9"),
+        ({"devices": (Vsock(77, vhost_fd=8),)}, "-device", "vhost-vsock-pci,guest-cid=77,vhostfd=8"),
+        ({"devices": (NetDevice("n0", "0a:00", 11),)}, "-netdev", "tap,id=n0,fd=11"),
+        ({"devices": (NetDevice("n0", "0a:00", 11, 12),)}, "-netdev", "tap,id=n0,fd=11,vhost=on,vhostfd=12"),
         (
-            {"network": (NetDevice("n0", "0a:00", 11),)},
+            {"devices": (NetDevice("n0", "0a:00", 11),)},
             "-device",
             "virtio-net-pci,id=n0-device,netdev=n0,mac=0a:00,romfile=",
         ),
-        ({"shared": VhostUserFs(10, "tag")}, "-device", "vhost-user-fs-pci,chardev=shared,tag=tag,queue-size=1024"),
+        ({"devices": (VhostUserFs(10, "tag"),)}, "-device", "vhost-user-fs-pci,chardev=shared,tag=tag,queue-size=1024"),
     ],
 )
 def test_option(change: dict[str, object], option: str, expected: str) -> None:
-    argv = to_argv(dataclasses.replace(SPEC, **change))  # type: ignore[arg-type]
+    spec = with_machine(**change) if "devices" in change else dataclasses.replace(SPEC, **change)  # type: ignore[arg-type]
+    argv = to_argv(spec, CHANNELS)
     assert expected in options(argv, option)
 
 
 def test_no_sandbox_option_where_it_is_switched_off() -> None:
-    assert "-sandbox" not in to_argv(dataclasses.replace(SPEC, seccomp=""))
+    assert "-sandbox" not in to_argv(dataclasses.replace(SPEC, seccomp=""), CHANNELS)
 
 
 def test_a_comma_in_a_path_is_no_option() -> None:
-    argv = to_argv(dataclasses.replace(SPEC, image=Path("/i/a,readonly=off")))
+    argv = to_argv(with_machine(image=Path("/i/a,readonly=off")), CHANNELS)
     assert any("file=/i/a,,readonly=off," in value for value in options(argv, "-drive"))
 
 
@@ -95,12 +101,12 @@ def test_only_an_emulated_guest_is_told_its_counters_rate(accelerator: Accelerat
 
 def test_nothing_of_the_sandbox_is_on_the_kernel_command_line() -> None:
     """A template's clones share it (docs/architecture.md)."""
-    assert kernel_command_line(dataclasses.replace(SPEC, name="other")) == kernel_command_line(SPEC)
+    assert kernel_command_line(with_machine(name="other")) == kernel_command_line(SPEC)
 
 
 def test_places_for_devices_that_come_later() -> None:
-    def ports(spec: VmSpec) -> list[str]:
-        return [value for value in options(to_argv(spec), "-device") if value.startswith("pcie-root-port")]
+    def ports(spec: QemuSpec) -> list[str]:
+        return [value for value in options(to_argv(spec, CHANNELS), "-device") if value.startswith("pcie-root-port")]
 
     assert ports(SPEC) == []
-    assert len(ports(dataclasses.replace(SPEC, hotplug=True))) == HOTPLUG_PORTS
+    assert len(ports(with_machine(hotplug=True))) == HOTPLUG_PORTS

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import HypervisorError, QmpError
-from kata_runtime.hypervisor.qemu.hotplug import add_network
+from kata_runtime.hypervisor.machine import NetDevice
+from kata_runtime.hypervisor.qemu.hotplug import add_device
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
-from kata_runtime.hypervisor.qemu.spec import NetDevice
 from kata_telemetry.span import Site, Span, Tracer, use
 from support.fake_qmp import fake_qmp
 
@@ -104,7 +104,7 @@ async def test_a_network_device_is_plugged_or_nothing_is(tmp_path: Path, refused
         async with fake_qmp(answers) as end, Qmp.connected(end, name="vm", transcript=transcript, timeout=5) as qmp:
             if refused:
                 with pytest.raises(QmpError, match=refused):
-                    await add_network(qmp, device, "port-0")
+                    await add_device(qmp, device, "port-0")
             else:
-                await add_network(qmp, device, "port-0")
+                await add_device(qmp, device, "port-0")
     assert commands(transcript, tmp_path) == expected

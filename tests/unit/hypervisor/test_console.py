@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_runtime.hypervisor.qemu.console import Console, Lines, printable
-from kata_runtime.hypervisor.qemu.vm import last_words
+from kata_runtime.hypervisor.boot import last_words
+from kata_runtime.hypervisor.console import Console, Lines, printable
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kata_runtime.hypervisor.qemu.vm import hint_of_death
+from kata_runtime.hypervisor.boot import hint_of_death
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""A hypervisor without a machine: its guest says what it is told to say, and ends when it is told to. For tests."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from kata_common import marks
+from kata_runtime.errors import HypervisorError
+from kata_runtime.hypervisor.boot import Boot
+from kata_runtime.hypervisor.findings import Finding, Verdict
+from kata_runtime.hypervisor.machine import Device, End, MachineSpec, Surroundings, Terms
+
+__all__ = ["BOOTS", "FakeHypervisor", "FakeMachine"]
+
+# What a guest says on its console that boots as it should.
+BOOTS = ("Linux version 6.1", marks.INITRAMFS, marks.AGENT_START, marks.READY)
+_KILLED = -9
+_SPEC = MachineSpec(name="fake", kernel=Path(), initrd=Path(), image=Path(), memory=0, vcpus=0)
+# Beyond the highest process id that Linux gives (proc(5), pid_max).
+_NOBODYS = 1 << 22
+_numbers = itertools.count(1)
+
+
+class FakeMachine:
+    """See `Machine`. `devices` are those that it has; it holds `places` more."""
+
+    def __init__(self, spec: MachineSpec | None = None, boot: Boot | None = None, *, places: int = 4) -> None:
+        self.spec = spec or _SPEC
+        self.boot = boot or Boot("fake")
+        self.pid = _NOBODYS + next(_numbers)
+        self.output = ""
+        self.devices: list[Device] = list(self.spec.devices)
+        self.paused = False
+        self._places = places if self.spec.hotplug else 0
+        self._lines: list[str] = []
+        self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+
+    def say(self, *lines: str) -> None:
+        """Lines of the guest's console."""
+        for line in lines:
+            self._lines.append(line)
+            self.boot.line(line, time.monotonic_ns())
+
+    def die(self, status: int, output: str = "") -> None:
+        """It ends by itself, with these last words of its hypervisor."""
+        if not self._end.done():
+            self.output = output
+            self._end.set_result(End(status))
+
+    @property
+    def end(self) -> End | None:
+        """See Machine."""
+        return self._end.result() if self._end.done() else None
+
+    def console(self, count: int) -> list[str]:
+        """See Machine."""
+        return self._lines[-count:]
+
+    async def wait(self) -> End:
+        """See Machine."""
+        return await asyncio.shield(self._end)
+
+    def kill(self) -> None:
+        """See Machine."""
+        self.die(_KILLED, self.output)
+
+    async def plug(self, device: Device) -> None:
+        """See Machine."""
+        self._require_running()
+        if not self._places:
+            raise HypervisorError(f"the VM has no place for {device.id}")
+        self._places -= 1
+        self.devices.append(device)
+
+    async def pause(self) -> None:
+        """See Machine."""
+        self._require_running()
+        self.paused = True
+
+    async def resume(self) -> None:
+        """See Machine."""
+        self._require_running()
+        self.paused = False
+
+    def _require_running(self) -> None:
+        if self._end.done():
+            raise HypervisorError("the machine has ended")
+
+
+class FakeHypervisor:
+    """See `Hypervisor`. Its guests say `says` at once; `machines` are those that it has launched."""
+
+    name = "fake"
+
+    def __init__(self, says: Sequence[str] = BOOTS, terms: Terms | None = None) -> None:
+        self.machines: list[FakeMachine] = []
+        self._says = says
+        self._terms = terms or Terms()
+
+    def prepare(self, _name: str) -> Terms:
+        """See Hypervisor."""
+        return self._terms
+
+    @asynccontextmanager
+    async def launch(self, spec: MachineSpec, where: Surroundings) -> AsyncIterator[FakeMachine]:
+        """See Hypervisor."""
+        machine = FakeMachine(spec, Boot(self.name, where.on_console))
+        self.machines.append(machine)
+        machine.say(*self._says)
+        try:
+            yield machine
+        finally:
+            machine.kill()
+
+    def examine(self, _root: Path) -> Iterator[Finding]:
+        """See Hypervisor."""
+        yield Finding("fake", Verdict.OK, "needs nothing")

@@ -1,0 +1,224 @@
+"""The seam between a sandbox and what runs its virtual machine.
+
+Nothing here is of one hypervisor. What implements it has a folder of its own (`qemu/`) and is made by `factory`; `fake`
+is one without a machine, for tests. Where templates, pools and devices that come later fit in: docs/decisions/0034.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kata_runtime.hypervisor.boot import Boot
+from kata_runtime.hypervisor.findings import Finding
+from kata_runtime.process import Privileges, describe
+
+__all__ = [
+    "Device",
+    "End",
+    "Hypervisor",
+    "Machine",
+    "MachineSpec",
+    "NetDevice",
+    "Surroundings",
+    "Terms",
+    "VhostUserFs",
+    "Vsock",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Vsock:
+    """The guest's vsock device: the kernel's (`vhost_fd`, of /dev/vhost-vsock) or our backend's (`chardev_fd`)."""
+
+    cid: int
+    vhost_fd: int = -1
+    chardev_fd: int = -1
+
+    @property
+    def id(self) -> str:
+        """Its name among the machine's devices."""
+        return "vsock"
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the hypervisor inherits for it."""
+        return (self.vhost_fd,) if self.vhost_fd >= 0 else (self.chardev_fd,)
+
+
+@dataclass(frozen=True, slots=True)
+class VhostUserFs:
+    """A shared directory: the connected socket to virtiofsd and the tag that the guest mounts."""
+
+    chardev_fd: int
+    tag: str
+    queue_size: int = 1024
+
+    @property
+    def id(self) -> str:
+        """Its name among the machine's devices."""
+        return "shared"
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the hypervisor inherits for it."""
+        return (self.chardev_fd,)
+
+
+@dataclass(frozen=True, slots=True)
+class NetDevice:
+    """A network device of the guest: its MAC address, an open tap, and /dev/vhost-net or -1 for none."""
+
+    id: str
+    mac: str
+    tap_fd: int
+    vhost_fd: int = -1
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the hypervisor inherits for it."""
+        return tuple(fd for fd in (self.tap_fd, self.vhost_fd) if fd >= 0)
+
+
+# File descriptors in devices are the caller's to close, once the machine has been launched or the device plugged.
+Device = Vsock | VhostUserFs | NetDevice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """A machine and what its guest boots; `memory` in MiB. With `hotplug` devices can come while it runs."""
+
+    name: str
+    kernel: Path
+    initrd: Path
+    image: Path
+    memory: int
+    vcpus: int
+    devices: tuple[Device, ...] = ()
+    hotplug: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Where a machine runs: in the network namespace that the path `namespace` names, if any.
+
+    `logs_dir` receives its logs, `on_console` each line of its console.
+    """
+
+    namespace: str = ""
+    logs_dir: Path | None = None
+    on_console: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a machine will run here.
+
+    `privileges` are those of the machine and of the helpers that need no more, None where they stay ours. With
+    `vhost_net` the host's kernel may move its network's packets. `accelerator` is what will run its processors.
+    """
+
+    privileges: Privileges | None = None
+    vhost_net: bool = False
+    accelerator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a machine ended: an exit status, the negative number of a signal, or None where nobody can tell."""
+
+    status: int | None
+
+    def __str__(self) -> str:
+        return "it has ended" if self.status is None else describe(self.status)
+
+
+class Machine(Protocol):
+    """A virtual machine that runs, or has ended. It is ended by leaving the block that `Hypervisor.launch` began."""
+
+    @property
+    def pid(self) -> int:
+        """The process on this host that stands for it."""
+        ...
+
+    @property
+    def boot(self) -> Boot:
+        """How far its guest has come."""
+        ...
+
+    @property
+    def end(self) -> End | None:
+        """None while it runs."""
+        ...
+
+    @property
+    def output(self) -> str:
+        """The last lines that its hypervisor wrote."""
+        ...
+
+    def console(self, count: int) -> list[str]:
+        """The last lines of the guest's console, printable."""
+        ...
+
+    async def wait(self) -> End:
+        """Wait for its end."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once. Safe to repeat; `wait` tells when it is done."""
+        ...
+
+    async def plug(self, device: Device) -> None:
+        """Give the running guest one more device.
+
+        Raises:
+            HypervisorError: there is no place left, or it was refused; the guest is as it was.
+        """
+        ...
+
+    async def pause(self) -> None:
+        """Stop its processors; nothing of the guest runs until `resume`.
+
+        Raises:
+            HypervisorError: it was refused.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Let them go on.
+
+        Raises:
+            HypervisorError: it was refused.
+        """
+        ...
+
+
+class Hypervisor(Protocol):
+    """A way to run virtual machines on this host, as it is configured; made for one machine."""
+
+    @property
+    def name(self) -> str:
+        """As in its configuration table's name."""
+        ...
+
+    def prepare(self, name: str) -> Terms:
+        """Find out how the machine `name` can run here; comes before what its devices need is started.
+
+        Raises:
+            HostError: it can't.
+        """
+        ...
+
+    def launch(self, spec: MachineSpec, where: Surroundings) -> AbstractAsyncContextManager[Machine]:
+        """Run a machine for the block; it is booting when this yields. `prepare` has been called.
+
+        Raises:
+            HypervisorError: it did not start; the hypervisor's words are in it.
+            HostError: a program is missing.
+        """
+        ...
+
+    def examine(self, root: Path) -> Iterator[Finding]:
+        """What of it is here and what is missing; `root` has the host's proc and dev."""
+        ...

@@ -1,0 +1,124 @@
+"""QEMU as a hypervisor: what the configuration says of it, and what this host lets it do."""
+
+import logging
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from fcntl import ioctl
+from pathlib import Path
+
+from kata_runtime.config.model import QemuConfig
+from kata_runtime.errors import KataError
+from kata_runtime.hypervisor.findings import Finding, Verdict
+from kata_runtime.hypervisor.machine import MachineSpec, Surroundings, Terms
+from kata_runtime.hypervisor.qemu import accelerator
+from kata_runtime.hypervisor.qemu.accelerator import Accelerator, Usability
+from kata_runtime.hypervisor.qemu.machine import QemuMachine, launch_qemu
+from kata_runtime.hypervisor.qemu.spec import QemuSpec
+from kata_runtime.hypervisor.qemu.tsc import TscMeter, tsc_reader
+from kata_runtime.process import Privileges, find_program
+from kata_telemetry.span import Site
+
+__all__ = ["Qemu"]
+
+_trace = Site(package="virtcontainers", subsystem="hypervisor")
+_log = logging.getLogger("kata.qemu")
+
+_PACKAGE = "qemu-system-x86"
+_UID_BASE = 0x7000_0000
+_UID_COUNT = 0x0800_0000
+# KVM_CREATE_VM (linux/kvm.h).
+_KVM_CREATE_VM = 0xAE01
+
+
+class Qemu:
+    """See `Hypervisor`."""
+
+    name = "qemu"
+
+    def __init__(self, config: QemuConfig) -> None:
+        self._config = config
+        self._accelerator = Accelerator.TCG
+        self._privileges: Privileges | None = None
+        self._tsc = TscMeter(None)
+
+    def prepare(self, name: str) -> Terms:
+        """See Hypervisor."""
+        config = self._config
+        self._accelerator = _choose(config)
+        kvm = self._accelerator is Accelerator.KVM
+        # What it measures by is the time from here to `launch`, in which helpers start.
+        self._tsc = TscMeter(None if kvm else tsc_reader())
+        self._privileges = _privileges(name, kvm) if config.rootless else None
+        return Terms(self._privileges, kvm and not config.disable_vhost_net, self._accelerator.value)
+
+    def launch(self, spec: MachineSpec, where: Surroundings) -> AbstractAsyncContextManager[QemuMachine]:
+        """See Hypervisor."""
+        config = self._config
+        whole = QemuSpec(
+            spec,
+            program=self._program(),
+            accelerator=self._accelerator,
+            kernel_params=config.kernel_params,
+            seccomp=config.seccompsandbox,
+            machine_type=config.machine_type,
+            cpu_features=config.cpu_features,
+            tsc_khz=self._tsc.khz(),
+        )
+        return launch_qemu(whole, where, privileges=self._privileges)
+
+    def examine(self, root: Path) -> Iterator[Finding]:
+        """See Hypervisor."""
+        yield self._examine_kvm(root)
+        try:
+            yield Finding("QEMU", Verdict.OK, self._program())
+        except KataError as error:
+            yield Finding("QEMU", Verdict.MISSING, str(error), error.hint)
+
+    def _program(self) -> str:
+        return find_program(self._config.path or "qemu-system-x86_64", package=_PACKAGE)
+
+    def _examine_kvm(self, root: Path) -> Finding:
+        device = root / "dev/kvm"
+        usability = accelerator.kvm_usability(device, root / "proc/cpuinfo", rootless=self._config.rootless)
+        if usability.usable and os.geteuid() == 0:
+            usability = creates_vm(device)
+        if usability.usable:
+            return Finding("KVM", Verdict.OK, f"{device} creates VMs" if os.geteuid() == 0 else f"{device} is usable")
+        if self._config.accelerator == "kvm":
+            hint = 'set [hypervisor.qemu] accelerator = "auto" to fall back to emulation'
+            return Finding("KVM", Verdict.MISSING, usability.reason, hint)
+        return Finding("KVM", Verdict.SLOWER, f"{usability.reason}; QEMU emulates the CPU, about ten times slower")
+
+
+def creates_vm(device: Path) -> Usability:
+    """Whether KVM really makes a VM."""
+    try:
+        with device.open("r+b", buffering=0) as kvm:
+            os.close(ioctl(kvm, _KVM_CREATE_VM, 0))
+    except OSError as error:
+        return Usability(False, f"{device} creates no VM: {error.strerror}")
+    return Usability(True)
+
+
+def _choose(config: QemuConfig) -> Accelerator:
+    """What QEMU runs the guest by; a warning goes to the log."""
+    with _trace.span("chooseAccelerator") as span:
+        chosen, warning = accelerator.choose(config.accelerator, accelerator.kvm_usability(rootless=config.rootless))
+        span.set(accelerator=chosen)
+        if warning:
+            span.set(reason=warning)
+    if warning:
+        _log.warning(warning)
+    return chosen
+
+
+def _privileges(name: str, kvm: bool) -> Privileges:
+    """A user of its own per sandbox, without a name and without rights, so that one QEMU can't touch another's.
+
+    The range is one that neither systemd nor subordinate ids use (systemd's UIDS-GIDS.md).
+    """
+    uid = _UID_BASE + zlib.crc32(name.encode()) % _UID_COUNT
+    groups = (os.stat("/dev/kvm").st_gid,) if kvm else ()  # noqa: PTH116 - one attribute of a device
+    return Privileges(uid, uid, groups)
