@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import QmpError
-from kata_runtime.hypervisor.machine import MachineSpec, NetDevice
+from kata_runtime.hypervisor.machine import Device, MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import hotplug_ports, to_argv
 from kata_runtime.hypervisor.qemu.hotplug import add_device
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
 from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
+from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
+from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.process import launch
 from kata_runtime.sandbox.network.network import Network
 from support.netns import made
@@ -100,6 +102,31 @@ async def test_network_devices_cold_and_hot(tmp_path: Path) -> None:
                 assert len(await cards(qmp)) == 4
         stack.close()
         assert pod.traces() == []
+
+
+async def test_vsock_and_a_shared_directory_come_to_a_running_machine(tmp_path: Path) -> None:
+    """What a clone of a template gets; the helpers are the real ones."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    virtiofsd = start_virtiofsd("", shared, tmp_path / "virtiofs.sock", cache="auto")
+    async with (
+        start_vsock_backend(tmp_path, privileges=None) as backend,
+        virtiofsd as (_, directory, _),
+        stopped_vm(tmp_path) as qmp,
+    ):
+        vsock, fs = Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), VhostUserFs(directory.fileno(), "tag")
+        with pytest.raises(QmpError, match="Bus 'nowhere' not found"):
+            await add_device(qmp, vsock, "nowhere")
+        devices: tuple[Device, ...] = (vsock, fs)
+        for device, port in zip(devices, hotplug_ports(), strict=False):
+            await add_device(qmp, device, port)
+        # QEMU has its own copies.
+        backend.chardev.close()
+        directory.close()
+        listed: Any = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+        kinds = {entry["name"]: entry["type"] for entry in listed}
+        assert kinds["vsock-device"] == "child<vhost-user-vsock-pci>"
+        assert kinds["shared-device"] == "child<vhost-user-fs-pci>"
 
 
 async def test_as_many_ports_as_promised(tmp_path: Path) -> None:

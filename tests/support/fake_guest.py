@@ -8,16 +8,15 @@ from typing import Any
 import grpc
 from grpc.aio import AioRpcError, Metadata
 
+from kata_common.contract import Port
 from kata_protos import agent_pb2 as pb
 from kata_runtime.guest.agent import AgentClient
-from kata_runtime.guest.clock import CLOCK_PORT
-from kata_runtime.guest.stdio import STDIO_PORT
 from kata_runtime.hypervisor.fake import BOOTS, FakeHypervisor, FakeMachine
 from kata_runtime.hypervisor.machine import MachineSpec, Surroundings
 from kata_runtime.sandbox.rootfs import Rootfs
 from kata_runtime.sandbox.vm import Vm, VmRequest
 from support.clocks import answering
-from support.fake_transport import FakeTransport
+from support.fake_transport import FakeTransport, Handler
 
 __all__ = ["FakeAgent", "FakeGuest"]
 
@@ -135,7 +134,7 @@ class FakeGuest:
     @asynccontextmanager
     async def obtain(self, request: VmRequest) -> AsyncIterator[Vm]:
         """See StartVm."""
-        ports = {CLOCK_PORT: answering(lambda *times: times), STDIO_PORT: _silent}
+        ports: dict[int, Handler] = {Port.CLOCK: answering(lambda *times: times), Port.STDIO: _silent}
         artifacts, memory = request.artifacts, request.sizes.memory or request.config.hypervisor.default_memory
         spec = MachineSpec(
             name=request.directory.sandbox_id,

@@ -1,15 +1,16 @@
 """QMP as QEMU speaks it, and as it must not fail us."""
 
+import dataclasses
 import functools
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kata_runtime.errors import HypervisorError, QmpError
-from kata_runtime.hypervisor.machine import NetDevice
+from kata_runtime.hypervisor.machine import Device, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.hotplug import add_device
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
 from kata_telemetry.span import Site, Span, Tracer, use
@@ -106,5 +107,33 @@ async def test_a_network_device_is_plugged_or_nothing_is(tmp_path: Path, refused
                 with pytest.raises(QmpError, match=refused):
                     await add_device(qmp, device, "port-0")
             else:
+                await add_device(qmp, device, "port-0")
+    assert commands(transcript, tmp_path) == expected
+
+
+CHARDEV = {"getfd": OK, "chardev-add": OK, "device_add": OK, "chardev-remove": OK, "closefd": OK}
+
+
+@pytest.mark.parametrize(
+    ("device", "refused", "expected"),
+    [
+        (Vsock(3, chardev_fd=0), "", ["getfd", "chardev-add", "device_add"]),
+        (VhostUserFs(0, "tag"), "", ["getfd", "chardev-add", "device_add"]),
+        (VhostUserFs(0, "tag"), "chardev-add", ["getfd", "chardev-add", "closefd"]),
+        (VhostUserFs(0, "tag"), "device_add", ["getfd", "chardev-add", "device_add", "chardev-remove"]),
+        (Vsock(77, vhost_fd=0), "", ["getfd", "device_add"]),
+        (Vsock(77, vhost_fd=0), "device_add", ["getfd", "device_add", "closefd"]),
+    ],
+)
+async def test_other_devices_are_plugged_or_nothing_is(
+    tmp_path: Path, device: Device, refused: str, expected: list[str]
+) -> None:
+    transcript = Transcript()
+    answers = {**CHARDEV, **({refused: REFUSED} if refused else {})}
+    with open("/dev/null") as fd:  # noqa: ASYNC230
+        field = "vhost_fd" if isinstance(device, Vsock) and device.vhost_fd >= 0 else "chardev_fd"
+        device = dataclasses.replace(device, **{field: fd.fileno()})  # type: ignore[arg-type]
+        async with fake_qmp(answers) as end, Qmp.connected(end, name="vm", transcript=transcript, timeout=5) as qmp:
+            with pytest.raises(QmpError, match=refused) if refused else nullcontext():
                 await add_device(qmp, device, "port-0")
     assert commands(transcript, tmp_path) == expected
