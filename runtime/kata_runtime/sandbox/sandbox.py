@@ -70,7 +70,7 @@ class SandboxOptions:
     with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
     own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
     no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
-    namespace's localhost reach the guest's.
+    namespace's localhost reach the guest's. `obtain_vm` is how the sandbox comes by its VM.
     """
 
     hostname: str = ""
@@ -84,6 +84,7 @@ class SandboxOptions:
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
+    obtain_vm: StartVm = start_vm
 
     def __post_init__(self) -> None:
         if not is_hostname(self.hostname):
@@ -105,16 +106,7 @@ class SandboxOptions:
 class Sandbox:
     """One sandbox and its containers."""
 
-    def __init__(
-        self,
-        sandbox_id: str,
-        config: Config,
-        trace: SandboxTrace,
-        options: SandboxOptions,
-        *,
-        obtain_vm: StartVm = start_vm,
-    ) -> None:
-        """`obtain_vm` is how it comes by its VM."""
+    def __init__(self, sandbox_id: str, config: Config, trace: SandboxTrace, options: SandboxOptions) -> None:
         self.id = valid_id(sandbox_id)
         self.config = config
         self.options = options
@@ -124,7 +116,6 @@ class Sandbox:
         self._shares: Counter[str] = Counter()
         self._directory = SandboxDirectory(options.directories, self.id)
         self._stack = AsyncExitStack()
-        self._obtain_vm = obtain_vm
         self._vm: Vm | None = None
         self._agent: AgentClient | None = None
         self._network: Network | None = None
@@ -188,7 +179,7 @@ class Sandbox:
                         on_console=AgentLog(self.id, self._trace.root).line,
                     )
                     with _hypervisor_trace.stage("StartVM"):
-                        vm = self._vm = await self._stack.enter_async_context(self._obtain_vm(request))
+                        vm = self._vm = await self._stack.enter_async_context(self.options.obtain_vm(request))
                         self._trace.root.set(**{ACCELERATOR: vm.accelerator})
                         await self._booted(vm)
                         boot = current()

@@ -37,8 +37,9 @@ class Life:
         self.root = root
         self.guest = guest
         self.tracing = SandboxTrace.open(config, "s1", command="test")
-        options = SandboxOptions(directories=Directories(root / "run", root / "layers"), image_dir=root)
-        self.sandbox = Sandbox("s1", config, self.tracing, options, obtain_vm=guest.obtain)
+        directories = Directories(root / "run", root / "layers")
+        options = SandboxOptions(directories=directories, image_dir=root, obtain_vm=guest.obtain)
+        self.sandbox = Sandbox("s1", config, self.tracing, options)
 
     def trace(self) -> Trace:
         loaded = load_store(Store(self.root / "traces/s1"))
