@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kata_telemetry import __version__
-from kata_telemetry.span import Span, Value
+from kata_telemetry.span import Span
+from kata_telemetry.values import Value
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest

@@ -7,12 +7,10 @@ A client adds `inject()` to the metadata of a call; a server opens its span with
 
 from collections.abc import Iterable, Mapping
 
-from kata_telemetry.span import SpanContext, parent_to_be
+from kata_telemetry.span import parent_to_be
+from kata_telemetry.w3c import SpanContext, tracestate
 
 __all__ = ["extract", "from_environment", "inject"]
-
-# A longer tracestate may be dropped by whoever passes it on (W3C Trace Context, 3.3.1.5: at least 512 characters).
-MAX_STATE = 512
 
 
 def inject() -> list[tuple[str, str]]:
@@ -43,15 +41,9 @@ def extract(metadata: Iterable[tuple[str, str | bytes]] | None) -> SpanContext |
         parent = SpanContext.from_traceparent(text)
         if parent is None:
             return None
-    return parent._replace(state=_state(",".join(states))) if parent else None
+    return parent._replace(state=tracestate(states)) if parent else None
 
 
 def from_environment(environment: Mapping[str, str]) -> SpanContext | None:
     """The parent in TRACEPARENT and TRACESTATE (OpenTelemetry's environment variables for processes), or None."""
     return extract((key, value) for key, value in environment.items() if key in {"TRACEPARENT", "TRACESTATE"})
-
-
-def _state(text: str) -> str:
-    text = text.strip()
-    valid = len(text) <= MAX_STATE and text.isascii() and text.isprintable() and "=" in text
-    return text if valid else ""

@@ -20,18 +20,18 @@ A span is cheap, because most are only kept by a flight recorder and never read:
 when somebody asks for them.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from enum import IntEnum
+from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 from kata_common.contract import Level
 from kata_telemetry.clock import Clock, HostClock
+from kata_telemetry.values import Event, Kind, Status, Value
+from kata_telemetry.w3c import SpanContext, random_id
 
 __all__ = [
     "Event",
@@ -43,67 +43,14 @@ __all__ = [
     "Status",
     "Tracer",
     "current",
-    "traceparent",
     "unrecorded",
     "use",
 ]
-
-Value = str | bool | int | float
 
 # What a span is about; its children are about the same.
 INHERITED = frozenset({"source", "sandbox_id", "container_id", "exec_id"})
 # The SDK's own default limit for events of a span.
 MAX_EVENTS = 128
-
-
-class Kind(IntEnum):
-    """OTLP's span kinds (opentelemetry/proto/trace/v1/trace.proto)."""
-
-    INTERNAL = 1
-    SERVER = 2
-    CLIENT = 3
-
-
-class Status(IntEnum):
-    """OTLP's status codes."""
-
-    UNSET = 0
-    OK = 1
-    ERROR = 2
-
-
-class SpanContext(NamedTuple):
-    """What crosses process borders. `flags` are W3C trace-flags, bit 0 is sampled; `state` is W3C `tracestate`."""
-
-    trace_id: int
-    span_id: int
-    flags: int = 1
-    state: str = ""
-
-    def to_traceparent(self) -> str:
-        """W3C Trace Context, version 00."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
-
-    @classmethod
-    def from_traceparent(cls, text: str) -> Self | None:
-        """The context in a `traceparent` header, or None where it is not a valid one."""
-        parts = text.strip().split("-")
-        if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2] or parts[0] == "ff":
-            return None
-        if parts[0] == "00" and len(parts) != 4:
-            return None
-        if any(set(part) - set("0123456789abcdef") for part in parts[:4]):
-            return None
-        context = cls(int(parts[1], 16), int(parts[2], 16), int(parts[3], 16))
-        return context if context.trace_id and context.span_id else None
-
-
-class Event(NamedTuple):
-    """Something that happened at one moment of a span; `time` is a local reading (ns)."""
-
-    name: str
-    time: int
-    attributes: Mapping[str, Value]
 
 
 _current: ContextVar["Span | None"] = ContextVar("kata_telemetry_current_span", default=None)
@@ -116,18 +63,34 @@ class Span:
     that nothing is put under it: what is made in it becomes its sibling, with a link to it.
     """
 
-    # Here, not in __init__: most spans never change them.
-    kind = Kind.INTERNAL
-    end = 0
-    events: Sequence[Event] = ()
-    events_dropped = 0
-    links: Sequence[SpanContext] = ()
-    status = Status.UNSET
-    message = ""
-    leaf = False
+    __slots__ = (
+        "_context",
+        "_own",
+        "_site",
+        "_token",
+        "end",
+        "events",
+        "events_dropped",
+        "kept",
+        "kind",
+        "leaf",
+        "links",
+        "message",
+        "name",
+        "parent",
+        "start",
+        "status",
+        "tracer",
+    )
+    kind: Kind
+    events: Sequence[Event]
+    events_dropped: int
+    links: Sequence[SpanContext]
+    status: Status
+    message: str
     # Whether a store has it, or will.
-    kept = False
-    _context: SpanContext | None = None
+    kept: bool
+    _token: "Token[Span | None]"
 
     def __init__(
         self,
@@ -142,7 +105,17 @@ class Span:
         self.parent = parent
         self._site = site
         self._own = attributes
+        self._context: SpanContext | None = None
+        self.leaf = False
+        self.end = 0
         self.start = tracer.now()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - of several types
+        # What most spans never have: asked for here, it costs those that do, and no span its start.
+        try:
+            return _UNSET[name]
+        except KeyError:
+            raise AttributeError(f"a span has no {name!r}") from None
 
     def __repr__(self) -> str:
         return f"<Span {self.name} {self.context.span_id:016x} {'ended' if self.end else 'open'}>"
@@ -167,9 +140,9 @@ class Span:
             if self._context is None:
                 above = self.parent.context if isinstance(self.parent, Span) else self.parent
                 if above is None:
-                    self._context = SpanContext(_random_id(16), _random_id(8))
+                    self._context = SpanContext(random_id(16), random_id(8))
                 else:
-                    self._context = above._replace(span_id=_random_id(8))
+                    self._context = above._replace(span_id=random_id(8))
             return self._context
 
     @property
@@ -259,9 +232,11 @@ class Span:
 class _NoSpan(Span):
     """Stands in for a span where there is no trace, or where it is below the trace's level."""
 
+    __slots__ = ()
+
     def __init__(self) -> None:
         # Deliberately without the parts of a real span: every method below ignores them.
-        self.parent = None
+        self.parent, self.leaf = None, False
         self.context = SpanContext(0, 0, 0)
 
     @property
@@ -295,6 +270,16 @@ class _NoSpan(Span):
         pass
 
 
+# The parts of a span that are there only once they are set.
+_UNSET: Mapping[str, Any] = {
+    "kind": Kind.INTERNAL,
+    "events": (),
+    "events_dropped": 0,
+    "links": (),
+    "status": Status.UNSET,
+    "message": "",
+    "kept": False,
+}
 NO_SPAN: Span = _NoSpan()
 
 
@@ -478,12 +463,6 @@ def parent_to_be() -> Span:
     return span.parent if span.leaf and isinstance(span.parent, Span) else span
 
 
-def traceparent() -> str | None:
-    """W3C `traceparent` of what is done from here, or None where there is no trace."""
-    span = parent_to_be()
-    return span.context.to_traceparent() if span.recording else None
-
-
 @contextmanager
 def use(span: Span) -> Iterator[Span]:
     """Make `span` current for the block without ending it. One that was not made for its level changes nothing."""
@@ -515,8 +494,3 @@ def _is_cancellation(error: BaseException | None) -> bool:
 
 # A parent's ids are drawn while its child's are.
 _identity = threading.RLock()
-
-
-def _random_id(size: int) -> int:
-    # os.urandom, not a seeded generator: two clones of one template must not draw the same ids.
-    return int.from_bytes(os.urandom(size), "big") or 1

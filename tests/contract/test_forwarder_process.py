@@ -20,8 +20,8 @@ from kata_telemetry import otlp
 from kata_telemetry.clock import HostClock
 from kata_telemetry.wire import MAX_FRAME, NUMBER, frame
 from kata_traces.forwarder.courier import left
-from kata_traces.send.collector import CollectorSettings
 from kata_traces.send.delivery import push
+from kata_traces.send.settings import CollectorSettings
 from kata_traces.store.announce import Announcement
 from kata_traces.store.store import Store
 from support.collectors import free_port, grpc_collector
@@ -332,7 +332,7 @@ for liar in LIARS:
             continue
         for payload in frames.feed(chunk):
             writer.write_otlp(payload)
-            if writer._queued_bytes > 2 << 20:
+            if writer._queue.bytes > 2 << 20:
                 writer.flush(60)  # a writer that can't follow would drop the most of it unseen
 assert writer.close(60, outcome="over")
 print(peak() - before)

@@ -17,8 +17,11 @@ from kata_common.files import Lock
 from kata_telemetry import otlp
 from kata_telemetry.span import Site
 from kata_traces.send import delivery as export
-from kata_traces.send.collector import CollectorSettings, UnavailableError, connect
-from kata_traces.send.delivery import load_progress, push
+from kata_traces.send.collector import UnavailableError
+from kata_traces.send.connect import connect
+from kata_traces.send.delivery import push
+from kata_traces.send.ledger import load_progress
+from kata_traces.send.settings import CollectorSettings, Given
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Store
 from kata_traces.store.writer import StoreWriter
@@ -31,7 +34,7 @@ FAKES = [pytest.param(grpc_collector, "grpc", id="grpc"), pytest.param(http_coll
 
 
 def settings(endpoint: str, protocol: str, **more: str) -> CollectorSettings:
-    found = CollectorSettings.resolve(more, endpoint=endpoint, protocol=protocol)
+    found = CollectorSettings.resolve(more, Given(endpoint, protocol))
     assert found is not None
     return found
 
@@ -171,7 +174,7 @@ def record(writer: StoreWriter, *names: str) -> None:
 @pytest.mark.parametrize(("fake", "protocol"), FAKES)
 def test_the_exporter_delivers_while_the_sandbox_lives(tmp_path: Path, fake: Fake, protocol: str) -> None:
     with fake() as collected, StoreWriter.open(tmp_path, "s1") as writer:
-        link = export.start(writer.store, settings(collected.endpoint, protocol))
+        link = export.start(writer.store, [settings(collected.endpoint, protocol)])
         writer.on_append = link.notify
         record(writer, "a")
         assert writer.flush(10)
@@ -191,7 +194,7 @@ def test_the_exporter_tries_again(tmp_path: Path, fake: Fake, protocol: str) -> 
         assert writer.flush(10)
         record(writer, "b")
         assert writer.close(10)
-        link = export.start(writer.store, settings(collected.endpoint, protocol))
+        link = export.start(writer.store, [settings(collected.endpoint, protocol)])
         link.close()
         assert reap(link) == 75  # one batch was refused
         assert collected.names == ["b"]
@@ -203,7 +206,7 @@ def test_the_exporter_waits_for_a_collector_that_comes_late(tmp_path: Path, prot
     port = free_port()
     with StoreWriter.open(tmp_path, "s1") as writer:
         to = settings(f"http://127.0.0.1:{port}", protocol)
-        link = export.start(writer.store, to)
+        link = export.start(writer.store, [to])
         writer.on_append = link.notify
         record(writer, "a")
         assert writer.flush(10)
@@ -229,7 +232,7 @@ def wait_for_error(store: Store, to: CollectorSettings) -> None:
 @pytest.mark.parametrize(("fake", "protocol"), FAKES)
 def test_a_hanging_collector_delays_nobody(tmp_path: Path, fake: Fake, protocol: str) -> None:
     with fake("hang") as collected, StoreWriter.open(tmp_path, "s1") as writer:
-        link = export.start(writer.store, settings(collected.endpoint, protocol), grace=0.5)
+        link = export.start(writer.store, [settings(collected.endpoint, protocol)], grace=0.5)
         writer.on_append = link.notify
         record(writer, "a")
         assert writer.flush(10)
@@ -251,7 +254,7 @@ def test_a_hanging_collector_delays_nobody(tmp_path: Path, fake: Fake, protocol:
 def test_an_exporter_that_is_killed_is_started_again(tmp_path: Path) -> None:
     with http_collector("busy") as collected, StoreWriter.open(tmp_path, "s1") as writer:
         to = settings(collected.endpoint, "http/protobuf")
-        link = export.start(writer.store, to)
+        link = export.start(writer.store, [to])
         writer.on_append = link.notify
         record(writer, "a")
         assert writer.flush(10)
@@ -286,7 +289,7 @@ def test_an_exporter_takes_along_what_the_collector_missed(tmp_path: Path) -> No
     with grpc_collector(port=port) as collected, StoreWriter.open(tmp_path, "s1") as writer:
         record(writer, "a")
         assert writer.close(10)
-        link = export.start(writer.store, to)
+        link = export.start(writer.store, [to])
         link.close()
         assert reap(link) == 0
         assert collected.names == ["a", "missed"]
@@ -298,7 +301,7 @@ def test_a_name_that_is_used_again_does_not_mislead_the_exporter(tmp_path: Path)
     with http_collector("busy") as collected:
         to = settings(collected.endpoint, "http/protobuf")
         old = write(tmp_path, "old")
-        link = export.start(old, to)
+        link = export.start(old, [to])
         assert collected.wait(lambda c: bool(c.headers))
         new = write(tmp_path, "new")
         assert new.directory == old.directory
@@ -312,14 +315,18 @@ def test_a_name_that_is_used_again_does_not_mislead_the_exporter(tmp_path: Path)
 def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
     store = write(tmp_path, "a")
     command = [sys.executable, "-m", "kata_traces.send.exporter", "--store", str(store.directory)]
-    done = subprocess.run([*command, "--endpoint", "localhost:4317"], capture_output=True, text=True, check=False)
+
+    def run(**variables: str) -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, **variables}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    done = run(OTEL_EXPORTER_OTLP_ENDPOINT="ftp://c")
     assert done.returncode == 64
-    assert "no URL" in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in done.stderr
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT: 'ftp://c' is no URL" in done.stderr
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in run().stderr
     lock = Lock(store.export_lock_path)
     assert lock.acquire()
-    done = subprocess.run([*command, "--endpoint", "http://c:1"], capture_output=True, text=True, check=False)
+    done = run(OTEL_EXPORTER_OTLP_ENDPOINT="http://c:1")
     assert done.returncode == 64
     assert f"{store.directory} is being exported by another process" in done.stderr
     lock.release()
@@ -330,7 +337,7 @@ def test_bad_settings_end_the_exporter_with_a_message(tmp_path: Path) -> None:
 def test_a_collector_that_we_did_not_write(tmp_path: Path, protocol: str) -> None:
     log = tmp_path / "rotel.log"
     with rotel(log) as endpoints, StoreWriter.open(tmp_path, "s1") as writer:
-        link = export.start(writer.store, settings(endpoints[protocol], protocol))
+        link = export.start(writer.store, [settings(endpoints[protocol], protocol)])
         writer.on_append = link.notify
         tracer = writer.tracer("kata", source="runtime")
         with site.root(tracer, "rootSpan") as root:
@@ -378,9 +385,9 @@ def test_a_collector_that_wants_to_see_a_certificate(tmp_path: Path, pki: Path, 
     files: dict[str, Any] = {"certificate": str(pki / "ca.pem")}
     mine: dict[str, Any] = {"client_certificate": str(pki / "client.pem"), "client_key": str(pki / "client.key")}
     with fake(tls=pki) as collected:
-        without = CollectorSettings.resolve({}, endpoint=collected.endpoint, protocol=protocol, **files)
-        stranger = CollectorSettings.resolve({}, endpoint=collected.endpoint, protocol=protocol, **mine)
-        right = CollectorSettings.resolve({}, endpoint=collected.endpoint, protocol=protocol, **files, **mine)
+        without = CollectorSettings.resolve({}, Given(collected.endpoint, protocol, **files))
+        stranger = CollectorSettings.resolve({}, Given(collected.endpoint, protocol, **mine))
+        right = CollectorSettings.resolve({}, Given(collected.endpoint, protocol, **files, **mine))
         assert without
         assert stranger
         assert right

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 # What is larger than the bound, how large at most, and the decision that says why.
 FILES = {
     "runtime/kata_runtime/shim/tasks.py": (520, "0026"),
-    "telemetry/kata_telemetry/span.py": (522, "0026"),
 }
 FUNCTIONS: dict[str, tuple[int, str]] = {}
 CLASSES = {
@@ -25,8 +24,7 @@ CLASSES = {
     "kata_runtime.sandbox.tracing.SandboxTrace": (23, "0026"),
     "kata_runtime.shim.launch.Launch": (14, "0026"),
     "kata_runtime.shim.pod.Pod": (13, "0026"),
-    "kata_telemetry.span.Span": (14, "0026"),
-    "kata_traces.store.writer.StoreWriter": (21, "0026"),
+    "kata_telemetry.span.Span": (15, "0026"),
 }
 
 

@@ -50,6 +50,9 @@ DOORS = {
     "kata_traces.commands.pager",
     "kata_traces.send.delivery",
 }
+# The room that may import OpenTelemetry at import, and its modules that don't.
+SDK = "kata_traces.sdk."
+LIGHT = {"kata_traces.sdk.environment", "kata_traces.sdk.propagators"}
 SPAWNING = {"create_subprocess_exec", "create_subprocess_shell", "fork", "forkpty", "popen", "system"}
 
 
@@ -141,8 +144,12 @@ def wrong_hypervisor(module: str, used: Import) -> str:
     return f"imports {used.name}" if foreign and not at_home else ""
 
 
-def too_early(_module: str, used: Import) -> str:
-    heavy = package(used.name) == "opentelemetry" and used.at_import and used.runs
+def too_early(module: str, used: Import) -> str:
+    """kata_traces.sdk is OpenTelemetry's, and so imported by others as late as that."""
+    if module.startswith(SDK) and module not in LIGHT:
+        return ""
+    heavy = used.name.startswith(("opentelemetry.", SDK)) and not used.name.startswith(tuple(LIGHT))
+    heavy = heavy and used.at_import and used.runs
     return f"imports {used.name} when tracing may be off" if heavy else ""
 
 

@@ -15,7 +15,7 @@ import pytest
 from kata_telemetry import otlp
 from kata_traces.forwarder.courier import left
 from kata_traces.read.trace import Trace, load_store
-from kata_traces.send.collector import CollectorSettings
+from kata_traces.send.settings import CollectorSettings
 from kata_traces.store.announce import Announcement
 from kata_traces.store.store import Store
 from support.collectors import free_port, grpc_collector

@@ -120,18 +120,17 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
 def _trace(options: argparse.Namespace) -> int:
     """Where traces are and go is in the configuration, unless the command line says otherwise."""
     from kata_runtime.config import load
-    from kata_traces.send.collector import SettingsError
+    from kata_traces.send.settings import SettingsError
     from kata_traces.store.errors import StoreError
 
     if "sides" in options:  # of a running sandbox, which knows its own
         return int(options.run(options))
     runtime = load(Path(options.config) if options.config else None).runtime
     options.trace_dir = options.trace_dir or runtime.trace_dir
-    if "endpoint" in options and not options.endpoint and runtime.otlp_endpoint:
-        options.endpoint, options.protocol = runtime.otlp_endpoint, options.protocol or runtime.otlp_protocol
-        options.headers, options.request_timeout = runtime.headers(), runtime.otlp_timeout
-        options.certificate, options.client_key = runtime.otlp_certificate, runtime.otlp_client_key
-        options.client_certificate = runtime.otlp_client_certificate
+    if "given" in options:
+        from kata_runtime.config.export import given
+
+        options.given = given(runtime)
     try:
         return int(options.run(options))
     except (StoreError, SettingsError) as error:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-from urllib.parse import quote
 
 from kata_common import places
 
@@ -116,16 +115,12 @@ class RuntimeConfig:
     flight_recorder: bool = True
     slow_start_threshold: Annotated[float, _Schema(ge=0, le=86400)] = 0.0
     otlp_endpoint: str = ""
-    otlp_protocol: Literal["grpc", "http/protobuf"] = "grpc"
+    otlp_protocol: Literal["", "grpc", "http/protobuf"] = ""
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold credentials
-    otlp_timeout: Seconds = 10.0
+    otlp_timeout: Annotated[float, _Schema(ge=0, le=86400)] = 0.0
     otlp_certificate: AbsolutePath = ""
     otlp_client_certificate: AbsolutePath = ""
     otlp_client_key: AbsolutePath = ""
-
-    def headers(self) -> str:
-        """`otlp_headers` as OTEL_EXPORTER_OTLP_HEADERS has them (W3C baggage: values are percent-encoded)."""
-        return ",".join(f"{key}={quote(value)}" for key, value in self.otlp_headers.items())
 
 
 @dataclass(frozen=True, slots=True)

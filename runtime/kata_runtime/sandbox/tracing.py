@@ -8,7 +8,7 @@ keep their last spans in memory (`flight_recorder`), and a failed or slow start 
 import asyncio
 import itertools
 import logging
-import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +18,17 @@ from kata_runtime.errors import (
     AgentError,
     CommandNotExecutableError,
     CommandNotFoundError,
-    ConfigError,
     HostError,
     KataError,
     SandboxError,
 )
 from kata_runtime.hypervisor.boot import Boot, BootStage
+from kata_runtime.sandbox import variables
 from kata_runtime.sandbox.conditions import Conditions
 from kata_runtime.sandbox.verdict import fail, warn_of_loss
 from kata_telemetry import logs
-from kata_telemetry.propagation import from_environment
 from kata_telemetry.recorder import Recorder
-from kata_telemetry.span import Level, Site, Span, SpanContext, Tracer, use
+from kata_telemetry.span import Level, Site, Span, Tracer, use
 
 if TYPE_CHECKING:
     from kata_protos import agent_pb2 as pb
@@ -57,7 +56,7 @@ class SandboxTrace:
         self._id = sandbox_id
         self._command = Path(command).name
         self._level = Level.of(runtime.trace_level)
-        self._recorder = Recorder() if runtime.flight_recorder else None
+        self._recorder = Recorder() if runtime.flight_recorder and not variables.disabled() else None
         self.tracer = Tracer(
             "kata",
             _nowhere,
@@ -91,26 +90,33 @@ class SandboxTrace:
 
     @classmethod
     def open(
-        cls, config: Config, sandbox_id: str, *, command: str, start: int = 0, parent: SpanContext | None = None
+        cls,
+        config: Config,
+        sandbox_id: str,
+        *,
+        command: str,
+        start: int = 0,
+        carrier: Iterable[tuple[str, str]] | None = None,
     ) -> "SandboxTrace":
         """Begin the sandbox's trace at `start` (CLOCK_MONOTONIC, ns), or now; without tracing this records in memory.
 
-        The caller's trace is continued: `parent`, else a W3C parent in the environment (TRACEPARENT).
+        The caller's trace is continued: that of the metadata of a call (`carrier`), else that of the environment
+        (TRACEPARENT), or as OTEL_PROPAGATORS has it.
 
         Raises:
             HostError: the trace can't be kept.
             ConfigError: a sampler that isn't there.
         """
         trace = cls(config, sandbox_id, command)
-        parent = parent or from_environment(os.environ)
+        wanted = (config.runtime.enable_tracing or config.agent.enable_tracing) and not variables.disabled()
+        parent = variables.caller(list(carrier or ()), wanted=wanted)
         trace.root = _trace.root(trace.tracer, "rootSpan", parent=parent, start=start, command=trace._command)
         if trace.tracer.leaves:
             trace.root.set(trace_root="start")
-        runtime, agent = config.runtime.enable_tracing, config.agent.enable_tracing
-        if (runtime or agent) and trace._sampled(parent):
-            trace.agent_on = agent
+        if wanted and variables.sampled(config.runtime, trace.root, parent):
+            trace.agent_on = config.agent.enable_tracing
             trace._open_store()
-            if runtime:
+            if config.runtime.enable_tracing:
                 trace._follow()
         elif trace._recorder is not None:
             trace._recorder.attach(trace.tracer)
@@ -121,25 +127,12 @@ class SandboxTrace:
             logs.on_spans(config.runtime.trace_log_levels)
         return trace
 
-    def _sampled(self, parent: SpanContext | None) -> bool:
-        from kata_telemetry.sampling import Sampler, SamplerError
-
-        runtime = self._config.runtime
-        try:
-            sampler = Sampler.resolve(os.environ, runtime.trace_sampler, runtime.trace_sampler_arg)
-        except SamplerError as error:
-            if runtime.trace_sampler:
-                raise ConfigError(str(error)) from error
-            # A variable is the whole system's; OpenTelemetry's specification wants a warning and the default.
-            _log.warning("%s; using the default", error)
-            sampler = Sampler()
-        return sampler.samples(self.root.context.trace_id, parent)
-
     def _open_store(self) -> "StoreWriter":
         if self._writer is None:
             from kata_traces.store.errors import StoreError
             from kata_traces.store.writer import StoreWriter
 
+            variables.prepare()
             try:
                 self._writer = StoreWriter.open(
                     Path(self._config.runtime.trace_dir), self._id, name=self._id, command=self._command
@@ -339,6 +332,10 @@ class SandboxTrace:
             AgentError: the agent does not answer.
         """
         async with self._switching:
+            if variables.disabled() and (runtime or agent):
+                raise SandboxError(
+                    "OTEL_SDK_DISABLED is true: nothing of this sandbox is traced", hint="start it without"
+                )
             if runtime and self.agent_on and not self.runtime_on:
                 raise SandboxError(
                     "the agent of this sandbox traces alone, and the runtime can't join its trace",
@@ -455,22 +452,11 @@ class SandboxTrace:
         if self._writer is None or self._link is not None:
             return
         from kata_traces.send import delivery as export
-        from kata_traces.send.collector import CollectorSettings, SettingsError
+        from kata_traces.send.settings import SettingsError
 
-        runtime = self._config.runtime
         try:
-            settings = CollectorSettings.resolve(
-                os.environ,
-                endpoint=runtime.otlp_endpoint,
-                protocol=runtime.otlp_protocol,
-                headers=runtime.headers(),
-                timeout=runtime.otlp_timeout,
-                certificate=runtime.otlp_certificate,
-                client_certificate=runtime.otlp_client_certificate,
-                client_key=runtime.otlp_client_key,
-            )
-            if settings is not None:
-                self._link = export.start(self._writer.store, settings)
+            if to := variables.exporters(self._config.runtime):
+                self._link = export.start(self._writer.store, to)
                 self._writer.on_append = self._link.notify
         except (SettingsError, OSError) as error:
             _log.warning("the trace is not sent to the collector: %s", error)

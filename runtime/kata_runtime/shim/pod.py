@@ -124,7 +124,7 @@ class Pod:
             self._config = with_annotations(load(_config_path(kind, options), apart=True), annotations)
             read = time.monotonic_ns()
             self._trace = SandboxTrace.open(
-                self._config, self.id, command=launch.group.kind, start=launch.started, parent=call.parent
+                self._config, self.id, command=launch.group.kind, start=launch.started, carrier=call.carrier
             )
         except KataError as error:
             self._problem = error

@@ -1,6 +1,7 @@
 """`kata-runtime trace push`: what a collector does not have yet, or all of it again."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from kata_traces.read.cells import crop, printable
 from kata_traces.read.lookup import LATEST, WHICH, Source, source, trace_dir
-from kata_traces.send.collector import CollectorSettings, SettingsError
+from kata_traces.send.settings import EXPORTERS, CollectorSettings, Given, SettingsError, Target, targets
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Store, stores
 
@@ -25,24 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
     # What only the configuration says.
-    parser.set_defaults(run=_run, headers="", request_timeout=0.0, certificate="", client_certificate="", client_key="")
+    parser.set_defaults(run=_run, given=None)
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = CollectorSettings.resolve(
-        os.environ,
-        endpoint=options.endpoint,
-        protocol=options.protocol,
-        headers=options.headers,
-        timeout=options.request_timeout,
-        certificate=options.certificate,
-        client_certificate=options.client_certificate,
-        client_key=options.client_key,
-    )
-    if settings is None:
-        raise SettingsError(
-            "no collector to push to: give --endpoint http://HOST:4317 or set OTEL_EXPORTER_OTLP_ENDPOINT"
-        )
+    to = _targets(options)
     where = trace_dir(options)
     chosen = [Source(store) for store in stores(where)] if options.everything else [source(where, options.trace)]
     # grpc's core would log every failed attempt.
@@ -50,20 +38,39 @@ def _run(options: argparse.Namespace) -> int:
     complete = True
     for number, found in enumerate(chosen, 1):
         progress = f"[{number}/{len(chosen)}] " if options.everything else ""
-        try:
-            whole, note = _push(found, settings, options)
-        except StoreError as error:
-            if not options.everything:
-                raise
-            print(f"{found.label}: {error}", file=sys.stderr)
-            complete = False
-            continue
-        complete &= whole
-        print(f"{progress}{found.label}: {note}")
+        for target in to:
+            try:
+                whole, note = _push(found, target, options)
+            except StoreError as error:
+                if not options.everything:
+                    raise
+                print(f"{found.label}: {error}", file=sys.stderr)
+                complete = False
+                continue
+            complete &= whole
+            print(f"{progress}{found.label}: {note}")
     return 0 if complete else 1
 
 
-def _push(found: Source, settings: CollectorSettings, options: argparse.Namespace) -> tuple[bool, str]:
+def _targets(options: argparse.Namespace) -> list[Target]:
+    """Those of the runtime, unless the command line names another: then its headers and certificates are not for it."""
+    environment = dict(os.environ)
+    given = options.given or Given()
+    if options.endpoint:
+        given = Given(endpoint=options.endpoint, protocol=options.protocol)
+        environment.pop(EXPORTERS, None)
+    elif options.protocol:
+        given = dataclasses.replace(given, protocol=options.protocol)
+    found = targets(environment, given)
+    if not found:
+        raise SettingsError(
+            "no collector to push to: give --endpoint http://HOST:4317 or set OTEL_EXPORTER_OTLP_ENDPOINT"
+            + (f" ({EXPORTERS} is none)" if environment.get(EXPORTERS) else "")
+        )
+    return found
+
+
+def _push(found: Source, settings: Target, options: argparse.Namespace) -> tuple[bool, str]:
     """Whether the collector has all of it, and that in words."""
     if found.store is not None:
         return _push_store(found.store, settings, options)
@@ -76,7 +83,7 @@ def _push(found: Source, settings: CollectorSettings, options: argparse.Namespac
         return _push_store(store, settings, options)
 
 
-def _push_store(store: Store, settings: CollectorSettings, options: argparse.Namespace) -> tuple[bool, str]:
+def _push_store(store: Store, settings: Target, options: argparse.Namespace) -> tuple[bool, str]:
     from kata_traces.send.delivery import forget, push, taken
 
     if options.again:
@@ -95,9 +102,11 @@ def _push_store(store: Store, settings: CollectorSettings, options: argparse.Nam
     return result.complete, note
 
 
-def _plain(error: str, settings: CollectorSettings) -> str:
+def _plain(error: str, settings: Target) -> str:
     """What a protocol that meets another one says, in words."""
     error = crop(printable(error), 500)
+    if not isinstance(settings, CollectorSettings):
+        return error
     low = error.lower()
     if settings.protocol == "grpc" and ("http1" in low or "http/1" in low or "failed parsing http/2" in low):
         return (

@@ -1,19 +1,23 @@
 """Brings what the inboxes stored to the collector: one thread and one connection for all sandboxes."""
 
+import contextlib
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from kata_common.files import Lock
-from kata_traces.send.collector import CollectorSettings, Sender, UnavailableError
-from kata_traces.send.delivery import Delivery, load_progress
+from kata_traces.send.collector import Sender, UnavailableError
+from kata_traces.send.delivery import Delivery
+from kata_traces.send.ledger import Ledger, load_progress
 from kata_traces.send.pace import Pace
 from kata_traces.send.parts import AgentPart
+from kata_traces.send.settings import Target
 from kata_traces.store.store import Store
 
-__all__ = ["Courier", "left"]
+__all__ = ["Courier", "Holder", "left"]
 
 _log = logging.getLogger("kata.forwarder")
 
@@ -23,18 +27,65 @@ BUSY: Final = 1.0
 TURN: Final = 64
 
 
-def left(store: Store, settings: CollectorSettings) -> int:
+def left(store: Store, settings: Target) -> int:
     """Bytes of the agent's spans that the collector does not have."""
     part = AgentPart(store)
     progress = load_progress(store, part).get(settings.target)
-    return max(part.end() - (progress.offset if progress else 0), 0)
+    return max(part.end() - (progress.offset if progress else 0), len(progress.deferred) if progress else 0)
+
+
+class Holder:
+    """Holds the agent's parts of stores against other processes while couriers of this one, each for himself, send."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[Store, _Held] = {}
+
+    @contextlib.contextmanager
+    def hold(self, store: Store) -> "Iterator[_Held]":
+        """Raises BlockingIOError where another process sends, and OSError."""
+        with self._lock:
+            held = self._held.get(store)
+            if held is None:
+                held = self._held[store] = _Held(store)
+            held.users += 1
+        try:
+            yield held
+        finally:
+            with self._lock:
+                held.users -= 1
+                if not held.users:
+                    del self._held[store]
+                    held.close()
+
+
+class _Held:
+    def __init__(self, store: Store) -> None:
+        self.users = 0
+        # By its descriptor: the sandbox's name may be used again, and its older trace moved aside, while this goes on.
+        self._directory = os.open(store.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.store = Store(Path(f"/proc/self/fd/{self._directory}"))
+        self.part = AgentPart(self.store)
+        self._file = Lock(self.part.lock_path)
+        try:
+            if not self._file.acquire():
+                raise BlockingIOError(f"the spans of {store.directory.name} are being sent by another process")
+        except OSError:
+            os.close(self._directory)
+            raise
+        self.ledger = Ledger(self.part)
+
+    def close(self) -> None:
+        self._file.release()
+        os.close(self._directory)
 
 
 class Courier:
     """`tell` from any thread; `stop` waits."""
 
-    def __init__(self, settings: CollectorSettings, sender: Sender) -> None:
+    def __init__(self, settings: Target, sender: Sender, holder: Holder | None = None) -> None:
         self._settings = settings
+        self._holder = holder or Holder()
         self._sender = sender
         self._changed = threading.Condition()
         # In order of their turn; the values mean nothing.
@@ -73,6 +124,8 @@ class Courier:
                 done = self._deliver(store)
             except UnavailableError as error:
                 self._say_away(str(error))
+                with self._changed:  # perhaps it is this one's fault
+                    self._waiting[store] = self._waiting.pop(store)
                 if not self._pace.pause(error.retry_after):
                     return
                 continue
@@ -95,20 +148,9 @@ class Courier:
 
     def _deliver(self, store: Store) -> bool:
         """Send what there is, or a turn's share of it; whether that was all. Raises BlockingIOError if others send."""
-        # By its descriptor: the sandbox's name may be used again, and its older trace moved aside, while this goes on.
-        directory = os.open(store.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            pinned = Store(Path(f"/proc/self/fd/{directory}"))
-            part = AgentPart(pinned)
-            lock = Lock(part.lock_path)
-            if not lock.acquire():
-                raise BlockingIOError(f"the spans of {store.directory.name} are being sent by another process")
-            try:
-                return self._advance(Delivery(pinned, self._settings, self._sender, part), store.directory.name)
-            finally:
-                lock.release()
-        finally:
-            os.close(directory)
+        with self._holder.hold(store) as held:
+            delivery = Delivery(held.store, self._settings, self._sender, held.part, held.ledger)
+            return self._advance(delivery, store.directory.name)
 
     def _advance(self, delivery: Delivery, name: str) -> bool:
         before = delivery.progress.spans

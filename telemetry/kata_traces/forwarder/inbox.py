@@ -5,6 +5,7 @@ A batch is confirmed to its sender when it is here, so all else is bounded by th
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -26,6 +27,8 @@ from kata_traces.store.store import Store, move_aside, write_meta
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    from kata_traces.sdk.pipeline import Pipeline
 
 __all__ = ["Dump", "Inbox", "Origin"]
 
@@ -105,11 +108,21 @@ class _Sandbox:
             self.remark("a batch that is no OTLP, or after too many that were refused" + _kata_hint(payload))
         elif tally.rejected > refused:
             self.remark(f"{tally.rejected - refused} spans refused: {', '.join(tally.refused)}")
+        if request is not None:
+            request = _pipeline().encode(_pipeline().tell_request(request))
         if _log.isEnabledFor(TRACE):
             count = otlp.count(request) if request else 0
             fields = {"sandbox": self.origin.sandbox_id, "bytes": len(payload), "spans": count}
             _log.log(TRACE, "batch received", extra=fields)
         return request
+
+
+@functools.cache
+def _pipeline() -> "Pipeline":
+    """OpenTelemetry's SDK: one for all sandboxes, which have their own resources in it."""
+    from kata_traces.sdk.pipeline import Pipeline
+
+    return Pipeline()
 
 
 def _kata_hint(payload: bytes) -> str:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final
 from kata_common.contract import AGENT_SERVICE, Port
 from kata_common.places import PORTS, RUN_DIR, VSOCK_SOCKET
 from kata_telemetry import logs
-from kata_traces.send.collector import CollectorSettings, SettingsError, connect
+from kata_traces.sdk import environment
+from kata_traces.send.connect import connect
+from kata_traces.send.settings import Given, SettingsError, Target, targets
 from kata_traces.store.announce import Announcement
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import DEFAULT_TRACE_DIR, Store, stores
@@ -99,7 +101,7 @@ def _port(text: str) -> int:
 class Plan:
     """What the options come to."""
 
-    settings: CollectorSettings
+    targets: list[Target]
     templates: tuple[str, ...]
     vsock: bool
     cid: int
@@ -110,16 +112,18 @@ class Plan:
     run_dir: Path
 
 
-def plan(options: argparse.Namespace, environment: dict[str, str], vhost: Path = VHOST_VSOCK) -> Plan:
+def plan(options: argparse.Namespace, variables: dict[str, str], vhost: Path = VHOST_VSOCK) -> Plan:
     """Raises SettingsError."""
-    settings = CollectorSettings.resolve(environment, endpoint=options.otlp_endpoint, protocol=options.otlp_protocol)
-    if settings is None:
-        settings = CollectorSettings.resolve(environment, endpoint=ENDPOINT, protocol=options.otlp_protocol)
-    assert settings is not None
+    given = Given(options.otlp_endpoint, options.otlp_protocol, named="--otlp-{}")
+    # Who names an endpoint means it, whatever the environment has.
+    named = {"OTEL_TRACES_EXPORTER": "otlp"} if options.otlp_endpoint else {}
+    to = targets({**variables, **named}, given)
+    if not to and not variables.get("OTEL_TRACES_EXPORTER", "").strip():
+        to = targets(variables, Given(ENDPOINT, options.otlp_protocol, named="--otlp-{}"))
     # Without vhost-vsock no guest can come that way, so nobody listens unless told to.
     asked = options.vsock_cid is not None or options.vsock_port is not None
     return Plan(
-        settings=settings,
+        targets=to,
         templates=tuple(options.socket_path or ([str(options.run_dir / "{ID}" / PORTS / VSOCK_SOCKET)])),
         vsock=vhost.exists() or (asked and options.socket_path is None),
         cid=CID_ANY if options.vsock_cid is None else options.vsock_cid,
@@ -157,10 +161,15 @@ async def _serve(what: Plan) -> int:
     from kata_traces.forwarder.service import Forwarder
 
     otlp.preload()
-    courier = None if what.dump else _courier(what)
-    if courier:
-        open_inbox = partial(Inbox, service=what.service, trace_dir=what.trace_dir, stored=courier.tell)
-        forwarder = Forwarder(open_inbox)
+    environment.tidy()
+    couriers = [] if what.dump else _couriers(what)
+
+    def stored(store: Store) -> None:
+        for courier in couriers:
+            courier.tell(store)
+
+    if not what.dump:
+        forwarder = Forwarder(partial(Inbox, service=what.service, trace_dir=what.trace_dir, stored=stored))
     else:
         forwarder = Forwarder(partial(Dump, service=what.service, output=sys.stdout))
     stop = asyncio.Event()
@@ -170,26 +179,27 @@ async def _serve(what: Plan) -> int:
         await _listen(what, forwarder.accepted, forwarder.sweep, stop)
     finally:
         await forwarder.close()
-        if courier:
-            left = await asyncio.to_thread(courier.stop, GRACE)
-            if left:
-                _log.warning("spans of %d sandboxes are kept and not forwarded yet", len(left))
+        left = await asyncio.gather(*(asyncio.to_thread(courier.stop, GRACE) for courier in couriers))
+        if kept := {store for stores in left for store in stores}:
+            _log.warning("spans of %d sandboxes are kept and not forwarded yet", len(kept))
     return 0
 
 
-def _courier(what: Plan) -> "Courier":
-    """The one that sends, who begins with what an earlier forwarder left."""
-    from kata_traces.forwarder.courier import Courier, left
+def _couriers(what: Plan) -> "list[Courier]":
+    """Those that send, one to each target, who begin with what an earlier forwarder left."""
+    from kata_traces.forwarder.courier import Courier, Holder, left
 
-    courier = Courier(what.settings, connect(what.settings))
+    holder = Holder()
+    couriers = [(target, Courier(target, connect(target), holder)) for target in what.targets]
     kept = set(stores(what.trace_dir))
     if what.run_dir.is_dir():
         announced = [Announcement.read(path) for path in what.run_dir.iterdir()]
         kept |= {Store(Path(said.store)) for said in announced if said}
     for store in kept:
-        if left(store, what.settings):
-            courier.tell(store)
-    return courier
+        for target, courier in couriers:
+            if left(store, target):
+                courier.tell(store)
+    return [courier for _, courier in couriers]
 
 
 async def _listen(what: Plan, accept: "Callable[..., None]", gone: Callable[[], None], stop: asyncio.Event) -> None:
@@ -207,7 +217,8 @@ async def _listen(what: Plan, accept: "Callable[..., None]", gone: Callable[[], 
         nonlocal waiting
         waiting -= 1
         if not waiting:
-            to = "standard output" if what.dump else what.settings.target
+            names = ", ".join(target.target for target in what.targets) or "nobody"
+            to = "standard output" if what.dump else names
             _log.info("ready", extra={"sources": len(runs), "port": what.port, "to": to})
 
     tasks: list[asyncio.Task[None]] = [asyncio.create_task(run(ready)) for run in runs]

@@ -1,8 +1,4 @@
-"""The way to an OTLP collector: settings, and a sender for each protocol.
-
-Settings follow OpenTelemetry's environment variables (https://opentelemetry.io/docs/specs/otel/protocol/exporter/);
-those for traces win over the general ones, and what the caller says wins over both.
-"""
+"""Senders to an OTLP collector, one for each protocol."""
 
 import gzip
 import http.client
@@ -10,24 +6,19 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["Answer", "CollectorSettings", "RefusedError", "Sender", "SettingsError", "UnavailableError", "connect"]
+from kata_traces.send.settings import CollectorSettings
 
-PROTOCOLS: Final = ("grpc", "http/protobuf")
+__all__ = ["Answer", "FailedError", "GrpcSender", "HttpSender", "RefusedError", "Sender", "UnavailableError"]
+
 EXPORT: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-TIMEOUT: Final = 10.0
 # A collector's answer is a few bytes; what it says beyond this is not read.
 MAX_ANSWER: Final = 64 * 1024
 # However long a collector asks us to wait (s).
 LONGEST_RETRY: Final = 60.0
-
-
-class SettingsError(ValueError):
-    """Settings for export that can't work; says which one and what it should be."""
 
 
 class UnavailableError(Exception):
@@ -36,6 +27,10 @@ class UnavailableError(Exception):
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class FailedError(UnavailableError):
+    """It did not go, and nobody says whether the batch is to blame or the way."""
 
 
 class RefusedError(Exception):
@@ -61,147 +56,6 @@ class Sender(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CollectorSettings:
-    """Where and how to send. `timeout` in seconds; `headers` may hold secrets and are not shown."""
-
-    endpoint: str
-    protocol: str
-    timeout: float = TIMEOUT
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    certificate: Path | None = None
-    client_certificate: Path | None = None
-    client_key: Path | None = None
-    compress: bool = False
-
-    @classmethod
-    def resolve(
-        cls,
-        environment: Mapping[str, str],
-        *,
-        endpoint: str = "",
-        protocol: str = "",
-        headers: str = "",
-        timeout: float = 0.0,
-        certificate: str = "",
-        client_certificate: str = "",
-        client_key: str = "",
-    ) -> Self | None:
-        """Settings from arguments and environment, or None where neither names an endpoint. Raises SettingsError."""
-
-        def variable(name: str) -> str:
-            for prefix in ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"):
-                value = environment.get(prefix + name, "").strip()
-                if value:
-                    return value
-            return ""
-
-        def file(name: str, given: str) -> Path | None:
-            return Path(given or variable(name)) if given or variable(name) else None
-
-        exact = not endpoint and bool(environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip())
-        from_environment = not endpoint
-        endpoint = endpoint or variable("ENDPOINT")
-        if not endpoint:
-            return None
-        protocol = protocol or variable("PROTOCOL") or _protocol_of(endpoint)
-        if protocol not in PROTOCOLS:
-            raise SettingsError(f"OTLP protocol {protocol!r} is none of {', '.join(PROTOCOLS)}")
-        if from_environment and protocol == "grpc" and "://" not in endpoint and not endpoint.startswith("unix:"):
-            # HOST:PORT is gRPC's own form, and OTEL_EXPORTER_OTLP_INSECURE is about nothing else.
-            endpoint = f"{'http' if variable('INSECURE').lower() == 'true' else 'https'}://{endpoint}"
-        compression = variable("COMPRESSION") or "none"
-        if compression not in {"none", "gzip"}:
-            raise SettingsError(f"OTLP compression {compression!r} is none of none, gzip")
-        return cls(
-            endpoint=_endpoint(endpoint, protocol, exact=exact),
-            protocol=protocol,
-            timeout=timeout or _seconds(variable("TIMEOUT")),
-            headers=_headers(headers or variable("HEADERS")),
-            certificate=file("CERTIFICATE", certificate),
-            client_certificate=file("CLIENT_CERTIFICATE", client_certificate),
-            client_key=file("CLIENT_KEY", client_key),
-            compress=compression == "gzip",
-        )
-
-    @property
-    def target(self) -> str:
-        """Names the collector in notes and messages; without headers, user or password."""
-        parts = urllib.parse.urlsplit(self.endpoint)
-        if "@" in parts.netloc:
-            parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
-        return f"{self.protocol} {parts.geturl()}"
-
-    def environment(self) -> dict[str, str]:
-        """The same settings as variables, for another process: headers on a command line could be read by anyone."""
-        variables = {
-            "ENDPOINT": self.endpoint,
-            "PROTOCOL": self.protocol,
-            "TIMEOUT": str(self.timeout),
-            "HEADERS": ",".join(f"{key}={urllib.parse.quote(value)}" for key, value in self.headers.items()),
-            "CERTIFICATE": str(self.certificate or ""),
-            "CLIENT_CERTIFICATE": str(self.client_certificate or ""),
-            "CLIENT_KEY": str(self.client_key or ""),
-            "COMPRESSION": "gzip" if self.compress else "none",
-        }
-        return {f"OTEL_EXPORTER_OTLP_TRACES_{name}": value for name, value in variables.items()}
-
-
-def connect(settings: CollectorSettings) -> Sender:
-    """A sender; it dials when it has something to send. Raises SettingsError where a certificate can't be read."""
-    try:
-        return _GrpcSender(settings) if settings.protocol == "grpc" else _HttpSender(settings)
-    except OSError as error:
-        raise SettingsError(f"certificate for {settings.target}: {error}") from error
-
-
-def _protocol_of(endpoint: str) -> str:
-    # 4318 is OTLP/HTTP's port, 4317 OTLP/gRPC's.
-    return "http/protobuf" if urllib.parse.urlsplit(endpoint).netloc.endswith(":4318") else "grpc"
-
-
-def _endpoint(endpoint: str, protocol: str, *, exact: bool) -> str:
-    try:
-        parts = urllib.parse.urlsplit(endpoint)
-        valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = False
-    if not valid and not (protocol == "grpc" and endpoint.startswith("unix:")):
-        raise SettingsError(
-            f"OTLP endpoint {endpoint!r} is no URL: write http://HOST:PORT, https://… or (grpc) unix:PATH"
-        )
-    if protocol == "http/protobuf" and not exact and not parts.path.rstrip("/").endswith("/v1/traces"):
-        endpoint = parts._replace(path=parts.path.rstrip("/") + "/v1/traces").geturl()
-    return endpoint
-
-
-def _seconds(text: str) -> float:
-    """OTEL_EXPORTER_OTLP_TIMEOUT: milliseconds by the specification, seconds by OpenTelemetry Python's exporters."""
-    if not text:
-        return TIMEOUT
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1e9:
-        raise SettingsError(f"OTLP timeout {text!r} is no number of seconds")
-    return value if value < 600 else value / 1000
-
-
-def _headers(text: str) -> dict[str, str]:
-    """`key=value,key=value`, values percent-encoded as in W3C Baggage."""
-    headers = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = pair.partition("=")
-        key, value = key.strip().lower(), urllib.parse.unquote(value.strip())
-        if not equals or not key or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in key):
-            raise SettingsError("OTLP headers are no list of name=value pairs separated by commas")
-        if not (value.isascii() and value.isprintable()):
-            raise SettingsError(f"OTLP header {key!r} has characters that a header can't carry")
-        headers[key] = value
-    return headers
-
-
 def _read(path: Path | None) -> bytes | None:
     return path.read_bytes() if path else None
 
@@ -217,7 +71,9 @@ def _answer(body: bytes) -> Answer:
     return Answer(partial.rejected_spans, partial.error_message[:1000])
 
 
-class _GrpcSender:
+class GrpcSender:
+    """OTLP/gRPC."""
+
     def __init__(self, settings: CollectorSettings) -> None:
         import grpc
 
@@ -235,7 +91,8 @@ class _GrpcSender:
             host = f"{parts.hostname}" if ":" not in str(parts.hostname) else f"[{parts.hostname}]"
             target = f"{host}:{parts.port or (443 if parts.scheme == 'https' else 4317)}"
             if parts.scheme == "https":
-                files = (settings.certificate, settings.client_key, settings.client_certificate)
+                key = settings.client_key or settings.client_certificate  # one file may hold both
+                files = (settings.certificate, key, settings.client_certificate)
                 channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(*map(_read, files)), options)
             else:
                 channel = grpc.insecure_channel(target, options)
@@ -249,6 +106,7 @@ class _GrpcSender:
         self._final = {grpc.StatusCode.INVALID_ARGUMENT}
 
     def send(self, data: bytes, timeout: float) -> Answer:
+        """See Sender."""
         try:
             body = self._call(data, timeout=timeout, metadata=self._metadata, compression=self._compression)
         except self._errors as error:
@@ -260,6 +118,7 @@ class _GrpcSender:
         return _answer(body)
 
     def close(self) -> None:
+        """See Sender."""
         self._channel.close()
 
 
@@ -270,7 +129,9 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _HttpSender:
+class HttpSender:
+    """OTLP/HTTP with protobuf."""
+
     def __init__(self, settings: CollectorSettings) -> None:
         handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
         if settings.endpoint.startswith("https:"):
@@ -286,6 +147,7 @@ class _HttpSender:
         self._headers = {**settings.headers, "Content-Type": "application/x-protobuf", "User-Agent": "kata-python"}
 
     def send(self, data: bytes, timeout: float) -> Answer:
+        """See Sender."""
         headers = dict(self._headers)
         if self._compress:
             data = gzip.compress(data)
@@ -307,6 +169,7 @@ class _HttpSender:
             raise UnavailableError(f"{reason}" or type(error).__name__) from error
 
     def close(self) -> None:
+        """See Sender."""
         self._opener.close()
 
 

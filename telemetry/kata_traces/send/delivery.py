@@ -2,7 +2,7 @@
 
 How far that is stands in the store's export.json, per collector: bytes of spans.jsonl. The runtime only ever does this:
 
-    link = export.start(writer.store, settings)     # a process of its own: kata_traces.send.exporter
+    link = export.start(writer.store, targets)      # a process of its own: kata_traces.send.exporter
     writer.on_append = link.notify
     ...
     link.close()                                    # does not wait
@@ -11,75 +11,37 @@ What the exporter has not delivered when it gives up is left for `push` (`kata-r
 """
 
 import contextlib
-import dataclasses
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final
 
-from kata_common.files import Lock, write_atomically
+from kata_common.files import Lock
 from kata_telemetry import otlp
-from kata_traces.send.collector import (
-    CollectorSettings,
-    RefusedError,
-    Sender,
-    SettingsError,
-    UnavailableError,
-    connect,
-)
+from kata_traces.send.collector import FailedError, RefusedError, Sender, UnavailableError
+from kata_traces.send.connect import connect
+from kata_traces.send.ledger import Ledger, load_progress
 from kata_traces.send.parts import Part, RuntimePart, parts
+from kata_traces.send.settings import EXPORTERS, SettingsError, Target
 from kata_traces.store.abandoned import close_abandoned
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Store, stores
 
-__all__ = [
-    "Delivery",
-    "Link",
-    "Progress",
-    "PushResult",
-    "forget",
-    "load_progress",
-    "push",
-    "push_leftovers",
-    "start",
-    "taken",
-]
+__all__ = ["Delivery", "Link", "PushResult", "forget", "push", "push_leftovers", "start", "taken"]
 
 # How long the exporter goes on after its sandbox ended, in seconds.
 GRACE: Final = 10.0
 # Refused batches that are remembered.
 MAX_REFUSED: Final = 1000
+# How often a record that fails for no known reason is tried before the next one has its turn, and how many may wait.
+TRIES: Final = 3
+MAX_DEFERRED: Final = 64
 # How often an exporter is started for one sandbox, and the exit status that says that settings can't work.
 MOST_STARTS: Final = 5
 USELESS: Final = 64
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far one collector has come with one store."""
-
-    # Bytes of spans.jsonl that are dealt with.
-    offset: int = 0
-    # Spans that the collector took, and those of them that it then did not want (partial success).
-    spans: int = 0
-    rejected: int = 0
-    # Offsets of lines before `offset` that it refused, with its reason; `push` tries them again.
-    refused: dict[str, str] = field(default_factory=dict)
-    # Lines that are no OTLP, from a writer that was killed.
-    broken: int = 0
-    # The last thing that went wrong.
-    error: str = ""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """From an entry of export.json; what has a wrong type is left at its default."""
-        defaults = cls()
-        names = [item.name for item in dataclasses.fields(cls)]
-        return cls(**{n: content[n] for n in names if type(content.get(n)) is type(getattr(defaults, n))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,70 +60,81 @@ class PushResult:
         return not self.left and not self.refused
 
 
-def load_progress(store: Store, part: Part | None = None) -> dict[str, Progress]:
-    """Of each collector that a part of this store (the runtime's) was sent to, by `CollectorSettings.target`."""
-    try:
-        content = json.loads((part or RuntimePart(store)).progress_path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    targets = content.get("targets") if isinstance(content, dict) else None
-    if not isinstance(targets, dict):
-        return {}
-    return {name: Progress.from_json(entry) for name, entry in targets.items() if isinstance(entry, dict)}
-
-
 class Delivery:
-    """One part of a store (the runtime's) on its way to one collector. Hold the part's lock meanwhile."""
+    """One part of a store (the runtime's) on its way to one target. Hold the part's lock meanwhile.
 
-    def __init__(self, store: Store, settings: CollectorSettings, sender: Sender, part: Part | None = None) -> None:
+    A record that fails for no known reason is tried again, then left for later so that it holds nothing up. Once
+    anything goes, the way is open: what still fails then is taken apart, and single spans that fail are refused.
+    """
+
+    def __init__(
+        self, store: Store, settings: Target, sender: Sender, part: Part | None = None, ledger: Ledger | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
         self._sender = sender
         self._part = part or RuntimePart(store)
-        self._all = load_progress(store, self._part)
-        self.progress = self._all.setdefault(settings.target, Progress())
+        self._ledger = ledger or Ledger(self._part)
+        self.progress = self._ledger.of(settings.target)
+        # Whether something went since the last failure.
+        self._open = False
 
     @property
     def left(self) -> int:
         """Bytes of whole records that are still to be sent."""
-        return max(self._part.end() - self.progress.offset, 0)
+        later = sum(len(self._part.record(int(offset))) for offset in self.progress.deferred)
+        return max(self._part.end() - self.progress.offset, 0) + later
 
     def advance(self, timeout: Callable[[], float]) -> bool:
         """Send the next record; False where there is none. `timeout` says how many seconds a request may take now.
 
-        Raises UnavailableError where the collector did not take it, StoreError where the store is not accessible.
+        Raises UnavailableError where the target did not take it, StoreError where the store is not accessible.
         """
-        offset = self.progress.offset
+        progress = self.progress
+        offset = progress.offset
         record = self._part.record(offset)
+        if progress.deferred and (self._open or not record):
+            self._take_apart(timeout)
+            return True
         if not record:
             return False
+        failed: FailedError | None = None
         try:
             self._send(record, timeout())
+            self._open = True
         except RefusedError as error:
-            if len(self.progress.refused) < MAX_REFUSED:
-                self.progress.refused[str(offset)] = str(error)
-            self.progress.error = str(error)
-        except UnavailableError as error:
-            if self.progress.error != str(error):
-                self.progress.error = str(error)
+            self._refuse(str(offset), error)
+        except FailedError as error:
+            self._open, failed, progress.error = False, error, str(error)
+            progress.failures += 1
+            if progress.failures < TRIES or len(progress.deferred) >= MAX_DEFERRED:
                 self._save()
+                raise
+            progress.deferred[str(offset)] = []
+        except UnavailableError as error:
+            self._note(error)
             raise
         except otlp.MalformedOtlpError:
-            self.progress.broken += 1
-        self.progress.offset = offset + len(record)
+            progress.broken += 1
+        progress.offset, progress.failures = offset + len(record), 0
         self._save()
+        if failed:
+            raise failed
         return True
 
     def retry_refused(self, timeout: Callable[[], float]) -> None:
         """Try once more what was refused: the collector may have been configured anew. Raises as `advance`."""
-        for offset in list(self.progress.refused):
-            with contextlib.suppress(RefusedError, otlp.MalformedOtlpError):
-                self._send(self._part.record(int(offset)), timeout())
-                del self.progress.refused[offset]
+        for key in list(self.progress.refused):
+            offset, _, number = key.partition(":")
+            with contextlib.suppress(RefusedError, FailedError, otlp.MalformedOtlpError):
+                self._send(self._part.record(int(offset)), timeout(), [int(number)] if number else None)
+                del self.progress.refused[key]
                 self._save()
 
-    def _send(self, record: bytes, timeout: float) -> None:
+    def _send(self, record: bytes, timeout: float, numbers: Collection[int] | None = None) -> None:
         data, count = self._part.request(record)
+        if numbers is not None:
+            data, count = _only(data, numbers), len(numbers)
         if not count:
             return
         answer = self._sender.send(data, timeout)
@@ -172,38 +145,84 @@ class Delivery:
         if answer.message:
             self.progress.error = f"collector: {answer.message}"
 
+    def _take_apart(self, timeout: Callable[[], float]) -> None:
+        """Try the first of those left for later in ever smaller pieces; where nothing goes, only the largest three."""
+        offset, gone = next(iter(self.progress.deferred.items()))
+        record = self._part.record(int(offset))
+        pieces = [[number for number in range(self._part.request(record)[1]) if number not in gone]]
+        tried = 0
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self._send(record, timeout(), piece)
+            except FailedError as error:
+                tried += 1
+                if self._open and len(piece) == 1:
+                    self._refuse(f"{offset}:{piece[0]}", error)
+                    gone += piece
+                elif len(piece) > 1 and (self._open or tried < TRIES):
+                    pieces += [piece[len(piece) // 2 :], piece[: len(piece) // 2]]
+                elif not pieces:
+                    # The next time it is another's turn.
+                    self.progress.deferred[offset] = self.progress.deferred.pop(offset)
+                    self._note(error)
+                    raise
+            except RefusedError as error:
+                for number in piece:
+                    self._refuse(f"{offset}:{number}", error)
+                gone += piece
+            else:
+                self._open = True
+                gone += piece
+            self._save()
+        if len(gone) == self._part.request(record)[1]:
+            del self.progress.deferred[offset]
+            self._save()
+
+    def _refuse(self, key: str, error: Exception) -> None:
+        if len(self.progress.refused) < MAX_REFUSED:
+            self.progress.refused[key] = str(error)
+        self.progress.error = str(error)
+
+    def _note(self, error: Exception) -> None:
+        if self.progress.error != str(error):
+            self.progress.error = str(error)
+            self._save()
+
     def _save(self) -> None:
-        content = {"targets": {name: dataclasses.asdict(progress) for name, progress in self._all.items()}}
-        try:
-            write_atomically(self._part.progress_path, json.dumps(content, indent=1).encode())
-        except OSError as error:
-            raise StoreError(f"cannot write {self._part.progress_path}: {error.strerror}") from error
+        self._ledger.save(self.settings.target, self.progress)
 
 
-def taken(store: Store, settings: CollectorSettings) -> int:
-    """How many spans of a store this collector has taken so far."""
+def taken(store: Store, settings: Target) -> int:
+    """How many spans of a store this target has taken so far."""
     noted = (load_progress(store, part).get(settings.target) for part in parts(store))
     return sum(progress.spans for progress in noted if progress is not None)
 
 
-def forget(store: Store, settings: CollectorSettings) -> None:
-    """Know no more of what this collector has of a store, so that `push` sends all of it again.
+def forget(store: Store, settings: Target) -> None:
+    """Know no more of what this target has of a store, so that `push` sends all of it again.
 
     Raises StoreError where another process exports this store right now, or where it can't be written.
     """
     for part in parts(store):
-        if not part.progress_path.exists():
-            continue
-        with _sending(store, part):
-            kept = {name: dataclasses.asdict(p) for name, p in load_progress(store, part).items()}
-            kept.pop(settings.target, None)
-            try:
-                write_atomically(part.progress_path, json.dumps({"targets": kept}, indent=1).encode())
-            except OSError as error:
-                raise StoreError(f"cannot write {part.progress_path}: {error.strerror}") from error
+        if part.progress_path.exists():
+            with _sending(store, part):
+                Ledger(part).forget(settings.target)
 
 
-def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> PushResult:
+def _only(data: bytes, numbers: Collection[int]) -> bytes:
+    """The request with these of its spans."""
+    request, number = otlp.parse(data), 0
+    for resource in request.resource_spans:
+        for scope in resource.scope_spans:
+            kept = [span for place, span in enumerate(scope.spans, number) if place in numbers]
+            number += len(scope.spans)
+            del scope.spans[:]
+            scope.spans.extend(kept)
+    return request.SerializeToString()
+
+
+def push(store: Store, settings: Target, timeout: float = 60.0) -> PushResult:
     """Send what is left of a store, for at most `timeout` seconds; stops at the first failure and says which.
 
     Raises StoreError where another process exports this store right now, or where it can't be read or written, and
@@ -227,7 +246,7 @@ def push(store: Store, settings: CollectorSettings, timeout: float = 60.0) -> Pu
     )
 
 
-def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining: Callable[[], float]) -> PushResult:
+def _push_part(store: Store, part: Part, settings: Target, remaining: Callable[[], float]) -> PushResult:
     with _sending(store, part), contextlib.ExitStack() as stack:
         close_abandoned(store)
         sender = connect(settings)
@@ -236,8 +255,7 @@ def _push_part(store: Store, part: Part, settings: CollectorSettings, remaining:
         before, stopped = delivery.progress.spans, ""
         try:
             delivery.retry_refused(remaining)
-            while delivery.advance(remaining):
-                pass
+            _advance_all(delivery, remaining)
         except UnavailableError as failure:
             stopped = str(failure)
         progress = delivery.progress
@@ -264,6 +282,20 @@ def _sending(store: Store, part: Part) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _advance_all(delivery: Delivery, remaining: Callable[[], float]) -> None:
+    """To the end. A record that fails for no known reason is passed by; where one after the other fails, no further."""
+    failures = 0
+    while True:
+        try:
+            if not delivery.advance(remaining):
+                return
+            failures = 0
+        except FailedError:
+            failures += 1
+            if failures > 2 * TRIES:
+                raise
 
 
 class Link:
@@ -311,10 +343,10 @@ class Link:
                 self.pid, self._fd, self._reaped = pid, fd, False
 
 
-def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) -> Link:
-    """Start the exporter of a store: a process that outlives this one by at most `grace` seconds. Takes about a ms.
+def start(store: Store, to: Sequence[Target], *, grace: float = GRACE) -> Link:
+    """Start the exporter of a store, to all of `to`: a process that outlives this one by at most `grace` seconds.
 
-    Raises SettingsError where it can't be started.
+    Takes about a ms. Raises SettingsError where it can't be started.
     """
     search = [path for path in sys.path if path]
     # -P: whatever lies in the current directory is not to be imported.
@@ -323,7 +355,9 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
     log = str(store.directory / "export.log")
 
     def spawn() -> tuple[int, int]:
-        environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
+        settings = {name: value for target in to for name, value in target.environment().items()}
+        settings[EXPORTERS] = ",".join(target.exporter for target in to)
+        environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(search)}
         reader, writer = os.pipe()
         try:
             os.set_blocking(writer, False)
@@ -348,7 +382,7 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
         raise SettingsError(f"cannot start the exporter {sys.executable}: {error.strerror}") from error
 
 
-def push_leftovers(trace_dir: Path, settings: CollectorSettings, deadline: float) -> None:
+def push_leftovers(trace_dir: Path, settings: Target, deadline: float) -> None:
     """Send what this collector did not get of finished traces while it was away, until `deadline` (monotonic, s).
 
     Only traces that were on their way to it; the rest is for `push` to be told. Never raises for one of them.

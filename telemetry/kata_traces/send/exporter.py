@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from kata_common.files import Lock
-from kata_traces.send.collector import CollectorSettings, SettingsError, UnavailableError, connect
+from kata_traces.send.collector import Sender, UnavailableError
+from kata_traces.send.connect import connect
 from kata_traces.send.delivery import GRACE, USELESS, Delivery, push_leftovers
+from kata_traces.send.ledger import Ledger
 from kata_traces.send.pace import Pace
+from kata_traces.send.parts import RuntimePart
+from kata_traces.send.settings import SettingsError, Target, targets
 from kata_traces.store.abandoned import close_abandoned
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Store
@@ -38,6 +42,11 @@ class Exporter:
         self._pace = Pace(delivery.settings.timeout, self._changed)
         self._done = False
 
+    @property
+    def settings(self) -> Target:
+        """Where it delivers to."""
+        return self._delivery.settings
+
     def tell(self) -> None:
         """There may be something new."""
         with self._changed:
@@ -58,7 +67,8 @@ class Exporter:
     @property
     def done(self) -> bool:
         """Whether the end came and everything is delivered."""
-        return self._done and self._delivery.progress.refused == {}
+        progress = self._delivery.progress
+        return self._done and not progress.refused and not progress.deferred
 
     def run(self) -> None:
         """Deliver until the end, at most to the end of the grace period. Raises StoreError."""
@@ -82,12 +92,10 @@ class Exporter:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run as a program."""
-    parser = argparse.ArgumentParser(prog="kata_traces.send.exporter", description="Sends one trace to a collector.")
+    parser = argparse.ArgumentParser(
+        prog="kata_traces.send.exporter", description="Sends one trace to where the environment says."
+    )
     parser.add_argument("--store", type=Path, required=True, metavar="DIR", help="directory of the sandbox's trace")
-    parser.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
-    parser.add_argument("--protocol", default="", metavar="grpc|http/protobuf")
-    parser.add_argument("--headers", default="", metavar="K=V,…", help="visible to all users: prefer the variable")
-    parser.add_argument("--timeout", type=float, default=0.0, metavar="SECONDS", help="of one request")
     parser.add_argument("--grace", type=float, default=GRACE, metavar="SECONDS", help="after the end of standard input")
     options = parser.parse_args(arguments)
     # grpc's core would log every failed attempt.
@@ -96,45 +104,65 @@ def main(arguments: list[str] | None = None) -> int:
         # By its descriptor: the sandbox's name may be used again, and its older trace moved aside, while this goes on.
         directory = os.open(options.store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         store = Store(Path(f"/proc/self/fd/{directory}"))
-        settings = CollectorSettings.resolve(
-            os.environ,
-            endpoint=options.endpoint,
-            protocol=options.protocol,
-            headers=options.headers,
-            timeout=options.timeout,
-        )
-        if settings is None:
-            raise SettingsError("no OTLP endpoint: give --endpoint or set OTEL_EXPORTER_OTLP_ENDPOINT")
         lock = Lock(store.export_lock_path)
         if not lock.acquire():
             raise StoreError(f"{options.store} is being exported by another process")
-        exporter = Exporter(Delivery(store, settings, connect(settings)), options.grace)
+        exporters = _exporters(store, options.grace)
     except (OSError, SettingsError, StoreError) as error:
         print(f"exporter: {error}", file=sys.stderr)
         return USELESS
     # The store by its own name is one of these as well, and complete by then.
     kept = options.store.absolute().parent
-    thread = threading.Thread(target=_run, args=(exporter, kept, settings), daemon=True)
-    thread.start()
+    threads = [
+        threading.Thread(target=_run, args=(exporter, kept, sender), daemon=True) for exporter, sender in exporters
+    ]
+    for thread in threads:
+        thread.start()
     while os.read(0, 4096):
-        exporter.tell()
+        for exporter, _ in exporters:
+            exporter.tell()
     # Does nothing where the runtime has ended by itself.
     close_abandoned(store, at=time.time_ns(), patience=PATIENCE)
-    exporter.end()
+    for exporter, _ in exporters:
+        exporter.end()
     # A request has its own timeout; the margin is for one that does not keep it.
-    thread.join(options.grace + 1)
-    return 0 if exporter.done else 75
+    latest = time.monotonic() + options.grace + 1
+    for thread in threads:
+        thread.join(max(latest - time.monotonic(), 0))
+    return 0 if all(exporter.done for exporter, _ in exporters) else 75
 
 
-def _run(exporter: Exporter, kept: Path, settings: CollectorSettings) -> None:
+def _exporters(store: Store, grace: float) -> list[tuple[Exporter, Sender]]:
+    """One for each target. Those that can't work are told of, and the others go on. Raises SettingsError."""
+
+    def wrong(error: SettingsError) -> None:
+        print(f"exporter: {error}", file=sys.stderr, flush=True)
+
+    ledger = Ledger(RuntimePart(store))
+    found: list[tuple[Exporter, Sender]] = []
+    for target in targets(os.environ, wrong=wrong):
+        try:
+            sender = connect(target)
+        except SettingsError as error:
+            wrong(error)
+            continue
+        found.append((Exporter(Delivery(store, target, sender, ledger=ledger), grace), sender))
+    if not found:
+        raise SettingsError("nowhere to send to: set OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_TRACES_EXPORTER")
+    return found
+
+
+def _run(exporter: Exporter, kept: Path, sender: Sender) -> None:
     try:
         exporter.run()
         if exporter.deadline is not None and exporter.done:
             # The collector is there: whatever it missed of earlier sandboxes goes along.
-            push_leftovers(kept, settings, exporter.deadline)
+            push_leftovers(kept, exporter.settings, exporter.deadline)
     except StoreError as error:
         # The store was removed, or its disk is full: nothing that waiting would mend.
         print(f"exporter: {error}", file=sys.stderr)
+    finally:
+        sender.close()
 
 
 if __name__ == "__main__":

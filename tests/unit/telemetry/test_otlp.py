@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from kata_common.contract import Port
 from kata_telemetry import __version__, otlp
-from kata_telemetry.span import Event, Kind, Site, Span, SpanContext, Tracer, Value
+from kata_telemetry.span import Event, Kind, Site, Span, SpanContext, Tracer
+from kata_telemetry.values import Value
 
 site = Site(package="test", subsystem="unit")
 

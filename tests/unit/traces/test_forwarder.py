@@ -377,8 +377,7 @@ async def test_a_vsock_peer_that_nobody_announced_is_turned_away(tmp_path: Path)
 def test_options(tmp_path: Path) -> None:
     absent, present = tmp_path / "absent", tmp_path
     default = plan(_parser().parse_args([]), {}, absent)
-    assert default.settings.endpoint == "http://localhost:4317"
-    assert default.settings.protocol == "grpc"
+    assert [target.target for target in default.targets] == ["grpc http://localhost:4317"]
     assert default.templates == ("/run/kata/{ID}/ports/vsock.sock",)
     assert (default.vsock, default.cid, default.port, default.service) == (False, CID_ANY, 10240, "kata-agent")
     assert plan(_parser().parse_args([]), {}, present).vsock
@@ -387,7 +386,7 @@ def test_options(tmp_path: Path) -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
     named = plan(_parser().parse_args(["--socket-path", "/a/{ID}", "--socket-path", "/b"]), environment, absent)
     assert named.templates == ("/a/{ID}", "/b")
-    assert named.settings.endpoint == "http://c:4318/v1/traces"
+    assert [target.target for target in named.targets] == ["http/protobuf http://c:4318/v1/traces"]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from kata_traces.commands import main as command
 from kata_traces.read.remarks import remarks
 from kata_traces.read.trace import Trace, load
 from kata_traces.read.units import duration, percent
-from kata_traces.send.collector import SettingsError
+from kata_traces.send.settings import SettingsError
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Meta
 from kata_traces.views import text

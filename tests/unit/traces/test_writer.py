@@ -18,7 +18,7 @@ from kata_telemetry import otlp
 from kata_telemetry.span import Site, Span, SpanContext, Tracer
 from kata_telemetry.wire import MAX_FRAME
 from kata_traces.read.trace import load_store
-from kata_traces.store import store, writer
+from kata_traces.store import queue, scribe, store, writer
 from kata_traces.store.abandoned import KILLED, close_abandoned
 from kata_traces.store.errors import StoreError
 from kata_traces.store.store import Meta, Retention, Store, prune, stores, write_meta
@@ -71,7 +71,7 @@ def test_closing_while_the_writer_lets_spans_gather(opened: StoreWriter, monkeyp
             super().set()
             closed.set()
 
-    monkeypatch.setattr(opened, "_hurry", Hurry())
+    monkeypatch.setattr(opened._signals, "hurry", Hurry())
     tracer = opened.tracer("kata", source="runtime")
     site.root(tracer, "rootSpan").finish()
     opened.begin()
@@ -94,13 +94,13 @@ def test_an_open_root_is_journaled_while_the_sandbox_lives(opened: StoreWriter) 
 
 
 def test_lasting_spans_are_journaled_without_being_asked(opened: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "LASTING", 1_000_000)
+    monkeypatch.setattr(scribe, "LASTING", 1_000_000)
     tracer = opened.tracer("kata", source="runtime")
     root = site.root(tracer, "rootSpan")
     tracer.start("Wait", parent=root)
     opened.begin()
     seen = threading.Event()
-    append = opened._append_line
+    append = opened._scribe.lines.append
 
     def watch(path: Path, line: str) -> bool:
         done = append(path, line)
@@ -108,12 +108,12 @@ def test_lasting_spans_are_journaled_without_being_asked(opened: StoreWriter, mo
             seen.set()
         return done
 
-    monkeypatch.setattr(opened, "_append_line", watch)
+    monkeypatch.setattr(opened._scribe.lines, "append", watch)
     assert seen.wait(5)
 
 
 def test_a_flood_is_bounded_and_counted(opened: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "QUEUE_SPANS", 10)
+    monkeypatch.setattr(queue, "QUEUE_SPANS", 10)
     tracer = opened.tracer("kata", source="runtime")
     root = site.root(tracer, "rootSpan")
     for _ in range(25):
@@ -129,7 +129,7 @@ def test_a_flood_is_bounded_and_counted(opened: StoreWriter, monkeypatch: pytest
 
 
 def test_a_full_store_is_counted(opened: StoreWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "MAX_STORE", 1000)
+    monkeypatch.setattr(scribe, "MAX_STORE", 1000)
     with site.root(opened.tracer("kata", source="runtime"), "rootSpan"):
         for _ in range(3):
             site.record("x", 1, 2)

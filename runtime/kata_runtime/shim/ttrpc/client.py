@@ -1,6 +1,7 @@
 """Makes ttrpc calls: any number at once over one connection."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,7 +15,8 @@ from kata_runtime.shim.ttrpc.connection import Connection
 from kata_runtime.shim.ttrpc.errors import ConnectionLost, DeadlineExceeded, Internal, ResourceExhausted, RpcError
 from kata_runtime.shim.ttrpc.frames import Frame, Oversized
 from kata_runtime.shim.ttrpc.stream import Inbox
-from kata_telemetry.span import traceparent
+from kata_telemetry.propagation import inject
+from kata_telemetry.span import current
 
 __all__ = ["Client", "ClientStream"]
 
@@ -73,7 +75,7 @@ class Client:
         timeout: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> R:
-        """Make a unary call. The current span goes with it (`traceparent`), and so does `timeout` (seconds).
+        """Make a unary call. The current span goes with it (W3C Trace Context), and so does `timeout` (seconds).
 
         Raises:
             RpcError: the server's status, by its code.
@@ -118,13 +120,22 @@ class Client:
             # 0 means no limit on the wire.
             request.timeout_nano = int(timeout * 1e9) or 1
         pairs = dict(metadata or {})
-        if (parent := traceparent()) is not None:
-            pairs.setdefault("traceparent", parent)
+        if "traceparent" not in pairs:
+            pairs.update(_current())
         for key, value in pairs.items():
             request.metadata.add(key=key.lower(), value=value)
         inbox = _Answers()
         number = self._connection.begin(inbox, flags, request.SerializeToString())
         return ClientStream(self._connection, number, inbox, response, f"{service}/{method}", timeout, bool(flags & 2))
+
+
+def _current() -> list[tuple[str, str]]:
+    """What names the current span to others."""
+    if os.environ.get("OTEL_PROPAGATORS") and current().recording:
+        from kata_traces.sdk import propagators
+
+        return propagators.outward()
+    return inject()
 
 
 class _Answers(Inbox):

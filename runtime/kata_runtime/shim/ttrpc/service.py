@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from kata_common.contract import snake_case
+from kata_telemetry.propagation import extract
 from kata_telemetry.span import SpanContext
 
 __all__ = ["Call", "Method", "Service", "bind", "current_call"]
@@ -63,9 +64,13 @@ class Call:
 
     @property
     def parent(self) -> SpanContext | None:
-        """The caller's span (W3C traceparent in the metadata); None where there is none or it is malformed."""
-        values = self.metadata.get("traceparent", ())
-        return SpanContext.from_traceparent(values[0]) if values else None
+        """The caller's span (W3C Trace Context in the metadata); None where there is none or it is malformed."""
+        return extract(self.carrier)
+
+    @property
+    def carrier(self) -> list[tuple[str, str]]:
+        """The metadata as propagators take it."""
+        return [(key, value) for key, values in self.metadata.items() for value in values]
 
 
 _call: ContextVar[Call | None] = ContextVar("kata_ttrpc_call", default=None)
