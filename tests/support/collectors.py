@@ -1,6 +1,7 @@
 """Collectors that misbehave in the ways that real ones do, over both protocols."""
 
 import contextlib
+import gzip
 import socket
 import ssl
 import threading
@@ -78,7 +79,10 @@ def http_collector(*script: str, port: int = 0, tls: Path | None = None) -> Iter
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
-            answer = collected.take(data, {key.lower(): value for key, value in self.headers.items()})
+            headers = {key.lower(): value for key, value in self.headers.items()}
+            if headers.get("content-encoding") == "gzip":
+                data = gzip.decompress(data)
+            answer = collected.take(data, {**headers, ":path": self.path})
             if self.path != "/v1/traces":
                 answer = "lost"
             status = {"busy": 503, "bad": 400, "ok": 200, "partial": 200, "hang": 200, "late": 200, "lost": 404}[answer]
