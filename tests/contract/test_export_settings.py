@@ -57,13 +57,12 @@ def run(directory: Path, variables: dict[str, str], **keys: Any) -> tuple[Store,
 
 def push(directory: Path, **keys: Any) -> str:
     """`kata-runtime trace push` with the same environment and configuration."""
-    lines = [
-        f"{key} = {json.dumps(value).replace('": ', '" = ')}"
-        for key, value in {"trace_dir": str(directory / "traces"), **keys}.items()
-    ]
+    said = {"trace_dir": str(directory / "traces"), **keys}
+    # An inline table is JSON's object with another sign.
+    lines = [f"{key} = " + json.dumps(value).replace('": ', '" = ') for key, value in said.items()]
     (directory / "configuration.toml").write_text("\n".join(["[runtime]", *lines]))
     program = Path(sys.executable).with_name("kata-runtime")
-    command = [program, "--config", directory / "configuration.toml", "trace", "push", "s1"]
+    command = [str(program), "--config", str(directory / "configuration.toml"), "trace", "push", "s1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
