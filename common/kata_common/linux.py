@@ -6,7 +6,7 @@ linux/openat2.h and asm-generic/unistd.h.
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
     "CLONE_FS",
@@ -26,7 +26,11 @@ __all__ = [
     "open_inside",
     "power_off",
     "prctl",
+    "set_domainname",
+    "set_io_priority",
+    "set_scheduling",
     "setns",
+    "spawn",
     "umount",
     "unshare",
     "use_one_heap",
@@ -51,8 +55,15 @@ _SYS_OPENAT2 = 437  # on every architecture
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _M_ARENA_MAX = -8  # mallopt(3)
+_SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_WHO_PROCESS = 1
 
 StrPath = str | os.PathLike[str]
+# spawn.h
+_POSIX_SPAWN_SETSIGDEF, _POSIX_SPAWN_SETSIGMASK = 0x04, 0x08
+# More than glibc's posix_spawnattr_t (336 bytes), posix_spawn_file_actions_t (80) and sigset_t (128) on 64 bits.
+_SPAWN_SIZE, _SIGSET_SIZE = 512, 128
 
 
 class MountFlag:
@@ -193,9 +204,27 @@ def bpf(command: int, attributes: bytes) -> int:
     return _checked(_libc.syscall(number, command, buffer, ctypes.c_uint(len(attributes))))
 
 
+def set_scheduling(pid: int, attributes: bytes) -> None:
+    """sched_setattr(2); `attributes` is a struct sched_attr (linux/sched/types.h), pid 0 the calling thread."""
+    number = ctypes.c_long(_SYS_SCHED_SETATTR[os.uname().machine])
+    _checked(_libc.syscall(number, pid, ctypes.create_string_buffer(attributes, len(attributes)), 0))
+
+
+def set_io_priority(pid: int, priority: int) -> None:
+    """ioprio_set(2); `priority` as in linux/ioprio.h, pid 0 is the calling thread."""
+    number = ctypes.c_long(_SYS_IOPRIO_SET[os.uname().machine])
+    _checked(_libc.syscall(number, _IOPRIO_WHO_PROCESS, pid, priority))
+
+
 def use_one_heap() -> None:
     """Let all threads share one heap of malloc's: by default each gets its own, which holds on to its memory."""
     _libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def set_domainname(name: str) -> None:
+    """setdomainname(2), in the calling thread's UTS namespace."""
+    encoded = name.encode()
+    _checked(_libc.setdomainname(encoded, ctypes.c_size_t(len(encoded))))
 
 
 def become_subreaper() -> None:
@@ -218,3 +247,34 @@ def kernel_log(limit: int) -> bytes:
     """The last `limit` bytes of the kernel's log as text, `<priority>[seconds] line` each; by one call of syslog(2)."""
     buffer = ctypes.create_string_buffer(limit)
     return buffer.raw[: _checked(_libc.klogctl(_SYSLOG_READ_ALL, buffer, limit))]
+
+
+def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:
+    """Start a program found on PATH, with these descriptors as 0, 1, …, no signal blocked and none ignored; its pid.
+
+    `os.posix_spawnp` can't do the last: glibc has the child ignore 32 and 33, which it keeps to itself, unless they are
+    in the set of those to be reset, and no function of C or Python puts them there. Raises OSError.
+    """
+    attributes, actions = (ctypes.create_string_buffer(_SPAWN_SIZE) for _ in range(2))
+    every, none = (ctypes.create_string_buffer(byte * _SIGSET_SIZE, _SIGSET_SIZE) for byte in (b"\xff", b"\0"))
+    _libc.posix_spawnattr_init(attributes)
+    _libc.posix_spawn_file_actions_init(actions)
+    try:
+        _libc.posix_spawnattr_setsigdefault(attributes, every)
+        _libc.posix_spawnattr_setsigmask(attributes, none)
+        _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(_POSIX_SPAWN_SETSIGDEF | _POSIX_SPAWN_SETSIGMASK))
+        for target, fd in enumerate(stdio):
+            _libc.posix_spawn_file_actions_adddup2(actions, fd, target)
+        pid = ctypes.c_int()
+        given = _strings(argv), _strings([f"{name}={value}" for name, value in env.items()])
+        code = _libc.posix_spawnp(ctypes.byref(pid), os.fsencode(argv[0]), actions, attributes, *given)
+    finally:
+        _libc.posix_spawn_file_actions_destroy(actions)
+        _libc.posix_spawnattr_destroy(attributes)
+    if code:
+        raise OSError(code, os.strerror(code), argv[0])
+    return pid.value
+
+
+def _strings(values: Sequence[str]) -> "ctypes.Array[ctypes.c_char_p]":
+    return (ctypes.c_char_p * (len(values) + 1))(*map(os.fsencode, values), None)

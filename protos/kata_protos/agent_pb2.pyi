@@ -19,7 +19,7 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateSandboxRequest(_message.Message):
-    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder")
+    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder", "domainname")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class CreateSandboxRequest(_message.Message):
     KERNEL_MODULES_FIELD_NUMBER: _ClassVar[int]
     TRACING_FIELD_NUMBER: _ClassVar[int]
     PIDNS_HOLDER_FIELD_NUMBER: _ClassVar[int]
+    DOMAINNAME_FIELD_NUMBER: _ClassVar[int]
     hostname: str
     dns: _containers.RepeatedScalarFieldContainer[str]
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
@@ -36,7 +37,8 @@ class CreateSandboxRequest(_message.Message):
     kernel_modules: _containers.RepeatedCompositeFieldContainer[KernelModule]
     tracing: Tracing
     pidns_holder: bool
-    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ...) -> None: ...
+    domainname: str
+    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ...) -> None: ...
 
 class DestroySandboxRequest(_message.Message):
     __slots__ = ()
@@ -212,16 +214,18 @@ class ExecProcessRequest(_message.Message):
     def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., process: _Optional[bytes] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ...) -> None: ...
 
 class SignalProcessRequest(_message.Message):
-    __slots__ = ("container_id", "exec_id", "signal", "all")
+    __slots__ = ("container_id", "exec_id", "signal", "all", "ending")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     EXEC_ID_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     ALL_FIELD_NUMBER: _ClassVar[int]
+    ENDING_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     exec_id: str
     signal: int
     all: bool
-    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., signal: _Optional[int] = ..., all: _Optional[bool] = ...) -> None: ...
+    ending: bool
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., signal: _Optional[int] = ..., all: _Optional[bool] = ..., ending: _Optional[bool] = ...) -> None: ...
 
 class WaitProcessRequest(_message.Message):
     __slots__ = ("container_id", "exec_id")

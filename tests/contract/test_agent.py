@@ -238,6 +238,52 @@ async def test_commands_that_fail_at_execve(real: AgentClient, command: str, sta
     await real.remove("c2")
 
 
+async def test_a_status_is_never_guessed_from_what_a_process_says(agent: AgentClient) -> None:
+    """crun says the same words where execve(2) fails."""
+    await agent.create_sandbox()
+    for number, words in enumerate(("exec: no command", "exec: No such file or directory")):
+        script = f"echo '{words}' >&2; exit 1"
+        await agent.run(f"c{number}", "sh", "-c", script)
+        assert (await agent.wait(f"c{number}")).status == 1
+        await agent.remove(f"c{number}")
+    await agent.run("c", "sleep", "100")
+    for status in (1, 255):
+        await agent.exec("c", f"e{status}", "sh", "-c", f"echo 'exec: no command' >&2; exit {status}")
+        assert (await agent.wait("c", f"e{status}")).status == status
+    await agent.remove("c")
+
+
+async def test_signals_to_a_first_process_without_handlers(real: AgentClient) -> None:
+    """As under runc they do nothing; SIGTERM ends it, as with Kata, and others where they are meant to."""
+    await real.run("c", "sleep", "100")
+    for number in (1, 2, 3):
+        await real.signal("c", number)
+        await real.signal("c", number, all=True)
+    await real.exec("c", "e", "true")
+    assert (await real.wait("c", "e")).status == 0
+    await real.signal("c", 2, all=True, ending=True)
+    assert (await real.wait("c")).status == 130
+    await real.remove("c")
+
+
+async def test_a_process_ignores_no_signal_of_the_c_librarys(real: AgentClient) -> None:
+    """glibc's posix_spawn has its child ignore 32 and 33. (Signal 3 is ignored by the shell of tests' crun.)"""
+    stdout = await real.stdio()
+    await real.run("c", "sh", "-c", "grep -E '^Sig(Ign|Blk)' /proc/self/status", stdout=stdout)
+    _, blocked, _, ignored = (await stdout.read_all()).split()
+    assert (int(blocked, 16), int(ignored, 16) & ~(1 << 2)) == (0, 0)
+    await real.wait("c")
+    await real.remove("c")
+
+
+async def test_an_environment_of_a_megabyte(real: AgentClient) -> None:
+    stdout = await real.stdio()
+    env = ["PATH=/bin", *(f"V{number}={'x' * 100_000}" for number in range(12))]
+    await real.run("c", "sh", "-c", "env | wc -c", stdout=stdout, env=env)
+    assert int(await stdout.read_all()) > 1_200_000
+    await real.remove("c")
+
+
 async def test_bad_requests(agent: AgentClient) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await agent.create("c1", "true")
@@ -264,9 +310,13 @@ async def test_bad_requests(agent: AgentClient) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await agent.start("c1")
     assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await agent.signal("c1", 1000)
-    assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT
+    for number in (0, 65, 1000):
+        for everything in (False, True):
+            with pytest.raises(
+                grpc.aio.AioRpcError, match=f"there is no signal {number}: signals are 1 to 64"
+            ) as error:
+                await agent.signal("c1", number, all=everything)
+            assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await agent.rpc.TtyWinResize(pb.TtyWinResizeRequest(container_id="c1", row=1, column=1))
     assert code_of(error) is grpc.StatusCode.FAILED_PRECONDITION

@@ -108,6 +108,13 @@ class Cgroup:
                     found.update(int(line) for line in Path(directory, "cgroup.procs").read_text().split())
         return sorted(found)
 
+    def memory(self) -> int:
+        """Bytes that it uses; 0 where that can't be read."""
+        try:
+            return int((self.path / "memory.current").read_text())
+        except (OSError, ValueError):
+            return 0
+
     def oom_kills(self) -> int:
         """How many of its processes the kernel has killed for memory."""
         try:

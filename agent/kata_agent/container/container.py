@@ -10,10 +10,13 @@ import os
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
+from signal import NSIG
 from typing import Final, NamedTuple
 
 from kata_agent.container.cgroup import Cgroup
 from kata_agent.container.crun import Crun, exec_failure, last_message
+from kata_agent.container.limits import Guest, fit_resources
+from kata_agent.container.placement import NOWHERE, Placement, take_placement
 from kata_agent.container.spec import Spec
 from kata_agent.errors import (
     AgentError,
@@ -41,8 +44,6 @@ MAX_ENDED: Final = 256
 # Seconds that RemoveContainer gives output that the host hasn't read yet.
 FLUSH_WITHIN: Final = 5.0
 SIGKILL: Final = 9
-# What crun's half of a new process exits with when it can't become the command.
-CRUN_FAILED: Final = frozenset({1, 255})
 
 
 class State(StrEnum):
@@ -85,6 +86,8 @@ class Container:
         self._execs: dict[str, Process] = {}
         self._launched = 0
         self._has_hooks = False
+        # Where exec'd processes run that don't say it themselves (OCI's process.execCPUAffinity of the container).
+        self._placement = NOWHERE
         self._changing = asyncio.Lock()
 
     @property
@@ -93,7 +96,7 @@ class Container:
             raise PreconditionError(f"container {self.id} is still being created")
         return self._init
 
-    async def create(self, spec: Spec, ports: Ports) -> None:
+    async def create(self, spec: Spec, ports: Ports, placement: Placement = NOWHERE) -> None:
         """crun create. Whatever fails, nothing is left."""
         async with self._changing:
             try:
@@ -110,12 +113,23 @@ class Container:
                     ports,
                     terminal=bool(spec["process"].get("terminal")),
                 )
+                placement.prioritize(self._init.pid)
+                self._placement = placement
             except BaseException:
                 await asyncio.shield(self._scrap())
                 raise
             self.state = State.CREATED
 
-    async def _launch(self, name: str, command: str, arguments: list[str], ports: Ports, *, terminal: bool) -> Process:
+    async def _launch(
+        self,
+        name: str,
+        command: str,
+        arguments: list[str],
+        ports: Ports,
+        *,
+        terminal: bool,
+        placement: Placement = NOWHERE,
+    ) -> Process:
         """Make a process by crun, claim it, connect its stdio."""
         self._launched += 1
         number = self._launched
@@ -136,10 +150,13 @@ class Container:
                 options.append(f"--console-socket={stdio.console}")
             before = self.cgroup.oom_kills()
             with self._tools.reaper.expected():
-                await self._tools.crun.run(command, *options, container=self.id, log=log, stdio=stdio.far)
+                await self._tools.crun.run(
+                    command, *options, container=self.id, log=log, stdio=stdio.far, placement=placement
+                )
                 with _trace.span("adopt_process") as span:
                     child = self._adopt(pid_file, command)
                     span.set(pid=child.pid)
+                placement.settle(child.pid)
             if receiver:
                 await receiver
         except BaseException:
@@ -162,8 +179,8 @@ class Container:
 
     def _judge(self, child: Child, said: bytes, log: Path, before: int) -> Exit:
         status = child.status
-        if status in CRUN_FAILED:
-            # execve(2) may have failed after crun had already reported success; then say what a shell would.
+        if not child.became:
+            # execve(2) failed after crun had reported success, so what is said is crun's; say what a shell would.
             status = exec_failure(last_message(log)) or exec_failure(said.decode("utf-8", "replace")) or status
         log.unlink(missing_ok=True)
         oom = status == 128 + SIGKILL and self.cgroup.oom_kills() > before
@@ -190,6 +207,7 @@ class Container:
             del self._execs[exec_id]
             await former.close(0)
         await self._forget_ended()
+        placement = take_placement(spec, Guest.look().cpus).on(self._placement)
         file = self._bundle / f"process.{self._launched + 1}"
         try:
             file.write_text(json.dumps(spec))
@@ -199,6 +217,7 @@ class Container:
                 ["--detach", f"--process={file}"],
                 ports,
                 terminal=bool(spec.get("terminal")),
+                placement=placement,
             )
         except CrunError:
             # crun's words for a container that ended meanwhile say nothing to a person.
@@ -222,17 +241,17 @@ class Container:
         except KeyError:
             raise NotFoundError(f"container {self.id} has no process {exec_id}") from None
 
-    def signal_all(self, number: int) -> None:
-        """A signal to every process in it."""
+    def signal_all(self, number: int, *, ending: bool = False) -> None:
+        """A signal to every process in it; for its first one see `Process.signal`."""
         if number == SIGKILL and self.cgroup.kill():
             return
         pids = self.cgroup.pids()
-        if not pids:
-            self.init.signal(number)
+        if not pids or not 0 < number < NSIG:
+            self.init.signal(number, ending=ending)
             return
         for pid in pids:
             if pid == self.init.pid:
-                self.init.signal(number)
+                self.init.signal(number, ending=ending)
                 continue
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -253,12 +272,23 @@ class Container:
         """Apply LinuxResources of the OCI specification."""
         async with self._changing:
             self._expect(State.CREATED, State.RUNNING, State.PAUSED)
+            fit_resources(resources, Guest.look())
+            self._check_memory(resources)
             file = self._bundle / "resources.json"
             file.write_text(json.dumps(resources))
             try:
                 await self._crun("update", f"--resources={file}")
             finally:
                 file.unlink(missing_ok=True)
+
+    def _check_memory(self, resources: Spec) -> None:
+        """OCI's memory.checkBeforeUpdate, which crun 1.8 does not know."""
+        memory = resources.get("memory")
+        if not isinstance(memory, dict) or not memory.pop("checkBeforeUpdate", False):
+            return
+        used, limit = self.cgroup.memory(), memory.get("limit")
+        if isinstance(limit, int) and 0 <= limit < used:
+            raise PreconditionError(f"container {self.id} uses {used} bytes of memory, more than the new limit {limit}")
 
     async def remove(self, timeout: float) -> None:
         """End all of it and free what it holds; `timeout` seconds for its processes to end, 0 for as long as it takes.

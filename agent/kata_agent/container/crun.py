@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from kata_agent.container.placement import NOWHERE, Placement
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, TimedOutError
 from kata_agent.process.reaper import Child, Reaper
 from kata_telemetry.span import Site
@@ -113,14 +114,16 @@ class Crun:
         log: Path,
         stdio: tuple[int, int, int] | None = None,
         timeout: float = TIMEOUT,
+        placement: Placement = NOWHERE,
     ) -> None:
         """`crun COMMAND ARGUMENTS CONTAINER`, to its end.
 
-        `stdio` becomes the container's (create) or the process's (exec). Raises CrunError, CommandNotFoundError,
+        `stdio` becomes the container's (create) or the process's (exec), which begins where `placement` says.
+        Raises CrunError, CommandNotFoundError,
         CommandNotExecutableError, TimedOutError. Cancelled, it kills crun and waits for its end.
         """
         with _trace.stage(f"crun {command}", container_id=container) as span:
-            child = self._spawn(command, [*arguments, container], log, stdio)
+            child = await self._spawn(command, [*arguments, container], log, stdio, placement)
             try:
                 async with asyncio.timeout(timeout):
                     status = await child.wait()
@@ -152,7 +155,14 @@ class Crun:
             os.close(writing)
         return words[-1][:64] if words else ""
 
-    def _spawn(self, command: str, arguments: Sequence[str], log: Path, stdio: tuple[int, int, int] | None) -> Child:
+    async def _spawn(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        log: Path,
+        stdio: tuple[int, int, int] | None,
+        placement: Placement,
+    ) -> Child:
         argv = [
             self._program,
             f"--root={self._state}",
@@ -164,7 +174,10 @@ class Crun:
             *arguments,
         ]
         try:
-            return self._reaper.spawn(argv, stdio=stdio or (self._null, self._null, self._null), env=self._env)
+            fds = stdio or (self._null, self._null, self._null)
+            if placement != NOWHERE:
+                return await self._reaper.spawn_after(placement.begin, argv, stdio=fds, env=self._env)
+            return self._reaper.spawn(argv, stdio=fds, env=self._env)
         except OSError as error:
             raise CrunError(command, f"can't start {self._program}: {error.strerror}; is it in the image?") from error
 

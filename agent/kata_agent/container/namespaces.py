@@ -3,6 +3,7 @@
 A namespace lives as long as a file is bound to it, so it needs no process of its own.
 """
 
+import os
 import socket
 from contextlib import suppress
 from functools import partial
@@ -34,22 +35,24 @@ class SharedNamespaces:
         self.pid_shared = False
         self._holder: Child | None = None
 
-    async def setup(self, hostname: str, *, share_pid: bool) -> None:
+    async def setup(self, hostname: str, domainname: str, *, share_pid: bool) -> None:
         """Make IPC and UTS namespaces. Raises SetupError."""
         self.pid_shared = share_pid
         with _trace.stage("setup_shared_namespaces", pid=share_pid):
             try:
                 # In a thread that ends afterwards: it is in namespaces that are not the agent's.
-                await in_thread("namespaces", partial(self._make, hostname))
+                await in_thread("namespaces", partial(self._make, hostname, domainname))
             except OSError as error:
                 raise SetupError(f"can't make the sandbox's shared namespaces: {error}") from error
 
-    def _make(self, hostname: str) -> None:
+    def _make(self, hostname: str, domainname: str) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _trace.span("unshare"):
             linux.unshare(linux.CLONE_NEWIPC | linux.CLONE_NEWUTS)
             if hostname:
                 socket.sethostname(hostname)
+            if domainname:
+                linux.set_domainname(domainname)
         for kind in ("ipc", "uts"):
             self._bind(kind, f"/proc/thread-self/ns/{kind}")
 
@@ -72,7 +75,12 @@ class SharedNamespaces:
         """Make a PID namespace whose first process is nobody's, so that it ends with the sandbox. Raises SetupError."""
         try:
             with _trace.span("hold_pid_namespace"):
-                self._holder = await reaper.spawn_after(partial(linux.unshare, linux.CLONE_NEWPID), HOLDER)
+                null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    unshare = partial(linux.unshare, linux.CLONE_NEWPID)
+                    self._holder = await reaper.spawn_after(unshare, HOLDER, stdio=(null, null, null))
+                finally:
+                    os.close(null)
         except OSError as error:
             raise SetupError(f"can't make the sandbox's PID namespace: {error}") from error
         self.adopt_pid(self._holder.pid)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.container import Container, Tools
+from kata_agent.container.limits import Guest, fit_resources
 from kata_agent.container.namespaces import SharedNamespaces
-from kata_agent.container.spec import Spec, check_id, guest_spec, network_sysctls
+from kata_agent.container.placement import take_placement
+from kata_agent.container.spec import Spec, check_id, guest_spec, network_sysctls, resources_of
 from kata_agent.errors import (
     AlreadyExistsError,
     InvalidError,
@@ -68,6 +70,7 @@ class Sandbox:
         sandbox_id: str,
         *,
         hostname: str,
+        domainname: str = "",
         dns: Sequence[str],
         storages: Sequence[Storage],
         modules: Sequence[Module],
@@ -76,8 +79,9 @@ class Sandbox:
     ) -> None:
         """Prepare what containers will share. Raises AlreadyExistsError on a second call, InvalidError, SetupError."""
         check_id(sandbox_id, "sandbox id")
-        if not is_hostname(hostname):
-            raise InvalidError(f"hostname has {len(hostname.encode())} bytes; Linux takes {MAX_HOSTNAME}")
+        for name in (hostname, domainname):
+            if not is_hostname(name):
+                raise InvalidError(f"a host or domain name has {len(name.encode())} bytes; Linux takes {MAX_HOSTNAME}")
         if self.id:
             raise AlreadyExistsError(f"this guest already has sandbox {self.id}")
         self.id = sandbox_id
@@ -85,7 +89,7 @@ class Sandbox:
             for module in modules:
                 await self._load(module)
             if self._shared:
-                await self._namespaces.setup(hostname, share_pid=share_pid)
+                await self._namespaces.setup(hostname, domainname, share_pid=share_pid)
             if share_pid and hold_pid:
                 await self._namespaces.hold_pid(self._tools.reaper)
             for storage in storages:
@@ -158,7 +162,8 @@ class Sandbox:
         if len(self._containers) >= MAX_CONTAINERS:
             raise ResourceError(f"this sandbox has {MAX_CONTAINERS} containers already")
         shared = dict(self._namespaces.paths)
-        share_pid = share_pid and self._namespaces.pid_shared
+        if share_pid and not self._namespaces.pid_shared:
+            raise InvalidError("linux.namespaces: this sandbox has no pid namespace to share: leave its path out")
         if not share_pid:
             shared.pop("pid", None)
         container = Container(container_id, self._tools, Mounts())
@@ -167,11 +172,14 @@ class Sandbox:
         try:
             with _trace.span("guest_spec"):
                 guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
+                guest = Guest.look()
+                fit_resources(resources_of(spec), guest)
+                placement = take_placement(spec["process"], guest.cpus)
             if sysctls := network_sysctls(spec):
                 self.network.set_sysctls(sysctls)
             for storage in storages:
                 await container.mounts.add(storage)
-            await container.create(spec, ports)
+            await container.create(spec, ports, placement)
             if share_pid and "pid" not in shared:
                 self._namespaces.adopt_pid(container.init.pid)
         except BaseException:

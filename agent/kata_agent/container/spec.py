@@ -10,11 +10,21 @@ from typing import Any, Final
 from kata_agent.errors import InvalidError
 from kata_common.ids import RULE, is_id
 
-__all__ = ["GUEST_NAMESPACES", "Spec", "check_id", "guest_spec", "network_sysctls", "parse", "process_of"]
+__all__ = [
+    "GUEST_NAMESPACES",
+    "Spec",
+    "check_id",
+    "guest_spec",
+    "network_sysctls",
+    "parse",
+    "process_of",
+    "resources_of",
+]
 
 Spec = dict[str, Any]
 
-MAX_SPEC: Final = 1 << 20
+# Environments may have megabytes (execve(2) takes six); the host has the same limit.
+MAX_SPEC: Final = 8 << 20
 _SYSCTL = re.compile(r"net(/[A-Za-z0-9_.-]+)+\Z")
 # A container has the guest's network: isolation is the VM's, devices and addresses are set there.
 GUEST_NAMESPACES: Final = frozenset({"network"})
@@ -78,7 +88,8 @@ def network_sysctls(spec: Spec) -> dict[str, str]:
 def guest_spec(spec: Spec, *, cgroup: str, shared: dict[str, str]) -> Spec:
     """`spec` (changed in place) with the cgroup that is ours and the namespaces that the sandbox shares.
 
-    `shared` maps a namespace's type to the path of the sandbox's. Raises InvalidError.
+    `shared` maps a namespace's type to the path of the sandbox's, which each container has but one whose own entry has
+    an empty path. Raises InvalidError.
     """
     process = spec.get("process")
     if not isinstance(process, dict):
@@ -99,9 +110,19 @@ def guest_spec(spec: Spec, *, cgroup: str, shared: dict[str, str]) -> Spec:
             raise InvalidError("a namespace of the OCI specification has no type")
         if kind in GUEST_NAMESPACES:
             continue
-        namespaces.append({"type": kind, "path": shared[kind]} if kind in shared else {"type": kind})
+        joins = kind in shared and entry.get("path") != ""
+        namespaces.append({"type": kind, "path": shared[kind]} if joins else {"type": kind})
+        if joins and kind == "uts":
+            # The sandbox's UTS namespace has its names already.
+            spec.pop("hostname", None)
+            spec.pop("domainname", None)
     linux["namespaces"] = namespaces
-    if "uts" in shared:
-        # The sandbox's UTS namespace has its name already.
-        spec.pop("hostname", None)
     return spec
+
+
+def resources_of(spec: Spec) -> Spec:
+    """linux.resources of `guest_spec`'s result; changes to it are changes to the specification. Raises InvalidError."""
+    resources = spec["linux"].setdefault("resources", {})
+    if not isinstance(resources, dict):
+        raise InvalidError("linux.resources of the OCI specification is malformed")
+    return resources

@@ -67,6 +67,9 @@ def prepare(done: Callable[[str], None] = lambda _: None) -> None:
     _loopback_up()
     done("loopback")
     with suppress(OSError):
+        # The kernel's own limit (fs/file.c, sysctl_nr_open_max): a host's RLIMIT_NOFILE may be as high.
+        Path("/proc/sys/fs/nr_open").write_text(str(0x7FFF_FFC0))
+    with suppress(OSError):
         socket.sethostname("kata")
     # Where the kernel must give up (the agent is killed), QEMU shall see it at once instead of a guest that hangs.
     with suppress(OSError):

@@ -26,8 +26,6 @@ __all__ = ["Exit", "Ports", "Process", "Stdio"]
 
 # Seconds that crun may take from its start to handing over a terminal's master.
 CONSOLE_WITHIN: Final = 30.0
-# Signals by which people and runtimes end a process.
-ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 
 
 class Ports(NamedTuple):
@@ -249,11 +247,16 @@ class Process:
         assert self.exit
         return self.exit
 
-    def signal(self, number: int) -> None:
-        """Raises PreconditionError where the process isn't running, InvalidError for no such signal."""
-        if not 0 < number <= signal.NSIG:
-            raise InvalidError(f"there is no signal {number}")
-        if self._child and number in ENDING and shrugs_off(self._child.pid, number):
+    def signal(self, number: int, *, ending: bool = False) -> None:
+        """Send it a signal. One that shall end it is SIGKILL where it would do nothing to a container's first process:
+        SIGTERM always, as with Kata (its agent's rpc.rs), any with `ending`.
+
+        Raises PreconditionError where the process isn't running, InvalidError for no such signal.
+        """
+        if not 0 < number < signal.NSIG:
+            raise InvalidError(f"there is no signal {number}: signals are 1 to {signal.NSIG - 1}")
+        ending = ending or number == signal.SIGTERM
+        if self._child and ending and shrugs_off(self._child.pid, number):
             self._ended_by = number
             number = signal.SIGKILL
         if self._child is None or not self._child.signal(number):

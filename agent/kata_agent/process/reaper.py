@@ -21,27 +21,33 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
+from kata_common import linux
 from kata_common.threads import in_thread
 
 __all__ = ["Child", "Reaper"]
 
 # A fork bomb that dies while a container is being created must not eat the guest's memory.
 MAX_KEPT: Final = 4096
-# Python ignores these; a workload must not inherit that (`yes | head` would never end).
-RESET_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+# linux/sched.h; set by fork(2), cleared by execve(2).
+PF_FORKNOEXEC: Final = 0x40
 
 
 class Child:
-    """A process that the agent waits for. `status` is 0-255, 128 + N where signal N ended it."""
+    """A process that the agent waits for. `status` is 0-255, 128 + N where signal N ended it.
 
-    __slots__ = ("_ended", "ended_ns", "pid", "pidfd", "status")
+    `became` tells, of one that failed, whether it ever was the program that it was made for (execve(2)).
+    """
+
+    __slots__ = ("_ended", "became", "ended_ns", "pid", "pidfd", "status")
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.status = -1
+        self.became = True
         self.ended_ns = 0  # CLOCK_MONOTONIC
         self._ended = asyncio.Event()
 
@@ -64,8 +70,9 @@ class Child:
             return False
         return True
 
-    def _finish(self, status: int) -> None:
+    def _finish(self, status: int, *, became: bool = True) -> None:
         self.status = status
+        self.became = became
         self.ended_ns = time.monotonic_ns()
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -84,7 +91,7 @@ class Reaper:
         self._orphans = orphans
         self._children: dict[int, Child] = {}
         self._expected = 0
-        self._kept: dict[int, int] = {}
+        self._kept: dict[int, tuple[int, bool]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> "Reaper":
@@ -114,21 +121,24 @@ class Reaper:
 
         Raises OSError where the program can't be started.
         """
-        return self._claim(_start(argv, stdio, os.environ if env is None else env))
+        return self._claim(linux.spawn(argv, stdio, os.environ if env is None else env))
 
-    async def spawn_after(self, prepare: Callable[[], None], argv: Sequence[str]) -> Child:
-        """Start a program without stdio from a thread that has done `prepare` first, for itself alone (unshare).
+    async def spawn_after(
+        self,
+        prepare: Callable[[], None],
+        argv: Sequence[str],
+        *,
+        stdio: tuple[int, int, int],
+        env: Mapping[str, str] | None = None,
+    ) -> Child:
+        """`spawn` from a thread that has done `prepare` first, for itself alone (unshare, a scheduling policy).
 
-        Raises OSError where it can't be started.
+        Raises OSError where it can't be started, and what `prepare` raises.
         """
 
         def start() -> int:
             prepare()
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                return _start(argv, (null, null, null), os.environ)
-            finally:
-                os.close(null)
+            return linux.spawn(argv, stdio, os.environ if env is None else env)
 
         with self.expected():
             return self.adopt(await in_thread("spawn", start))
@@ -137,10 +147,10 @@ class Reaper:
         """Wait for a process that crun left to us, whether it still runs or already ended. Raises
         ProcessLookupError.
         """
-        status = self._kept.pop(pid, None)
-        if status is not None:
+        kept = self._kept.pop(pid, None)
+        if kept is not None:
             child = Child(pid, -1)
-            child._finish(status)
+            child._finish(kept[0], became=kept[1])
             return child
         return self._claim(pid)
 
@@ -159,12 +169,15 @@ class Reaper:
         """Take the status of every child that has ended. Called on SIGCHLD."""
         while True:
             try:
-                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
             if result is None:
                 return
-            self._deliver(result)
+            # What it was can be seen until it is waited for.
+            became = _became(result)
+            os.waitid(os.P_PID, result.si_pid, os.WEXITED | os.WNOHANG)
+            self._deliver(result, became=became)
 
     def _claim(self, pid: int) -> Child:
         # No await lies between the start of a process and this, so nothing can collect it in between.
@@ -176,25 +189,28 @@ class Reaper:
 
     def _ended(self, child: Child) -> None:
         try:
-            result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+            result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            became = result is None or _became(result)
+            if result is not None:
+                os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             # Not ours to wait for: its parent lives (then only the end is known, never the status).
             self._forget(child)
             child._finish(255)
             return
         if result is not None:
-            self._deliver(result)
+            self._deliver(result, became=became)
 
-    def _deliver(self, result: os.waitid_result) -> None:
+    def _deliver(self, result: os.waitid_result, *, became: bool) -> None:
         status = result.si_status if result.si_code == os.CLD_EXITED else 128 + result.si_status
         child = self._children.get(result.si_pid)
         if child is not None:
             self._forget(child)
-            child._finish(status)
+            child._finish(status, became=became)
         elif self._expected:
             if len(self._kept) >= MAX_KEPT:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[result.si_pid] = status
+            self._kept[result.si_pid] = status, became
 
     def _forget(self, child: Child) -> None:
         assert self._loop
@@ -203,6 +219,13 @@ class Reaper:
             self._loop.remove_reader(child.pidfd)
 
 
-def _start(argv: Sequence[str], stdio: tuple[int, int, int], env: Mapping[str, str]) -> int:
-    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
-    return os.posix_spawnp(argv[0], list(argv), env, file_actions=actions, setsigmask=(), setsigdef=RESET_SIGNALS)
+def _became(result: os.waitid_result) -> bool:
+    """Whether a process that has ended had called execve(2) since its fork(2); true also where that can't be known."""
+    if result.si_code != os.CLD_EXITED or not result.si_status:
+        return True
+    try:
+        # Fields after the name, which may hold anything: state, ppid, pgrp, session, tty_nr, tpgid, flags (proc(5)).
+        fields = Path(f"/proc/{result.si_pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return not int(fields[6]) & PF_FORKNOEXEC
+    except (OSError, ValueError, IndexError):
+        return True

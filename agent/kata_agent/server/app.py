@@ -30,7 +30,7 @@ __all__ = ["Agent", "Layout"]
 
 # Seconds that calls in flight get when the sandbox has ended: StreamSpans sends its last batches.
 GRACE: Final = 30.0
-MAX_MESSAGE: Final = 4 << 20
+MAX_MESSAGE: Final = 16 << 20
 
 
 class Layout(NamedTuple):

@@ -67,6 +67,7 @@ class AgentService:
         await self._sandbox.create(
             request.sandbox_id,
             hostname=request.hostname,
+            domainname=request.domainname,
             dns=list(request.dns),
             storages=_storages(request.storages),
             modules=[Module(m.name, list(m.parameters)) for m in request.kernel_modules],
@@ -130,9 +131,9 @@ class AgentService:
     async def signal_process(self, request: pb.SignalProcessRequest) -> pb.Empty:
         container = self._sandbox.container(request.container_id)
         if request.all:
-            container.signal_all(request.signal)
+            container.signal_all(request.signal, ending=request.ending)
         else:
-            container.process(request.exec_id).signal(request.signal)
+            container.process(request.exec_id).signal(request.signal, ending=request.ending)
         return pb.Empty()
 
     async def wait_process(self, request: pb.WaitProcessRequest) -> pb.WaitProcessResponse:

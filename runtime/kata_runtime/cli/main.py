@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from kata_common import descriptors
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
 
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code."""
+    descriptors.fill()
     parser = _parser()
     options = parser.parse_args(arguments)
     _configure_log(options)

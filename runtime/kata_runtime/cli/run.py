@@ -18,6 +18,7 @@ from kata_runtime.config import Config, load
 from kata_runtime.config.annotations import read_annotations, with_annotations
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
+from kata_runtime.oci.names import names_of
 from kata_runtime.process import own_start
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
@@ -35,7 +36,9 @@ _log = logging.getLogger("kata.run")
 
 # Seconds that a workload has after the second Ctrl-C.
 _PATIENCE = 3.0
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# By these a person ends a run, also one whose process has no handler for them.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +159,9 @@ class _Run:
         """The whole run; the exit code. A signal before the workload runs ends it with 128 + its number."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        for number in _FORWARDED:
+        # What the caller ignores stays ignored (nohup).
+        forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in forwarded:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
             return await self._sandbox()
@@ -165,7 +170,7 @@ class _Run:
                 raise
             return 128 + self._interrupted
         finally:
-            for number in _FORWARDED:
+            for number in forwarded:
                 loop.remove_signal_handler(number)
 
     async def _sandbox(self) -> int:
@@ -186,6 +191,8 @@ class _Run:
                         request.sandbox_id,
                         disable_guest_seccomp=request.config.runtime.disable_guest_seccomp,
                     )
+                names = names_of(workload.spec, request.sandbox_id)
+                sandbox.options = replace(sandbox.options, hostname=names.hostname, domainname=names.domainname)
                 await sandbox.start()
                 container = await sandbox.create_container(
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()
@@ -231,14 +238,15 @@ class _Run:
     def _on_signal(self, number: signal.Signals) -> None:
         if self._container is None:
             self._interrupted = number
-            if self._task is not None and number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if self._task is not None and number in _ENDING:
                 self._task.cancel()
             return
         again = self._interrupted is number and number in (signal.SIGINT, signal.SIGTERM)
         self._interrupted = number
         # The keys of a terminal mean everything that runs there; the second Ctrl-C means it.
         everything = again or number in (signal.SIGINT, signal.SIGQUIT)
-        self._spawn(self._container.signal(signal.SIGKILL if again else number, everything=everything))
+        sent, ending = (signal.SIGKILL if again else number), number in _ENDING
+        self._spawn(self._container.signal(sent, everything=everything, ending=ending))
         if again and self._task is not None:
             # A guest in which even SIGKILL does nothing is ended as a whole.
             asyncio.get_running_loop().call_later(_PATIENCE, self._task.cancel)

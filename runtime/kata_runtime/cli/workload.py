@@ -8,6 +8,7 @@ from kata_common.ids import hostname_of
 from kata_runtime.errors import KataError
 from kata_runtime.image import Artifacts
 from kata_runtime.oci import spec as oci
+from kata_runtime.oci.text import check_text
 from kata_runtime.oci.user import find_user
 from kata_runtime.sandbox.rootfs import Rootfs, guest_rootfs
 from kata_runtime.sandbox.workload import Workload, of_bundle
@@ -50,7 +51,9 @@ async def prepare(
         terminal=options.tty,
         hostname=hostname_of(container_id),
     )
-    return Workload(oci.build(config), rootfs)
+    spec = oci.build(config)
+    check_text(spec, "")
+    return Workload(spec, rootfs)
 
 
 def _of_bundle(
@@ -70,6 +73,7 @@ def _of_bundle(
     if options.user:
         user = find_user(bundle.rootfs, options.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+    check_text(process, "process")
     return of_bundle(bundle, container_id, disable_guest_seccomp=disable_guest_seccomp)
 
 

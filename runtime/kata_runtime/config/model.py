@@ -104,7 +104,7 @@ class RuntimeConfig:
 
     enable_tracing: bool = False
     enable_debug: bool = False
-    disable_guest_seccomp: bool = True
+    disable_guest_seccomp: bool = False
     create_container_timeout: Seconds = 60.0
     trace_dir: AbsolutePath = places.TRACE_DIR
     trace_root: Literal["lifetime", "start"] = "lifetime"

@@ -8,11 +8,12 @@ from typing import Any
 
 from kata_runtime.errors import RootfsError
 from kata_runtime.oci.spec import Spec
+from kata_runtime.oci.text import check_environment, check_text
 
 __all__ = ["Bundle", "read_bundle", "read_process", "read_resources"]
 
 # The agent's own limit for a specification.
-_MAX_CONFIG = 1 << 20
+_MAX_CONFIG = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ def read_spec(directory: Path) -> Spec:
     if problem := _problem(spec, _CONFIG, ""):
         hint = "the OCI runtime specification says how it is written"
         raise RootfsError(f"{path}: {problem}", hint=hint)
+    check_text(spec, "")
+    check_environment(spec["process"].get("env") or (), "process.env")
     return dict(spec)
 
 
@@ -70,16 +73,18 @@ def read_process(content: bytes) -> Spec:
     Raises:
         RootfsError: it can't be used; the message names the field.
     """
-    return _read(content, "process", _PROCESS)
+    process = _read(content, "process", _PROCESS)
+    check_environment(process.get("env") or (), "process.env")
+    return process
 
 
 def read_resources(content: bytes) -> Spec:
-    """Check OCI's LinuxResources that come as JSON; members that are not groups of limits are `for_guest`'s to drop.
+    """Check OCI's LinuxResources that come as JSON.
 
     Raises:
         RootfsError: it can't be used; the message names the field.
     """
-    return _read(content, "resources", {"cpu": dict, "memory": dict, "pids": dict, "unified": dict})
+    return _read(content, "resources", _RESOURCES)
 
 
 def _read(content: bytes, what: str, shape: "_Shape") -> Spec:
@@ -91,6 +96,7 @@ def _read(content: bytes, what: str, shape: "_Shape") -> Spec:
         raise RootfsError(f"{what} is not JSON: {error}") from error
     if problem := _problem(value, shape, what):
         raise RootfsError(problem, hint="the OCI runtime specification says how it is written")
+    check_text(value, what)
     return dict(value)
 
 
@@ -109,14 +115,41 @@ _PROCESS: _Shape = {
     "terminal": bool,
     "user": {"uid": int, "gid": int, "additionalGids": [int]},
     "rlimits": [{"type!": str, "soft!": int, "hard!": int}],
-    "capabilities": dict,
+    "capabilities": {kind: [str] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")},
+    "noNewPrivileges": bool,
+    "oomScoreAdj": int,
+    "scheduler": {
+        "policy!": str,
+        "nice": int,
+        "priority": int,
+        "flags": [str],
+        "runtime": int,
+        "deadline": int,
+        "period": int,
+    },
+    "ioPriority": {"class!": str, "priority": int},
+    "execCPUAffinity": {"initial": str, "final": str},
+}
+_MAPPING: _Shape = {"containerID!": int, "hostID!": int, "size!": int}
+_RESOURCES: _Shape = {
+    "cpu": {"shares": int, "quota": int, "period": int, "burst": int, "idle": int, "cpus": str, "mems": str},
+    "memory": {"limit": int, "reservation": int, "swap": int, "checkBeforeUpdate": bool},
+    "pids": {"limit": int},
+    "blockIO": dict,
+    "hugepageLimits": [{"pageSize!": str, "limit!": int}],
+    "unified": dict,
+    "devices": [{"allow!": bool, "type": str, "major": int, "minor": int, "access": str}],
 }
 _LINUX: _Shape = {
     "namespaces": [{"type!": str, "path": str}],
     "devices": [{"path!": str, "type!": str}],
-    "resources": dict,
+    "resources": _RESOURCES,
     "seccomp": dict,
     "sysctl": dict,
+    "uidMappings": [_MAPPING],
+    "gidMappings": [_MAPPING],
+    "timeOffsets": dict,
+    "rootfsPropagation": str,
     "maskedPaths": [str],
     "readonlyPaths": [str],
 }
@@ -127,6 +160,7 @@ _CONFIG: _Shape = {
     "mounts": [{"destination!": _Absolute, "type": str, "source": str, "options": [str]}],
     "linux": _LINUX,
     "hostname": str,
+    "domainname": str,
     "hooks": {kind: [{"path!": _Absolute, "args": [str], "env": [str], "timeout": int}] for kind in _HOOKS},
     "annotations": dict,
 }

@@ -1,7 +1,7 @@
 """OCI runtime configurations (config.json) that the guest's crun runs. Pure: dictionaries in, dictionaries out.
 
 `build` makes one with the defaults that people know from docker and podman. `for_guest` changes one that was made for a
-host. Neither names a cgroup: that is the agent's. Field names are the OCI runtime specification's (1.0.2).
+host, field by field as `fields` says. Neither names a cgroup: that is the agent's.
 """
 
 import copy
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kata_runtime.errors import RootfsError
+from kata_runtime.oci.fields import CONFIG, PROCESS, examine
+from kata_runtime.oci.resources import NO_DEVICES, SAME_EVERYWHERE, translate
 
 __all__ = [
     "SHM",
@@ -24,7 +26,6 @@ __all__ = [
     "build",
     "for_guest",
     "guest_process",
-    "guest_resources",
     "merge_env",
 ]
 
@@ -66,13 +67,9 @@ MASKED_PATHS = (
     "/sys/firmware",
 )
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-# Every device but the pseudo devices that crun allows by itself (null, zero, full, tty, random, urandom, pts...): with
-# CAP_MKNOD a container could otherwise reach the disk that the guest's agent runs from.
-_DEVICE_RULES = ({"allow": False, "access": "rwm"},)
-# fs.nr_open of a guest; a higher RLIMIT_NOFILE, as systemd's "infinity" on hosts, would fail with EPERM.
+# Linux's own default of fs.nr_open.
 _MAX_OPEN_FILES = 1 << 20
-# mem, zero and their kin, and the terminal devices: the numbers mean the same in every kernel (Linux's devices.txt).
-_SAME_EVERYWHERE = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)}
+_TYPES = frozenset({*NAMESPACES, "network", "user", "time"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +179,7 @@ def _default_mounts() -> list[Spec]:
 
 
 def _resources(config: ContainerConfig) -> Spec:
-    resources: Spec = {"devices": [dict(rule) for rule in _DEVICE_RULES]}
+    resources: Spec = {"devices": [dict(rule) for rule in NO_DEVICES]}
     if config.cpus is not None:
         period = 100_000  # µs, the kernel's own default
         # A quota under 1 ms is refused by the kernel.
@@ -210,14 +207,14 @@ class HostMount:
 class GuestSpec:
     """A specification made fit for the guest.
 
-    `mounts` are to be shared with the guest. `hooks` are those that the specification wants run on the host.
-    `dropped` says, for a log, what had no meaning in a guest.
+    `mounts` are to be shared with the guest. `hooks` are those that the specification wants run on the host. `notes`
+    say, for a log, what is not applied: `field: why`.
     """
 
     spec: Spec
     mounts: tuple[HostMount, ...]
     hooks: Mapping[str, Any]
-    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def for_guest(
@@ -227,121 +224,104 @@ def for_guest(
     mounts: str,
     bundle: str = "/",
     shm: str = "",
-    disable_guest_seccomp: bool = True,
+    member: bool = False,
+    disable_guest_seccomp: bool = False,
 ) -> GuestSpec:
     """A valid specification that was made for a host, changed to run in a guest; `spec` itself stays as it is.
 
     `rootfs` and `mounts` are directories in the guest: the container's root, and where the caller shows the host's
     files (each `HostMount` under its name). Relative sources of mounts are relative to `bundle` (host). `shm` is the
     guest's directory that stands for shared memory of the host's at /dev/shm; without it the container has its own.
-
-    Namespaces are always private ones (never the agent's), but for the network's, which is the guest's. Limits of CPU
-    time, memory and pids are kept; what names devices, CPUs or cgroups of the host is not. Unlike in Kata, limits of
-    pids hold in the guest.
+    `member` says that the container joins a sandbox that others have as well.
 
     Raises:
-        RootfsError: it mounts a file system that a guest can't be given.
+        RootfsError: it asks for what a guest can't be given; the message names the fields.
     """
-    dropped: list[str] = []
-    linux = spec.get("linux") or {}
+    kept = examine(spec, CONFIG)
+    notes = list(kept.notes)
+    result: Spec = kept.value
+    linux: Spec = result.get("linux") or {}
     shared: list[HostMount] = []
-    listed = [_guest_mount(mount, mounts, bundle, shm, shared, dropped) for mount in spec.get("mounts") or ()]
-    result: Spec = {
-        "ociVersion": OCI_VERSION,
-        "process": guest_process(spec["process"]),
-        "root": {"path": rootfs, "readonly": bool((spec.get("root") or {}).get("readonly"))},
-        "mounts": [mount for mount in listed if mount is not None],
-        "linux": {
-            **_kept(linux, ("maskedPaths", "readonlyPaths", "rootfsPropagation", "personality")),
-            "namespaces": _guest_namespaces(linux),
-            "resources": _guest_resources(linux.get("resources") or {}, dropped),
-            "devices": _guest_devices(linux.get("devices") or (), dropped),
+    listed = [_guest_mount(mount, mounts, bundle, shm, shared, notes) for mount in result.get("mounts") or ()]
+    resources, said = translate(linux.get("resources") or {}, "linux.resources")
+    notes += said
+    namespaces = _guest_namespaces(linux, member=member, notes=notes)
+    result.update(
+        ociVersion=OCI_VERSION,
+        root={"path": rootfs, "readonly": bool((result.get("root") or {}).get("readonly"))},
+        mounts=[mount for mount in listed if mount is not None],
+        linux={
+            **{name: value for name, value in linux.items() if value},
+            "namespaces": namespaces,
+            "resources": resources,
+            "devices": _guest_devices(linux.get("devices") or (), notes),
             "sysctl": dict(linux.get("sysctl") or {}),  # the agent sets those of the network
         },
-    }
-    if any(entry["type"] == "user" for entry in result["linux"]["namespaces"]):
-        result["linux"].update(_kept(linux, ("uidMappings", "gidMappings")))
-    if linux.get("seccomp") and not disable_guest_seccomp:
-        # A seccomp agent would listen on a socket of the host.
-        refused = ("listenerPath", "listenerMetadata")
-        result["linux"]["seccomp"] = {key: value for key, value in linux["seccomp"].items() if key not in refused}
-    result.update(_kept(spec, ("hostname", "domainname")))
-    hooks = {kind: value for kind, value in (spec.get("hooks") or {}).items() if value}
+        annotations={},  # crun takes orders by them
+    )
+    if not any(entry["type"] == "user" for entry in namespaces):
+        result["linux"].pop("uidMappings", None)
+        result["linux"].pop("gidMappings", None)
+    if disable_guest_seccomp and result["linux"].pop("seccomp", None):
+        notes.append("linux.seccomp: [runtime] disable_guest_seccomp is set")
+    hooks = {kind: value for kind, value in (result.pop("hooks", None) or {}).items() if value}
     if "startContainer" in hooks:  # the only kind whose path is one in the container
         result["hooks"] = {"startContainer": hooks.pop("startContainer")}
-    return GuestSpec(copy.deepcopy(result), tuple(shared), copy.deepcopy(hooks), tuple(dropped))
+    empty = [name for name, value in result.items() if not value]
+    for name in empty:
+        del result[name]
+    return GuestSpec(copy.deepcopy(result), tuple(shared), copy.deepcopy(hooks), tuple(notes))
 
 
-def _kept(source: Mapping[str, Any], names: Sequence[str]) -> Spec:
-    return {name: source[name] for name in names if source.get(name)}
+def guest_process(process: Mapping[str, Any]) -> tuple[Spec, tuple[str, ...]]:
+    """A valid OCI process that was made for a host, changed to run in a guest (exec), and what of it is noted.
 
-
-def guest_process(process: Mapping[str, Any]) -> Spec:
-    """A valid OCI process that was made for a host, changed to run in a guest (exec)."""
-    # There is no LSM in the guest, and the host's CPUs are not the guest's.
-    foreign = ("apparmorProfile", "selinuxLabel", "execCPUAffinity", "scheduler", "ioPriority")
-    result = {key: value for key, value in process.items() if key not in foreign}
-    limits = []
-    for limit in process.get("rlimits") or ():
-        most = _MAX_OPEN_FILES if limit["type"] == "RLIMIT_NOFILE" else 1 << 64
-        limits.append({**limit, "soft": min(limit["soft"], most), "hard": min(limit["hard"], most)})
-    if limits:
-        result["rlimits"] = limits
-    return result
-
-
-def guest_resources(resources: Mapping[str, Any]) -> tuple[Spec, tuple[str, ...]]:
-    """OCI's LinuxResources that change a running container's limits, for its guest, and what has no meaning there.
-
-    Devices are not among them: what a container may use of the guest's is settled when it is made.
+    Raises:
+        RootfsError: it asks for what a guest can't give; the message names the fields.
     """
-    dropped: list[str] = []
-    kept = _guest_resources(resources, dropped)
-    del kept["devices"]
-    return kept, tuple(dropped)
+    kept = examine(process, PROCESS, "process")
+    return copy.deepcopy(kept.value), kept.notes
 
 
-def _guest_namespaces(linux: Mapping[str, Any]) -> list[Spec]:
-    kinds = [*NAMESPACES]
-    if any(entry.get("type") == "user" and not entry.get("path") for entry in linux.get("namespaces") or ()):
-        kinds.append("user")
-    return [{"type": kind} for kind in kinds]
+def _guest_namespaces(linux: Mapping[str, Any], *, member: bool, notes: list[str]) -> list[Spec]:
+    """The guest's own of each kind but the network's. The agent makes those of IPC and UTS the sandbox's, but for one
+    with an empty path, which a member's specification names without a path.
 
-
-def _guest_resources(resources: Mapping[str, Any], dropped: list[str]) -> Spec:
-    """Limits that have a meaning in the guest and that crun can set with cgroup v2."""
-    kept = {
-        "cpu": ("shares", "quota", "period", "burst", "idle"),
-        "memory": ("limit", "reservation", "swap"),
-        "pids": ("limit",),
-    }
-    result: Spec = {"devices": [dict(rule) for rule in _DEVICE_RULES]}
-    for group, names in kept.items():
-        values = {name: value for name, value in (resources.get(group) or {}).items() if name in names}
-        if values:
-            result[group] = values
-    unified = resources.get("unified") or {}
-    fit = {name: value for name, value in unified.items() if name.startswith(("cpu.", "memory.", "pids."))}
-    if fit:
-        result["unified"] = fit
-    for group, values in resources.items():
-        if group == "devices" or not values:
-            continue
-        if not isinstance(values, dict):
-            dropped.append(f"resources.{group}")
-            continue
-        lost = sorted(name for name, value in values.items() if value and name not in result.get(group, {}))
-        dropped += [f"resources.{group}.{name}" for name in lost]
+    One of time means nothing without offsets, which are refused: it is left out.
+    """
+    asked: dict[str, str] = {}
+    for index, entry in enumerate(linux.get("namespaces") or ()):
+        kind, path = entry["type"], str(entry.get("path") or "")
+        if kind not in _TYPES:
+            raise RootfsError(f"linux.namespaces[{index}].type: {kind!r} is no namespace of Linux")
+        if kind in asked:
+            raise RootfsError(f"linux.namespaces[{index}].type: there are two {kind} namespaces")
+        asked[kind] = path
+        joins = kind == "network" or (kind == "user" and linux.get("uidMappings"))
+        if path and not joins and not (member and kind in ("pid", "ipc", "uts")):
+            raise RootfsError(
+                f"linux.namespaces[{index}].path can't be had in a VM: {path[:100]} is a namespace of the host",
+                hint="leave the path out" + (" or give uidMappings and gidMappings" if kind == "user" else ""),
+            )
+    for kind in ("pid", "ipc"):
+        if asked and kind not in asked:
+            notes.append(f"linux.namespaces: without {kind} it would be the host's, which a VM can't share")
+    result: list[Spec] = []
+    for kind in NAMESPACES:
+        own = member and kind in ("ipc", "uts") and asked.get(kind) == ""
+        result.append({"type": kind, "path": ""} if own else {"type": kind})
+    if "user" in asked:
+        result.append({"type": "user"})
     return result
 
 
-def _guest_devices(devices: Sequence[Mapping[str, Any]], dropped: list[str]) -> list[Spec]:
+def _guest_devices(devices: Sequence[Mapping[str, Any]], notes: list[str]) -> list[Spec]:
     kept = []
-    for device in devices:
-        if device.get("type") in ("c", "u") and (device.get("major"), device.get("minor")) in _SAME_EVERYWHERE:
+    for index, device in enumerate(devices):
+        if device.get("type") in ("c", "u") and (device.get("major"), device.get("minor")) in SAME_EVERYWHERE:
             kept.append(dict(device))
         else:
-            dropped.append(f"device {device.get('path')}")
+            notes.append(f"linux.devices[{index}]: the guest doesn't have the host's {device.get('path')}")
     return kept
 
 
@@ -352,7 +332,7 @@ _KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
 
 
 def _guest_mount(
-    mount: Mapping[str, Any], directory: str, bundle: str, shm: str, shared: list[HostMount], dropped: list[str]
+    mount: Mapping[str, Any], directory: str, bundle: str, shm: str, shared: list[HostMount], notes: list[str]
 ) -> Spec | None:
     destination, kind = mount["destination"], mount.get("type") or ""
     options = list(mount.get("options") or ())
@@ -369,7 +349,7 @@ def _guest_mount(
         return next(dict(entry) for entry in _default_mounts() if entry["destination"] == destination)
     source = posixpath.normpath(posixpath.join(bundle, mount.get("source") or ""))
     if any(source == kernel or source.startswith(f"{kernel}/") for kernel in _KERNEL_DIRECTORIES):
-        dropped.append(f"mount of the host's {source} at {destination}")
+        notes.append(f"mounts: {source} of the host, for {destination}, is not shared: a kernel has its own")
         return None
     name = f"{len(shared):03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', posixpath.basename(destination))[:64]}"
     shared.append(HostMount(source, name, destination, "ro" in options))

@@ -108,9 +108,9 @@ class Container:
         await self.init.drain()
         return end.status
 
-    async def signal(self, number: int, *, everything: bool = False) -> None:
-        """Send a signal to its process, or to all of its processes."""
-        await self.init.signal(number, everything=everything)
+    async def signal(self, number: int, *, everything: bool = False, ending: bool = False) -> None:
+        """Send a signal to its process, or to all of its processes; see `Process.signal`."""
+        await self.init.signal(number, everything=everything, ending=ending)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal the new size."""

@@ -142,12 +142,13 @@ class Process:
         if self._streams is not None:
             await self._streams.close()
 
-    async def signal(self, number: int, *, everything: bool = False) -> None:
-        """Send it a signal, or all processes of its container."""
+    async def signal(self, number: int, *, everything: bool = False, ending: bool = False) -> None:
+        """Send it a signal, or all processes of its container; with `ending` one that a container's first process has
+        no handler for kills it, as SIGTERM does in any case."""
         from kata_protos import agent_pb2 as pb
 
         request = pb.SignalProcessRequest(
-            container_id=self.container_id, exec_id=self.exec_id, signal=number, all=everything
+            container_id=self.container_id, exec_id=self.exec_id, signal=number, all=everything, ending=ending
         )
         await self._agent.call(self._agent.service.SignalProcess, request)
 

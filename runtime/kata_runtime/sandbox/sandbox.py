@@ -74,6 +74,7 @@ class SandboxOptions:
     """
 
     hostname: str = ""
+    domainname: str = ""
     share_pid: bool = False
     hold_pid: bool = False
     shm_size: int = 0
@@ -242,6 +243,7 @@ class Sandbox:
         self._trace.announce(self._directory.run, vm.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or hostname_of(self.id),
+            domainname=self.options.domainname,
             sandbox_id=self.id,
             storages=self._storages(),
             dns=self.options.dns,

@@ -1,6 +1,7 @@
 """What a container is made of: its specification for the guest, and its root filesystem."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kata_runtime.mount import Mount
@@ -10,7 +11,7 @@ from kata_runtime.sandbox.hooks import HOST_HOOKS
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
 from kata_telemetry.span import Site
 
-__all__ = ["Workload", "of_bundle"]
+__all__ = ["Workload", "of_bundle", "tell"]
 
 _trace = Site(package="virtcontainers", subsystem="container")
 _log = logging.getLogger("kata.sandbox")
@@ -31,12 +32,13 @@ def of_bundle(
     disable_guest_seccomp: bool,
     layers: tuple[Mount, ...] = (),
     shm: str = "",
+    member: bool = False,
     runs_hooks: bool = False,
 ) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
     `runs_hooks` says that the caller runs those for the host. `share` is the container's id or `Sandbox.share_name`'s,
-    `shm` is `Sandbox.shm`.
+    `shm` is `Sandbox.shm`, `member` whether it joins a sandbox that others have as well.
 
     Raises:
         RootfsError: it wants what a guest can't be given.
@@ -48,14 +50,20 @@ def of_bundle(
             mounts=guest_mounts(share),
             bundle=str(bundle.directory),
             shm=shm,
+            member=member,
             disable_guest_seccomp=disable_guest_seccomp,
         )
-        span.set(host_mounts=len(guest.mounts), dropped=len(guest.dropped))
-    if guest.dropped:
-        _log.info("parts of the bundle have no meaning in a guest: %s", ", ".join(guest.dropped))
+        span.set(host_mounts=len(guest.mounts), dropped=len(guest.notes))
+    tell(guest.notes)
     if left := [kind for kind in guest.hooks if not (runs_hooks and kind in HOST_HOOKS)]:
         _log.warning("hooks of the bundle are not run: %s", ", ".join(left))
     readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
     return Workload(
         guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share)
     )
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Say in the log what of a specification is not applied, and why: one line for one container."""
+    if notes:
+        _log.warning("not applied of the specification: %s", "; ".join(notes))

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from kata_common import descriptors
 from kata_runtime.shim.arguments import Arguments, UsageError, parse
 
 __all__ = ["NAME", "main"]
@@ -30,6 +31,7 @@ RUNTIME = "io.containerd.kata.v2"
 def main(argv: "list[str] | None" = None, *, daemon: "Daemon | None" = None, cleanup: "Cleanup | None" = None) -> int:
     """Run the shim; returns the exit status. `daemon` and `cleanup` are the sandbox's side (default: Kata's)."""
     started = time.monotonic_ns()
+    descriptors.fill()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
     except UsageError as error:

@@ -17,6 +17,7 @@ from kata_protos.containerd.sandbox_pb2 import CreateSandboxRequest
 from kata_runtime.config import Config, load
 from kata_runtime.config.annotations import read_annotations, with_annotations
 from kata_runtime.errors import KataError
+from kata_runtime.oci.names import names_of
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
 from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, HookState, run_hooks
@@ -230,8 +231,10 @@ class Pod:
 
 def options_of(spec: Spec, *, pod: bool) -> SandboxOptions:
     """What the sandbox's own container says of the sandbox; `pod` is whether others will come."""
+    names = names_of(spec)
     return SandboxOptions(
-        hostname=str(spec.get("hostname") or ""),
+        hostname=names.hostname,
+        domainname=names.domainname,
         share_pid=pod,
         shm_size=_shm_size(spec),
         netns=network_namespace(spec),

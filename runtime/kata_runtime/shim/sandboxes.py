@@ -16,7 +16,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kata_protos.containerd import sandbox_pb2 as pb
 from kata_protos.containerd.cgroups2_pb2 import Metrics
-from kata_protos.containerd.cri_pb2 import POD, DNSConfig, PodSandboxConfig
+from kata_protos.containerd.cri_pb2 import NODE, POD, DNSConfig, PodSandboxConfig
+from kata_runtime.oci.names import names_of
 from kata_runtime.sandbox.sandbox import SandboxOptions
 from kata_runtime.shim.metrics import add_metrics
 from kata_runtime.shim.pod import Pod
@@ -219,9 +220,14 @@ def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
         except DecodeError as error:
             raise InvalidArgument(f"the pod's configuration can't be read: {error}") from error
     namespaces = config.linux.security_context.namespace_options
+    # As containerd's CRI plugin makes them for a pod's own container.
+    kinds = ("pid",) if config.HasField("linux") and namespaces.network == NODE else ("pid", "uts")
+    names = names_of({"hostname": config.hostname, "linux": {"namespaces": [{"type": kind} for kind in kinds]}})
     return SandboxOptions(
-        hostname=config.hostname,
-        share_pid=config.HasField("linux") and namespaces.pid == POD,
+        hostname=names.hostname,
+        domainname=names.domainname,
+        # Who is no kubelet says it by the containers' specifications alone.
+        share_pid=namespaces.pid == POD,
         hold_pid=True,
         shm_size=_SHM_SIZE,
         netns=request.netns_path,

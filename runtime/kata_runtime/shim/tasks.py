@@ -21,10 +21,11 @@ from kata_protos.containerd.types_task_pb2 import CREATED, PAUSED, RUNNING, STOP
 from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
-from kata_runtime.oci.spec import SHM, Spec, guest_process, guest_resources
+from kata_runtime.oci.resources import guest_resources
+from kata_runtime.oci.spec import SHM, Spec, guest_process
 from kata_runtime.sandbox.hooks import AFTER_START
 from kata_runtime.sandbox.process import Exit
-from kata_runtime.sandbox.workload import of_bundle
+from kata_runtime.sandbox.workload import of_bundle, tell
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
 from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
@@ -176,6 +177,7 @@ class KataTasks(TaskService):
             disable_guest_seccomp=self._pod.config.runtime.disable_guest_seccomp,
             layers=layers,
             shm=sandbox.shm,
+            member=not managed.owner,
             runs_hooks=managed.owner,
         )
         with _trace.span("openStdio"):
@@ -305,7 +307,8 @@ class KataTasks(TaskService):
             raise AlreadyExists(f"container {request.id} has an exec {request.exec_id} already")
         if container.status not in (CREATED, RUNNING):
             raise FailedPrecondition(f"container {request.id} is not running")
-        process = guest_process(read_process(request.spec.value))
+        process, notes = guest_process(read_process(request.spec.value))
+        tell(notes)
         process["terminal"] = request.terminal
         names = Names(request.stdin, request.stdout, request.stderr, request.terminal)
         container.execs[request.exec_id] = ManagedExec(request.id, request.exec_id, names, process)
@@ -467,11 +470,10 @@ class KataTasks(TaskService):
         managed = await self._asked_container(request.id)
         if managed.container is None or managed.status == STOPPED:
             raise FailedPrecondition(f"container {request.id} is not running")
-        resources, dropped = guest_resources(read_resources(request.resources.value))
-        if dropped:
-            _log.info("limits that have no meaning in a guest: %s", ", ".join(dropped))
-        if resources:
-            await managed.container.update(resources)
+        resources = guest_resources(read_resources(request.resources.value))
+        tell(resources.notes)
+        if resources.value:
+            await managed.container.update(resources.value)
         return Empty()
 
     async def stats(self, request: task.StatsRequest) -> task.StatsResponse:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from kata_common import descriptors
 from kata_common.contract import AGENT_SERVICE, Port
 from kata_common.places import PORTS, RUN_DIR, VSOCK_SOCKET
 from kata_telemetry import logs
@@ -139,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Exit status: 0 after SIGTERM or SIGINT, 64 for options that can't work, 1 where nothing can be
     listened at.
     """
+    descriptors.fill()
     options = _parser().parse_args(arguments)
     logs.configure(options.log_format, options.log_level, sys.stderr, source="forwarder")
     # grpc's core would log every failed attempt.

@@ -25,7 +25,7 @@ def test_ids_that_are_no_file_names(bad: str) -> None:
         check_id(bad, "id")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"1", b"[]", b"\xff", b"[" * 100_000, b" " * (2 << 20)])
+@pytest.mark.parametrize("data", [b"", b"{", b"1", b"[]", b"\xff", b"[" * 100_000, b" " * (9 << 20)])
 def test_bytes_that_are_no_specification(data: bytes) -> None:
     with pytest.raises(InvalidError, match="the thing"):
         parse(data, "the thing")
@@ -36,15 +36,24 @@ def spec() -> dict[str, object]:
         "process": {"args": ["sh"], "apparmorProfile": "x", "selinuxLabel": "y"},
         "root": {"path": "/r"},
         "hostname": "h",
-        "linux": {"namespaces": [{"type": "network", "path": "/proc/1/ns/net"}, {"type": "ipc"}, {"type": "pid"}]},
+        "domainname": "d",
+        "linux": {
+            "namespaces": [
+                {"type": "network", "path": "/proc/1/ns/net"},
+                {"type": "ipc", "path": ""},
+                {"type": "uts"},
+                {"type": "pid"},
+            ]
+        },
     }
 
 
 def test_guest_spec() -> None:
     changed = guest_spec(spec(), cgroup="/kata/c", shared={"ipc": "/run/ns/ipc", "uts": "/run/ns/uts"})
     assert changed["linux"]["cgroupsPath"] == "/kata/c"
-    assert changed["linux"]["namespaces"] == [{"type": "ipc", "path": "/run/ns/ipc"}, {"type": "pid"}]
-    assert "hostname" not in changed
+    # The sandbox's, but for one of its own, which an empty path says.
+    assert changed["linux"]["namespaces"] == [{"type": "ipc"}, {"type": "uts", "path": "/run/ns/uts"}, {"type": "pid"}]
+    assert not {"hostname", "domainname"} & set(changed)
     assert changed["process"] == {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
 
 

@@ -73,7 +73,7 @@ def test_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
         ("", "is not JSON"),
         ("[]", "the whole: expected an object"),
         ("[" * 100_000, "is not JSON"),
-        (" " * (1 << 20) + "{}", "longer"),
+        (" " * (8 << 20) + "{}", "longer"),
     ],
 )
 def test_no_specification(tmp_path: Path, content: str, said: str) -> None:

@@ -10,12 +10,15 @@ from kata_runtime.errors import RootfsError
 from kata_runtime.oci.spec import CAPABILITIES, ContainerConfig, GuestSpec, HostMount, User, build, for_guest, merge_env
 
 
-def in_guest(spec: dict[str, Any], *, bundle: str = "/", disable_guest_seccomp: bool = True) -> GuestSpec:
+def in_guest(
+    spec: dict[str, Any], *, bundle: str = "/", member: bool = False, disable_guest_seccomp: bool = True
+) -> GuestSpec:
     return for_guest(
         spec,
         rootfs="/guest/rootfs",
         mounts="/guest/mounts",
         bundle=bundle,
+        member=member,
         disable_guest_seccomp=disable_guest_seccomp,
     )
 
@@ -46,7 +49,7 @@ def made_for_a_host(**linux: Any) -> dict[str, Any]:
             "namespaces": [
                 {"type": "pid"},
                 {"type": "network", "path": "/var/run/netns/x"},
-                {"type": "ipc", "path": "/proc/3/ns/ipc"},
+                {"type": "ipc"},
                 {"type": "time"},
             ],
             "maskedPaths": ["/proc/kcore"],
@@ -145,15 +148,12 @@ def test_for_guest_keeps_what_is_the_containers_and_drops_what_is_the_hosts() ->
     result = in_guest(made_for_a_host())
     spec = result.spec
     assert spec["root"] == {"path": "/guest/rootfs", "readonly": True}
-    assert [
-        entry for entry in spec["linux"]["namespaces"] if "path" in entry or entry["type"] in ("network", "time")
-    ] == []
+    assert [entry for entry in spec["linux"]["namespaces"] if entry["type"] in ("network", "time")] == []
     assert {"pid", "ipc", "uts", "mount", "cgroup"} == {entry["type"] for entry in spec["linux"]["namespaces"]}
     assert "cgroupsPath" not in spec["linux"]
     assert "annotations" not in spec
     assert spec["linux"]["maskedPaths"] == ["/proc/kcore"]
-    assert spec["process"]["rlimits"][0] == {"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1 << 20}
-    assert spec["process"]["rlimits"][1]["hard"] == (1 << 64) - 1
+    assert spec["process"]["rlimits"] == made_for_a_host()["process"]["rlimits"]
     assert not {"apparmorProfile", "selinuxLabel"} & set(spec["process"])
     assert spec["hooks"] == {"startContainer": [{"path": "/in/container"}]}
     assert result.hooks == {"prestart": [{"path": "/usr/bin/nvidia"}]}
@@ -172,17 +172,29 @@ def test_user_namespace_keeps_its_mappings_only_if_it_is_the_containers_own() ->
     linux = in_guest(own).spec["linux"]
     assert {"type": "user"} in linux["namespaces"]
     assert linux["uidMappings"] == linux["gidMappings"] == mappings
-    joined = made_for_a_host(namespaces=[{"type": "user", "path": "/proc/3/ns/user"}], uidMappings=mappings)
+    # One by path is made anew with the same mappings (a pod's containers have them), or it would be the guest's own.
+    joined = made_for_a_host(
+        namespaces=[{"type": "user", "path": "/proc/3/ns/user"}], uidMappings=mappings, gidMappings=mappings
+    )
     linux = in_guest(joined).spec["linux"]
-    assert {"type": "user"} not in linux["namespaces"]
-    assert "uidMappings" not in linux
+    assert {"type": "user"} in linux["namespaces"]
+    assert linux["uidMappings"] == mappings
+    with pytest.raises(
+        RootfsError, match=r"linux.namespaces\[0\].path can't be had in a VM: /proc/3/ns/user"
+    ) as caught:
+        in_guest(made_for_a_host(namespaces=[{"type": "user", "path": "/proc/3/ns/user"}]))
+    assert "uidMappings" in caught.value.hint
+    without = made_for_a_host(namespaces=[{"type": "pid"}], uidMappings=mappings, gidMappings=mappings)
+    assert "uidMappings" not in in_guest(without).spec["linux"]
 
 
 @pytest.mark.parametrize("disabled", [True, False])
 def test_seccomp_is_the_configurations_choice(disabled: bool) -> None:
-    profile = {"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/run/agent.sock"}
-    linux = in_guest(made_for_a_host(seccomp=profile), disable_guest_seccomp=disabled).spec["linux"]
-    assert linux.get("seccomp") == (None if disabled else {"defaultAction": "SCMP_ACT_ERRNO"})
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}
+    result = in_guest(made_for_a_host(seccomp=profile), disable_guest_seccomp=disabled)
+    assert result.spec["linux"].get("seccomp") == (None if disabled else profile)
+    told = [note for note in result.notes if note.startswith("linux.seccomp: ")]
+    assert told == (["linux.seccomp: [runtime] disable_guest_seccomp is set"] if disabled else [])
 
 
 def test_network_sysctls_are_the_guests() -> None:
@@ -193,33 +205,40 @@ def test_network_sysctls_are_the_guests() -> None:
 
 def test_resources() -> None:
     resources = {
-        "devices": [{"allow": True, "type": "b", "major": 8, "minor": 0, "access": "rwm"}],
-        "cpu": {"shares": 512, "quota": 1000, "period": 10000, "cpus": "0-3", "mems": "0", "realtimePeriod": 0},
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+            {"allow": True, "type": "b", "major": 8, "minor": 0, "access": "rwm"},
+            {"allow": True, "type": "c", "access": "m"},
+        ],
+        "cpu": {"shares": 512, "quota": 1000, "period": 10000, "cpus": "0-3", "mems": "0", "burst": 7},
         "memory": {"limit": 1 << 20, "swappiness": 10, "kernel": 5, "disableOOMKiller": False},
         "pids": {"limit": 100},
         "blockIO": {"weight": 10},
         "network": {},
         "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
-        "unified": {"memory.high": "1", "io.max": "8:0 rbps=1", "cpuset.cpus": "0"},
+        "unified": {"memory.high": "1", "cpuset.cpus": "0"},
     }
     result = in_guest(made_for_a_host(resources=resources))
     assert result.spec["linux"]["resources"] == {
-        "devices": [{"allow": False, "access": "rwm"}],
-        "cpu": {"shares": 512, "quota": 1000, "period": 10000},
+        "devices": [
+            {"allow": False, "access": "rwm"},
+            {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+            {"allow": True, "type": "c", "access": "m"},
+        ],
+        "cpu": {"shares": 512, "quota": 1000, "period": 10000, "cpus": "0-3"},
         "memory": {"limit": 1 << 20},
         "pids": {"limit": 100},
-        "unified": {"memory.high": "1"},
+        "blockIO": {"weight": 10},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
+        "unified": {"memory.high": "1", "cpuset.cpus": "0", "cpu.max.burst": "7"},
     }
-    assert result.dropped == (
-        "resources.cpu.cpus",
-        "resources.cpu.mems",
-        "resources.memory.kernel",
-        "resources.memory.swappiness",
-        "resources.blockIO.weight",
-        "resources.hugepageLimits",
-        "resources.unified.cpuset.cpus",
-        "resources.unified.io.max",
-    )
+    assert [note.partition(": ")[0] for note in result.notes if "resources" in note] == [
+        "linux.resources.cpu.mems",
+        "linux.resources.memory.swappiness",
+        "linux.resources.memory.kernel",
+        "linux.resources.devices[2]",
+    ]
 
 
 def test_devices_of_the_host_have_no_meaning_in_the_guest() -> None:
@@ -227,7 +246,7 @@ def test_devices_of_the_host_have_no_meaning_in_the_guest() -> None:
     disk = {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}
     result = in_guest(made_for_a_host(devices=[null, disk]))
     assert result.spec["linux"]["devices"] == [null]
-    assert result.dropped == ("device /dev/sda",)
+    assert "linux.devices[1]: the guest doesn't have the host's /dev/sda" in result.notes
 
 
 def mount(destination: str, source: str, kind: str = "bind", *options: str) -> dict[str, Any]:
@@ -287,8 +306,8 @@ def test_shared_memory_of_its_own_stays_its_own() -> None:
 @pytest.mark.parametrize("source", ["/dev/sda", "/proc", "/sys/fs/bpf", "/srv/../dev"])
 def test_kernel_directories_of_the_host_are_not_shared(source: str) -> None:
     result = in_guest({**made_for_a_host(), "mounts": [mount("/x", source)]})
-    assert (result.mounts, result.spec["mounts"]) == ((), [])
-    assert len(result.dropped) == 1
+    assert (result.mounts, result.spec.get("mounts")) == ((), None)
+    assert [note for note in result.notes if note.startswith("mounts: ")]
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs", "overlay", ""])
@@ -298,9 +317,44 @@ def test_file_systems_that_a_guest_cannot_be_given(kind: str) -> None:
     assert "bind mount" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("asked", "member", "own"),
+    [
+        ([], False, []),
+        ([], True, []),
+        (["pid", "ipc", "uts"], False, []),
+        # Who joins a sandbox has what it names, and no more.
+        (["pid", "ipc", "uts"], True, ["ipc", "uts"]),
+        (["pid=/proc/9/ns/pid", "ipc=/proc/9/ns/ipc", "uts"], True, ["uts"]),
+    ],
+)
+def test_namespaces_of_the_sandbox(asked: list[str], member: bool, own: list[str]) -> None:
+    entries = [dict(zip(("type", "path"), entry.split("="), strict=False)) for entry in asked]
+    found = in_guest(made_for_a_host(namespaces=entries), member=member).spec["linux"]["namespaces"]
+    assert [entry["type"] for entry in found] == ["pid", "ipc", "uts", "mount", "cgroup"]
+    assert [entry["type"] for entry in found if entry.get("path") == ""] == own
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "said"),
+    [
+        ([{"type": "ipc", "path": "/proc/3/ns/ipc"}], "[0].path can't be had in a VM: /proc/3/ns/ipc is a namespace"),
+        ([{"type": "pid"}, {"type": "mount", "path": "/m"}], "[1].path can't be had in a VM: /m is a namespace"),
+        ([{"type": "cgroup", "path": "/c"}], "[0].path can't be had in a VM"),
+        ([{"type": "time", "path": "/t"}], "[0].path can't be had in a VM"),
+        ([{"type": "net"}], "[0].type: 'net' is no namespace of Linux"),
+        ([{"type": "pid"}, {"type": "pid"}], "[1].type: there are two pid namespaces"),
+    ],
+)
+def test_namespaces_that_cannot_be_had(namespaces: list[dict[str, str]], said: str) -> None:
+    with pytest.raises(RootfsError) as caught:
+        in_guest(made_for_a_host(namespaces=namespaces))
+    assert f"linux.namespaces{said}" in str(caught.value)
+
+
 def test_a_specification_of_ours_passes_unchanged() -> None:
     ours = build(ContainerConfig(args=("sh",), rootfs="/guest/rootfs", cpus=1, memory=1 << 30))
     result = in_guest(ours)
     theirs = {**result.spec, "linux": {key: value for key, value in result.spec["linux"].items() if value}}
     assert theirs == ours
-    assert (result.mounts, dict(result.hooks), result.dropped) == ((), {}, ())
+    assert (result.mounts, dict(result.hooks), result.notes) == ((), {}, ())

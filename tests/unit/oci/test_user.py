@@ -18,6 +18,11 @@ www:x:33:34:web:/var/www:/bin/sh
 homeless:x:44:44:::
 huge:x:99999999999:1::/:/bin/sh
 twin:x:33:99::/twin:/bin/sh
+six:x:61:62:six:/six
+four:x:41:42
+three:x:31
+nouid:x
+  padded:x:71:72::/padded:
 """
 GROUP = """\
 root:x:0:
@@ -25,6 +30,9 @@ adm:x:4:www,daemon
 web:x:34:
 www-data:x:35:www
 extra:x:36:xwww,www
+three:x:38
+nogid:x
+members:x:39:six,four
 """
 
 
@@ -50,6 +58,16 @@ def rootfs(tmp_path: Path) -> Path:
         ("1000:1000", User(1000, 1000, (), "/")),
         ("1000:adm", User(1000, 4, (), "/")),
         ("homeless", User(44, 44, (), "/")),
+        # What an entry lacks at its end is empty (runc 1.1, libcontainer/user, parseParts).
+        ("six", User(61, 62, (39,), "/six")),
+        ("four", User(41, 42, (39,), "/")),
+        ("three", User(31, 0, (), "/")),
+        ("padded", User(71, 72, (), "/padded")),
+        ("www:three", User(33, 38, (), "/var/www")),
+        ("1000:", User(1000, 0, (), "/")),
+        ("www:", User(33, 34, (4, 35, 36), "/var/www")),
+        (":web", User(0, 34, (), "/root")),
+        (":", User(0, 0, (), "/root")),
         ("4294967294:4294967294", User(4294967294, 4294967294, (), "/")),
     ],
 )
@@ -65,8 +83,9 @@ def test_found(rootfs: Path, wanted: str, user: User) -> None:
         ("www:none", "group 'none' is not in the container's /etc/group"),
         ("4294967295", "id 4294967295 is out of range"),
         ("0:99999999999999999999999999", "id 99999999999999999999 is out of range"),
-        (":web", "is incomplete"),
-        ("www:", "is incomplete"),
+        ("www:web:x", "user 'www:web:x' is none"),
+        ("nouid", "user 'nouid' is not in"),
+        ("www:nogid", "group 'nogid' is not in"),
         ("-1", "user '-1' is not in"),
         ("\u0661", "is not in"),
     ],
@@ -111,6 +130,16 @@ def test_proc_links_of_this_process_are_not_followed(rootfs: Path) -> None:
 def test_fifo_does_not_block(rootfs: Path) -> None:
     (rootfs / "etc/passwd").unlink()
     os.mkfifo(rootfs / "etc/passwd")
+    with pytest.raises(RootfsError, match=r"/etc/passwd in .* is not a regular file"):
+        find_user(rootfs, "www")
+    assert find_user(rootfs, "7:8") == User(7, 8, (), "/")  # a number needs no file
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mknod(2) takes root")
+def test_devices_are_not_opened(rootfs: Path) -> None:
+    """Opening one may do anything: a watchdog starts, a tape rewinds."""
+    (rootfs / "etc/passwd").unlink()
+    os.mknod(rootfs / "etc/passwd", 0o600 | 0o020000, os.makedev(199, 99))  # no such device: opening would fail
     with pytest.raises(RootfsError, match=r"/etc/passwd in .* is not a regular file"):
         find_user(rootfs, "www")
 
