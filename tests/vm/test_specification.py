@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.skipif(bool(runc_missing()), reason=ru
 SAME = """
 grep -E '^(Sig(Blk|Ign)|NoNewPrivs|Seccomp|Cap...|Groups|Umask):' /proc/self/status
 hostname; cat /proc/sys/kernel/domainname; id; umask; ulimit -n; ulimit -c; ionice -p $$; cat /proc/self/oom_score_adj
-env | sort; pwd; cat /proc/sys/kernel/msgmax; uname -m; nice; mkdir /tmp/denied; touch /proc/sys/x; ls -l /dev/null
-cat /proc/1/cmdline | tr '\\0' ' '; ls /sys/firmware; grep -c . /proc/kcore; stat -c %a /dev/shm
+env | sort; pwd; cat /proc/sys/kernel/msgmax; uname -m; nice; mkdir /tmp/denied; touch /proc/sys/x
+stat -c %t:%T /dev/null; cat /proc/1/cmdline | tr '\\0' ' '; ls /sys/firmware; grep -c . /proc/kcore; stat -c %a /dev/shm
 """
 SECCOMP = {
     "defaultAction": "SCMP_ACT_ALLOW",
@@ -35,7 +35,7 @@ ASKED: dict[str, Any] = {
         "user": {"uid": 0, "gid": 0, "umask": 0o027, "additionalGids": [5, 7]},
         "capabilities": {kind: ["CAP_CHOWN", "CAP_KILL"] for kind in ("bounding", "effective", "permitted")},
         "rlimits": [
-            {"type": "RLIMIT_NOFILE", "soft": 2000, "hard": 1048576},
+            {"type": "RLIMIT_NOFILE", "soft": 1000, "hard": 2000},
             {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
         ],
         "noNewPrivileges": True,
@@ -125,7 +125,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "vm.hypervisor": {"vm": {"hypervisor": {"path": "/bin/false"}}},
     "process.env[0]": {"process": {"env": ["NOVALUE"]}},
     "process.args[1]": {"process": {"args": ["echo", "a\0b"]}},
-    "hostname": {"hostname": "x", "linux": {"namespaces": [{"type": "pid"}, {"type": "network"}]}},
+    "hostname": {"hostname": "x", "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}]}},
 }
 
 

@@ -18,9 +18,11 @@ from kata_runtime.config import Config, load
 from kata_runtime.config.annotations import read_annotations, with_annotations
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
+from kata_runtime.oci.bundle import Bundle
 from kata_runtime.oci.names import names_of
 from kata_runtime.process import own_start
 from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
@@ -181,6 +183,7 @@ class _Run:
         sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
+        hooks = NO_HOOKS
         try:
             with _trace.stage("create"):
                 with _trace.stage("prepareWorkload"):
@@ -191,9 +194,9 @@ class _Run:
                         request.sandbox_id,
                         disable_guest_seccomp=request.config.runtime.disable_guest_seccomp,
                     )
-                names = names_of(workload.spec, request.sandbox_id)
-                sandbox.options = replace(sandbox.options, hostname=names.hostname, domainname=names.domainname)
+                hooks = self._of_bundle(sandbox, workload.bundle)
                 await sandbox.start()
+                await hooks.run(BEFORE_START, "creating", sandbox.pid, strict=True)
                 container = await sandbox.create_container(
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()
                 )
@@ -202,6 +205,7 @@ class _Run:
                     await container.start()
                 self._container = container
                 self._trace.started()
+                await hooks.run(AFTER_START, "running", sandbox.pid)
                 with _trace.stage("Wait", lasts=True):
                     return await sandbox.wait_container(container)
         except BaseException as error:
@@ -211,6 +215,15 @@ class _Run:
             self._container = None
             with _trace.stage("Stop"):
                 await sandbox.stop()
+                await hooks.run(AFTER_END, "stopped", 0)
+
+    def _of_bundle(self, sandbox: Sandbox, bundle: Bundle | None) -> Hooks:
+        """The sandbox has the names of the bundle that it is for; the bundle's hooks."""
+        if bundle is None:
+            return NO_HOOKS
+        names = names_of(bundle.spec)
+        sandbox.options = replace(sandbox.options, hostname=names.hostname, domainname=names.domainname)
+        return Hooks.of(bundle.spec, sandbox.id, bundle.directory)
 
     def _stdio(self) -> Stdio:
         options = self._request.options

@@ -1,8 +1,8 @@
 """OCI hooks that run on the host: engines set networks up by them (nerdctl, Docker before 26).
 
-config.md of the OCI runtime specification, "POSIX-platform Hooks". Those of the sandbox's own container are run, with
-the VM's process id for the container's. `createContainer` and `startContainer` are for the inside of a container: the
-first has no place in a VM, the second is crun's.
+config.md of the OCI runtime specification, "POSIX-platform Hooks". They are told the VM's process id for the
+container's. `createContainer` is a program of the host, too, that would run in the container's namespaces; as in Kata's
+runtime-rs it runs in the runtime's. `startContainer` is one of the container's, and crun's to run.
 """
 
 import json
@@ -16,15 +16,14 @@ from kata_runtime.oci.spec import OCI_VERSION
 from kata_runtime.process import describe, run_foreign
 from kata_telemetry.span import Site
 
-__all__ = ["AFTER_END", "AFTER_START", "BEFORE_START", "HOST_HOOKS", "HookState", "run_hooks"]
+__all__ = ["AFTER_END", "AFTER_START", "BEFORE_START", "NO_HOOKS", "HookState", "Hooks", "run_hooks"]
 
 _trace = Site(package="katautils", subsystem="hook")
 _log = logging.getLogger("kata.hooks")
 
 # Between a container's creation and its start; the first is the older name of the second.
-BEFORE_START = ("prestart", "createRuntime")
+BEFORE_START = ("prestart", "createRuntime", "createContainer")
 AFTER_START, AFTER_END = ("poststart",), ("poststop",)
-HOST_HOOKS = (*BEFORE_START, *AFTER_START, *AFTER_END)
 # Seconds for a hook that names no limit: the specification has none, and a hook must not hold up a pod for ever.
 _TIMEOUT = 60.0
 
@@ -42,6 +41,34 @@ class HookState:
     def dump(self) -> bytes:
         """The state's JSON."""
         return json.dumps({"ociVersion": OCI_VERSION, **vars(self), "annotations": dict(self.annotations)}).encode()
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Those of one container: `listed` by their kinds, checked; the rest is for their state."""
+
+    listed: Mapping[str, Any]
+    id: str
+    bundle: str
+    annotations: Mapping[str, str]
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], container_id: str, bundle: object) -> "Hooks":
+        """Those of a specification."""
+        return cls(spec.get("hooks") or {}, container_id, str(bundle), spec.get("annotations") or {})
+
+    async def run(self, kinds: Sequence[str], status: str, pid: int, *, strict: bool = False) -> None:
+        """Run those of these kinds; `status` is the container's, in OCI's words, `pid` the VM's.
+
+        Raises:
+            SandboxError: with `strict`, one failed.
+        """
+        if self.listed:
+            state = HookState(self.id, status, pid, self.bundle, self.annotations)
+            await run_hooks(self.listed, kinds, state, strict=strict)
+
+
+NO_HOOKS = Hooks({}, "", "", {})
 
 
 async def run_hooks(hooks: Mapping[str, Any], kinds: Sequence[str], state: HookState, *, strict: bool) -> None:

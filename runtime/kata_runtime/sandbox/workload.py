@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from kata_runtime.mount import Mount
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.bundle import Bundle
-from kata_runtime.sandbox.hooks import HOST_HOOKS
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
 from kata_telemetry.span import Site
 
-__all__ = ["Workload", "of_bundle", "tell"]
+__all__ = ["Workload", "check", "of_bundle", "tell"]
 
 _trace = Site(package="virtcontainers", subsystem="container")
 _log = logging.getLogger("kata.sandbox")
@@ -19,10 +18,11 @@ _log = logging.getLogger("kata.sandbox")
 
 @dataclass(frozen=True)
 class Workload:
-    """A container to be: its specification for the guest, and its root filesystem."""
+    """A container to be: its specification for the guest, its root filesystem, and the bundle that it is of, if any."""
 
     spec: oci.Spec
     rootfs: Rootfs
+    bundle: Bundle | None = None
 
 
 def of_bundle(
@@ -33,11 +33,10 @@ def of_bundle(
     layers: tuple[Mount, ...] = (),
     shm: str = "",
     member: bool = False,
-    runs_hooks: bool = False,
 ) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
-    `runs_hooks` says that the caller runs those for the host. `share` is the container's id or `Sandbox.share_name`'s,
+    Hooks for the host are the caller's to run. `share` is the container's id or `Sandbox.share_name`'s,
     `shm` is `Sandbox.shm`, `member` whether it joins a sandbox that others have as well.
 
     Raises:
@@ -55,12 +54,19 @@ def of_bundle(
         )
         span.set(host_mounts=len(guest.mounts), dropped=len(guest.notes))
     tell(guest.notes)
-    if left := [kind for kind in guest.hooks if not (runs_hooks and kind in HOST_HOOKS)]:
-        _log.warning("hooks of the bundle are not run: %s", ", ".join(left))
     readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
     return Workload(
-        guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share)
+        guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share), bundle
     )
+
+
+def check(bundle: Bundle, *, member: bool) -> None:
+    """Refuse a bundle that `of_bundle` would refuse, before there is a sandbox for it.
+
+    Raises:
+        RootfsError: it wants what a guest can't be given.
+    """
+    oci.for_guest(bundle.spec, rootfs="/", mounts="/", bundle=str(bundle.directory), member=member)
 
 
 def tell(notes: Sequence[str]) -> None:

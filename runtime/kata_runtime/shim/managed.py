@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kata_protos.containerd.types_task_pb2 import CREATED, RUNNING, STOPPED, UNKNOWN, Status
 from kata_runtime.oci.spec import Spec
 from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.hooks import NO_HOOKS
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.shim.stdio import HostStdio, Names
 
@@ -87,6 +88,7 @@ class ManagedContainer(Managed):
         self.bundle = bundle
         self.owner = owner
         self.container: Container | None = None
+        self.hooks = NO_HOOKS
         self.execs: dict[str, ManagedExec] = {}
 
     def created(self, container: Container) -> None:

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -20,7 +20,7 @@ from kata_runtime.errors import KataError
 from kata_runtime.oci.names import names_of
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
-from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, HookState, run_hooks
+from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, NO_HOOKS, Hooks
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.shim.service import Shim
@@ -51,8 +51,7 @@ class Pod:
         self._trace: SandboxTrace | None = None
         self._problem: KataError | None = None
         self._sandbox: Sandbox | None = None
-        self._spec: Spec = {}
-        self._bundle = Path()
+        self._hooks = NO_HOOKS
         # Without the call that happens to begin something: what goes on later is nobody's in particular.
         self._context = contextvars.copy_context()
         self._memory_watch: asyncio.Task[None] | None = None
@@ -148,8 +147,8 @@ class Pod:
         if self._problem is not None:
             raise self._problem
 
-    async def begin(self, options: SandboxOptions, spec: Spec | None = None, bundle: Path = Path()) -> None:
-        """Boot the sandbox, then run the host's hooks of `spec`, which is its own container's in `bundle`.
+    async def begin(self, options: SandboxOptions, hooks: Hooks = NO_HOOKS) -> None:
+        """Boot the sandbox, then run the host's hooks of its own container.
 
         Raises:
             KataError: with the reason; the sandbox has ended then.
@@ -164,19 +163,8 @@ class Pod:
             self._outcome, self._failure = "error", error
             raise
         self._outcome = "killed"
-        self._spec, self._bundle = spec or {}, bundle
-        await self.run_hooks(BEFORE_START, "creating", strict=True)
-
-    async def run_hooks(self, kinds: Sequence[str], status: str, *, strict: bool = False) -> None:
-        """Run hooks of the sandbox's own container; `status` is the container's, in OCI's words.
-
-        Raises:
-            SandboxError: with `strict`, one failed.
-        """
-        if hooks := self._spec.get("hooks"):
-            annotations = self._spec.get("annotations") or {}
-            state = HookState(self.id, status, self.pid, str(self._bundle), annotations)
-            await run_hooks(hooks, kinds, state, strict=strict)
+        self._hooks = hooks
+        await hooks.run(BEFORE_START, "creating", self.pid, strict=True)
 
     def watch_memory(self, report: Callable[[str], None]) -> None:
         """Call `report` with the id of each container that ran out of memory."""
@@ -209,7 +197,7 @@ class Pod:
                 await self._trace.failing(self._failure)
             with use(self.root), _trace.stage("Stop"):
                 await self._sandbox.stop()
-                await self.run_hooks(AFTER_END, "stopped")
+                await self._hooks.run(AFTER_END, "stopped", self.pid)
 
     def close_trace(self) -> None:
         """Nothing happens any more."""

@@ -22,13 +22,14 @@ from kata_runtime.errors import KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
 from kata_runtime.oci.resources import guest_resources
-from kata_runtime.oci.spec import SHM, Spec, guest_process
-from kata_runtime.sandbox.hooks import AFTER_START
+from kata_runtime.oci.spec import guest_process
+from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, Hooks
 from kata_runtime.sandbox.process import Exit
-from kata_runtime.sandbox.workload import of_bundle, tell
+from kata_runtime.sandbox.workload import check, of_bundle, tell
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
 from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
+from kata_runtime.shim.members import share_memory, shares_pid
 from kata_runtime.shim.metrics import to_metrics
 from kata_runtime.shim.pod import Pod, options_of
 from kata_runtime.shim.sandboxes import KataSandboxes, Tasks
@@ -165,10 +166,15 @@ class KataTasks(TaskService):
             bundle = read_bundle(Path(request.bundle))
         bundle.spec["process"]["terminal"] = request.terminal
         if self._sandboxes.lives:
-            _share_memory(bundle.spec)
+            share_memory(bundle.spec)
+        # Before anything is booted for it.
+        check(bundle, member=not managed.owner)
+        managed.hooks = Hooks.of(bundle.spec, request.id, bundle.directory)
+        pod = self._shim.launch.group.kind == grouping.SANDBOX
         if managed.owner:
-            pod = self._shim.launch.group.kind == grouping.SANDBOX
-            await self._pod.begin(options_of(bundle.spec, pod=pod), bundle.spec, bundle.directory)
+            await self._pod.begin(options_of(bundle.spec, pod=pod), managed.hooks)
+        else:
+            await managed.hooks.run(BEFORE_START, "creating", self._pod.pid, strict=True)
         sandbox = self._pod.sandbox
         layers = tuple(Mount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
         workload = of_bundle(
@@ -178,7 +184,6 @@ class KataTasks(TaskService):
             layers=layers,
             shm=sandbox.shm,
             member=not managed.owner,
-            runs_hooks=managed.owner,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
@@ -187,7 +192,8 @@ class KataTasks(TaskService):
             workload.spec,
             workload.rootfs,
             managed.host.stdio,
-            share_pid=self._shares_pid(managed, bundle.spec),
+            # Its own container offers its pid namespace.
+            share_pid=pod if managed.owner else shares_pid(bundle.spec),
         )
         managed.created(container)
         if managed.owner:
@@ -199,13 +205,6 @@ class KataTasks(TaskService):
         created.io.stdin, created.io.stdout, created.io.stderr = request.stdin, request.stdout, request.stderr
         created.io.terminal = request.terminal
         self._publish("create", created)
-
-    def _shares_pid(self, managed: ManagedContainer, spec: Spec) -> bool:
-        """The sandbox's own container offers its pid namespace; others that name somebody's mean that one."""
-        if managed.owner:
-            return self._shim.launch.group.kind == grouping.SANDBOX
-        namespaces = (spec.get("linux") or {}).get("namespaces") or ()
-        return any(entry["type"] == "pid" and entry.get("path") for entry in namespaces)
 
     def _out_of_memory(self, container_id: str) -> None:
         # The name comes from the guest.
@@ -274,8 +273,8 @@ class KataTasks(TaskService):
             await container.start()
             managed.running()
             self._publish("start", events.TaskStart(container_id=managed.container_id, pid=self._pod.pid))
-            if isinstance(managed, ManagedContainer) and managed.owner:
-                await self._pod.run_hooks(AFTER_START, "running")
+            if isinstance(managed, ManagedContainer):
+                await managed.hooks.run(AFTER_START, "running", self._pod.pid)
         self._pod.started()
 
     async def _start_exec(self, managed: ManagedExec) -> None:
@@ -362,8 +361,10 @@ class KataTasks(TaskService):
     async def _free(self, managed: ManagedContainer) -> None:
         if managed.owner:
             await self._pod.end(f"exit {managed.exit_status}")
-        elif managed.container is not None and not self._pod.over:
-            await self._pod.running.remove_container(managed.container)
+        else:
+            if managed.container is not None and not self._pod.over:
+                await self._pod.running.remove_container(managed.container)
+            await managed.hooks.run(AFTER_END, "stopped", self._pod.pid)
         await self._let_go(managed)
 
     async def _let_go(self, managed: ManagedContainer) -> None:
@@ -508,13 +509,6 @@ class KataTasks(TaskService):
         if request.now or not (self._containers or self._sandboxes.lives):
             self._shim.stop()
         return Empty()
-
-
-def _share_memory(spec: Spec) -> None:
-    """Whose sandbox is made by the sandbox service gets no shared memory of the host's to say that it shares."""
-    for mount in spec.get("mounts") or ():
-        if mount["destination"] == SHM:
-            mount.update(type="bind", options=["rbind"])
 
 
 async def _to_its_end(work: Coroutine[object, object, _R]) -> _R:
