@@ -23,7 +23,6 @@ CLASSES = {
     "kata_runtime.sandbox.sandbox.Sandbox": (15, "0026"),
     "kata_runtime.sandbox.tracing.SandboxTrace": (23, "0026"),
     "kata_runtime.shim.launch.Launch": (14, "0026"),
-    "kata_runtime.shim.pod.Pod": (13, "0026"),
     "kata_telemetry.span.Span": (15, "0026"),
 }
 

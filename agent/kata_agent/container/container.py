@@ -81,7 +81,6 @@ class Container:
         self.cgroup = Cgroup(tools.cgroups / tools.parent.strip("/") / container_id)
         self._tools = tools
         self._bundle = tools.bundles / container_id
-        self._log = self._bundle / "crun.log"
         self._init: Process | None = None
         self._execs: dict[str, Process] = {}
         self._launched = 0
@@ -89,6 +88,10 @@ class Container:
         # Where exec'd processes run that don't say it themselves (OCI's process.execCPUAffinity of the container).
         self._placement = NOWHERE
         self._changing = asyncio.Lock()
+
+    @property
+    def _log(self) -> Path:
+        return self._bundle / "crun.log"
 
     @property
     def init(self) -> Process:

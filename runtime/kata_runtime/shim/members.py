@@ -2,7 +2,7 @@
 
 from kata_runtime.oci.spec import SHM, Spec
 
-__all__ = ["share_memory", "shares_pid"]
+__all__ = ["join_all", "share_memory", "shares_pid"]
 
 
 def _namespace(spec: Spec, kind: str) -> str | None:
@@ -14,6 +14,16 @@ def _namespace(spec: Spec, kind: str) -> str | None:
 def shares_pid(spec: Spec) -> bool:
     """Whether it names somebody's pid namespace: the sandbox's is the only one that there is."""
     return bool(_namespace(spec, "pid"))
+
+
+def join_all(spec: Spec) -> None:
+    """Have it join the sandbox's IPC and UTS namespaces, also where it names ones of its own: change the specification.
+
+    For containers of a pod that CRI made: its own options are the pod's word.
+    """
+    for entry in (spec.get("linux") or {}).get("namespaces") or ():
+        if entry["type"] in ("ipc", "uts"):
+            entry["path"] = entry.get("path") or "sandbox"
 
 
 def share_memory(spec: Spec) -> None:

@@ -68,6 +68,8 @@ class KataSandboxes(SandboxService):
         self._tasks = tasks
         self._state = State.NONE
         self._options = SandboxOptions()
+        # Whether CRI made it, whose options say what all of its containers share.
+        self.of_cri = False
         self._lock = asyncio.Lock()
         self._created_ns = 0
         self._exit_status = 0
@@ -99,6 +101,7 @@ class KataSandboxes(SandboxService):
         if request.rootfs:
             raise InvalidArgument("a sandbox has no root filesystem of its own: its guest's is in the configuration")
         self._options = _options(request)
+        self.of_cri = _is_cri(request)
         self._created_ns = time.time_ns()
         self._state = State.CREATED
         return pb.CreateSandboxResponse()
@@ -214,7 +217,7 @@ class KataSandboxes(SandboxService):
 def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
     """What CRI says of the pod; other callers have no options that mean anything here."""
     config = PodSandboxConfig()
-    if request.options.type_url.rpartition("/")[2] == _CRI_CONFIG:
+    if _is_cri(request):
         try:
             config.ParseFromString(request.options.value)
         except DecodeError as error:
@@ -234,6 +237,10 @@ def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
         dns=_resolver(config.dns_config),
         forward_localhost=True,
     )
+
+
+def _is_cri(request: pb.CreateSandboxRequest) -> bool:
+    return request.options.type_url.rpartition("/")[2] == _CRI_CONFIG
 
 
 def _resolver(dns: DNSConfig) -> tuple[str, ...]:

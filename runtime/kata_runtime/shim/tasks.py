@@ -29,7 +29,7 @@ from kata_runtime.sandbox.workload import check, of_bundle, tell
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
 from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
-from kata_runtime.shim.members import share_memory, shares_pid
+from kata_runtime.shim.members import join_all, share_memory, shares_pid
 from kata_runtime.shim.metrics import to_metrics
 from kata_runtime.shim.pod import Pod, options_of
 from kata_runtime.shim.sandboxes import KataSandboxes, Tasks
@@ -166,6 +166,8 @@ class KataTasks(TaskService):
             bundle = read_bundle(Path(request.bundle))
         bundle.spec["process"]["terminal"] = request.terminal
         if self._sandboxes.lives:
+            if self._sandboxes.of_cri:
+                join_all(bundle.spec)
             share_memory(bundle.spec)
         # Before anything is booted for it.
         check(bundle, member=not managed.owner)
