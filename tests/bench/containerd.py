@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from support import processes
 from support.containerd import IMAGE, Containerd, make_image, missing, running, write_shim
 
 __all__ = ["main"]
@@ -139,13 +140,7 @@ def _ctr(containerd: Containerd, *arguments: str) -> float:
 
 def _shim(containerd: Containerd, name: str) -> int:
     """The daemon of this container. runc's shim leaves no file with its process id."""
-    wanted = [b"-id\0" + name.encode() + b"\0", str(containerd.address).encode()]
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            command = (entry / "cmdline").read_bytes()
-            if all(part in command for part in wanted):
-                return int(entry.name)
-    raise SystemExit(f"no shim of {name} is running")
+    return processes.find(b"-id\0" + name.encode() + b"\0", str(containerd.address).encode())
 
 
 def _pss(pid: int) -> float:

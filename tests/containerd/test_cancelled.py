@@ -6,11 +6,11 @@ shim may hear of neither (core/runtime/v2 and plugins/sandbox/controller.go of c
 
 import os
 import signal
-from pathlib import Path
 
 import grpc
 import pytest
 
+from support import processes
 from support.containerd import IMAGE, Containerd, eventually, major_version
 from support.cri import cri_pb2 as pb
 from support.cri.client import Cri
@@ -24,17 +24,7 @@ PATIENCE = 40
 
 def _processes(containerd: Containerd, what: str) -> list[int]:
     """Processes with `what` in their command line, and this containerd's address there or in their parent's."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-            above = Path(f"/proc/{parent}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if what.encode() in command and str(containerd.address).encode() in command + above:
-            found.append(int(entry.name))
-    return found
+    return processes.pids(what.encode(), str(containerd.address).encode(), parents=True)
 
 
 def _nothing_remains(containerd: Containerd) -> None:

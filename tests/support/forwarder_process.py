@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from support import processes
+
 __all__ = ["ForwarderProcess", "forwarder_process"]
 
 PROGRAM = Path(sys.executable).with_name("kata-trace-forwarder")
@@ -24,21 +26,15 @@ class ForwarderProcess:
 
     def rss(self) -> int:
         """Resident memory, in bytes."""
-        return self._status("VmRSS")
+        return processes.memory(self.process.pid, "VmRSS")
 
     def peak(self) -> int:
         """The most it ever had resident, in bytes."""
-        return self._status("VmHWM")
-
-    def _status(self, name: str) -> int:
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+        return processes.memory(self.process.pid, "VmHWM")
 
     def cpu(self) -> float:
         """Seconds of CPU so far."""
-        # proc(5): utime and stime are fields 14 and 15; the name before may have anything but ends with the last ')'.
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processes.processor_time(self.process.pid)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it; the exit status."""

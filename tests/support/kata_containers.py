@@ -12,6 +12,7 @@ from kata_runtime.shim.launch import Launch
 from kata_runtime.shim.ttrpc.client import Client
 from kata_traces.read.trace import Trace, TraceSpan, load_store
 from kata_traces.store.store import Store
+from support import processes
 from support.containerd import IMAGE, Containerd, eventually
 
 __all__ = ["RUNTIME", "KataContainers", "ancestors", "vm_pids"]
@@ -112,12 +113,4 @@ def ancestors(span: TraceSpan) -> list[str]:
 
 def vm_pids(sandbox: str) -> list[int]:
     """QEMU processes of a sandbox."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"qemu-system" in command and f"sandbox-{sandbox},".encode() in command:
-            found.append(int(entry.name))
-    return found
+    return processes.pids(b"qemu-system", f"sandbox-{sandbox},".encode())

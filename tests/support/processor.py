@@ -1,7 +1,8 @@
 """Processor time of the processes that serve a sandbox: it tells on a busy machine what elapsed time does not."""
 
-from contextlib import suppress
 from pathlib import Path
+
+from support import processes
 
 __all__ = ["MARKS", "find", "seconds"]
 
@@ -11,12 +12,7 @@ MARKS = {"VM": b"qemu-system", "vsock": b"kata_runtime.hypervisor.vsock.device"}
 
 def find(mark: bytes, name: str) -> int:
     """The process of this sandbox. Raises LookupError."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            command = (entry / "cmdline").read_bytes()
-            if mark in command and name.encode() in command:
-                return int(entry.name)
-    raise LookupError(f"no process of sandbox {name} has {mark.decode()} in its command line")
+    return processes.find(mark, name.encode())
 
 
 def seconds(pid: int) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from support.kata import Kata
+from support.processes import children
 
 __all__ = ["Running"]
 
@@ -60,9 +61,7 @@ class Running:
 
     def helper(self, program: str) -> int:
         """Process id of the runtime's child that runs this program."""
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        (found,) = (int(pid) for pid in pids if Path(f"/proc/{pid}/exe").readlink().name == program)
-        return found
+        return children(self.process.pid)[program]
 
     def kill(self, program: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of the runtime's children."""

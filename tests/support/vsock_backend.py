@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from support import processes
+
 REPO = Path(__file__).parents[2]
 MODULE = "kata_runtime.hypervisor.vsock.device"
 GUEST_CID = 3
@@ -105,21 +107,19 @@ class Backend:
 
     def fds(self) -> int:
         """How many file descriptors the process has."""
-        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+        return processes.descriptors(self.process.pid)
 
     def mappings(self) -> int:
         """How many mappings of guest RAM (memfds) it has."""
-        return Path(f"/proc/{self.process.pid}/maps").read_text().count("memfd:")
+        return processes.mappings(self.process.pid, "memfd:")
 
     def rss(self) -> int:
         """Its anonymous memory in bytes; guest RAM is not counted."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+        return processes.memory(self.process.pid)
 
     def cpu(self) -> float:
         """Seconds of processor time used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processes.processor_time(self.process.pid)
 
     def alive(self) -> bool:
         """Whether the process still runs."""

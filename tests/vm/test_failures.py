@@ -15,6 +15,7 @@ import pytest
 
 from kata_traces.views.html import embedded
 from support.kata import Kata
+from support.processes import children
 
 pytestmark = pytest.mark.vm
 
@@ -81,11 +82,6 @@ ROWS = {
         number=signal.SIGSTOP,
     ),
 }
-
-
-def children(pid: int) -> dict[str, int]:
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {Path(f"/proc/{child}/exe").readlink().name: int(child) for child in pids}
 
 
 def up(kata: Kata, *options: str) -> "subprocess.Popen[bytes]":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.kata import Kata
+from support.processes import children
 
 pytestmark = pytest.mark.vm
 
@@ -22,12 +23,6 @@ def running(kata: Kata, name: str) -> "subprocess.Popen[bytes]":
     if child.stdout.readline() != b"up\n":
         pytest.fail(f"the sandbox did not start: {child.communicate()[1].decode()}")
     return child
-
-
-def children(pid: int) -> dict[str, int]:
-    """Child processes by the name of their program."""
-    pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {Path(f"/proc/{child}/exe").readlink().name: int(child) for child in pids}
 
 
 def test_a_vm_that_dies_is_an_error(kata: Kata) -> None:

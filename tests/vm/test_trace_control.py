@@ -17,6 +17,7 @@ from kata_traces.read.trace import Trace, TraceSpan, load_store
 from kata_traces.store.store import Store
 from support.collectors import Collected, grpc_collector
 from support.kata import Kata
+from support.processes import children
 
 pytestmark = pytest.mark.vm
 
@@ -60,9 +61,7 @@ class Running:
 
     def kill(self, program: str) -> None:
         assert self.child is not None
-        children = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()
-        (pid,) = (int(pid) for pid in children if Path(f"/proc/{pid}/exe").readlink().name == program)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(children(self.child.pid)[program], signal.SIGKILL)
 
     def control(self, *arguments: str) -> str:
         done = self.kata(*arguments)

@@ -380,7 +380,7 @@ def test_random_messages(tmp_path: Path, seed: int) -> None:
                 _random_message(guest, dice)
                 if select.select([guest.vhost], [], [], 0)[0]:
                     guest.vhost.recv(65536)
-        if backend.alive():
+        with contextlib.suppress(ProcessLookupError):  # it may end any moment
             assert backend.rss() < memory + (32 << 20)
         guest.close()
         assert backend.wait() in (0, 1)
