@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kata_runtime.config import AgentConfig, Config, QemuConfig, RuntimeConfig
+from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_traces.send.ledger import load_progress
 from kata_traces.store.store import Store

@@ -21,10 +21,10 @@ FOLDERS = ("runtime", "agent", "telemetry", "common")
 VSOCK_PORTS = frozenset({1024, 1026, 1027, 1028, 1029, 10240})
 # One call, key, span and what knows QEMU, to count the files that name them.
 RECIPES = {
-    "RPC": r"\bPauseContainer\b|\bpause_container\b",
-    "configuration key": r"\bdial_timeout\b",
+    "RPC": r"\bUpdateInterface\b|\bupdate_interface\b",
+    "configuration key": r"\bhealth_check_request_timeout_ms\b",
     "span": r'"setupTCFiltering"',
-    "hypervisor": r"\bQemuConfig\b|\bVmSpec\b|\bBootStage\b|\bhypervisor\.qemu\b|\bqmp\w*\b",
+    "hypervisor": r"\bQemuConfig\b|\bVmSpec\b|\bhypervisor\.qemu\.\w|\bkata_runtime.*\bqmp\b|^\[hypervisor\.qemu\]",
 }
 
 
@@ -129,8 +129,8 @@ class House:
         """
         files = [(str(module.path), module.text) for module in self.modules.values()]
         files += [(name, (self.root / name).read_text()) for name in ("protos/agent.proto", "configuration.toml")]
-        own = "/hypervisor/"
-        return [name for name, text in files if re.search(pattern, text) and own not in name]
+        own = "/hypervisor/qemu"
+        return [name for name, text in files if re.search(pattern, text, re.MULTILINE) and own not in name]
 
 
 def _bound(node: ast.ClassDef) -> Iterator[str]:

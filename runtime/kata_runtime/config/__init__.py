@@ -1,6 +1,6 @@
 """Configuration: `load()` for this machine's, `Config.default()` for none; see docs/configuration.md."""
 
 from kata_runtime.config.load import DEFAULT_PATHS, load
-from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
+from kata_runtime.config.model import Config
 
-__all__ = ["DEFAULT_PATHS", "AgentConfig", "Config", "QemuConfig", "RuntimeConfig", "load"]
+__all__ = ["DEFAULT_PATHS", "Config", "load"]

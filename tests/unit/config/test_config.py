@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.config import Config, QemuConfig, load
+from kata_runtime.config import Config, load
 from kata_runtime.config.kata_keys import KATA_KEYS
+from kata_runtime.config.model import QemuConfig
 from kata_runtime.config.validate import KEYS
 from kata_runtime.errors import ConfigError
 
