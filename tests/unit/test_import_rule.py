@@ -25,7 +25,7 @@ PACKAGES = {
 ROWS = {
     "kata_runtime": [{"cli", "shim"}, {"sandbox"}, {"hypervisor", "guest"}],
     "kata_agent": [{"main"}, {"server"}, {"services"}, {"container"}, {"process"}, {"guest"}],
-    "kata_traces": [{"commands"}, {"views", "forwarder"}, {"read"}, {"send"}, {"store"}],
+    "kata_traces": [{"commands"}, {"views", "forwarder"}, {"read"}, {"send"}, {"store"}, {"sdk"}],
 }
 FOREIGN = {
     "kata_runtime": {"kata_agent"},
