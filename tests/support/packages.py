@@ -10,6 +10,8 @@ MODULE = '''
 import os
 import time
 
+from opentelemetry import trace
+from opentelemetry.propagators import textmap
 from opentelemetry.sdk.resources import Resource, ResourceDetector
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -52,7 +54,27 @@ class Detector(ResourceDetector):
 
 
 def sampler(argument):
+    if argument == "broken":
+        raise RuntimeError("no such share")
     return ALWAYS_ON if argument == "yes" else ALWAYS_OFF
+
+
+class Propagator(textmap.TextMapPropagator):
+    def extract(self, carrier, context=None, getter=textmap.default_getter):
+        found = getter.get(carrier, "x-Trace")
+        if not found:
+            return context
+        trace_id, span_id = (int(part, 16) for part in found[0].split(":"))
+        span = trace.NonRecordingSpan(trace.SpanContext(trace_id, span_id, True, trace.TraceFlags(1)))
+        return trace.set_span_in_context(span, context)
+
+    def inject(self, carrier, context=None, setter=textmap.default_setter):
+        span = trace.get_current_span(context).get_span_context()
+        setter.set(carrier, "X-Trace", f"{span.trace_id:x}:{span.span_id:x}")
+
+    @property
+    def fields(self):
+        return {"x-trace"}
 '''
 ENTRY_POINTS = """
 [opentelemetry_traces_exporter]
@@ -65,6 +87,9 @@ marking = somebody_elses:Processor
 
 [opentelemetry_resource_detector]
 rack = somebody_elses:Detector
+
+[opentelemetry_propagator]
+xtrace = somebody_elses:Propagator
 
 [opentelemetry_traces_sampler]
 told = somebody_elses:sampler
