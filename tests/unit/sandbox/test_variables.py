@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.config import RuntimeConfig
+from kata_runtime.config.model import RuntimeConfig
 from kata_runtime.errors import ConfigError
 from kata_runtime.sandbox import variables
 from kata_telemetry.span import Site, SpanContext, Tracer
@@ -139,7 +139,7 @@ def test_what_goes_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_imported_while_tracing_is_off(tmp_path: Path) -> None:
     code = """
 import sys
-from kata_runtime.config import AgentConfig, Config, QemuConfig, RuntimeConfig
+from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
 from kata_runtime.sandbox.tracing import SandboxTrace
 trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(), RuntimeConfig(), ()), "s1", command="test")
 trace.started()
