@@ -5,6 +5,7 @@ linux/openat2.h and asm-generic/unistd.h.
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,7 +16,9 @@ __all__ = [
     "CLONE_NEWNS",
     "CLONE_NEWPID",
     "CLONE_NEWUTS",
+    "MountAttribute",
     "MountFlag",
+    "Resolve",
     "become_subreaper",
     "bpf",
     "ctrl_alt_del_as_signal",
@@ -23,7 +26,10 @@ __all__ = [
     "kernel_log",
     "mount",
     "mount_flags",
-    "open_inside",
+    "mount_setattr",
+    "move_mount",
+    "open_beneath",
+    "open_tree",
     "power_off",
     "prctl",
     "set_domainname",
@@ -45,14 +51,19 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 _RB_POWER_OFF = 0x4321FEDC
 _RB_DISABLE_CAD = 0
 _PR_SET_CHILD_SUBREAPER = 36
 _SYSLOG_READ_ALL = 3  # syslog(2)
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # renameat2(2)
-_SYS_OPENAT2 = 437  # on every architecture
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 428, 429, 437, 442  # on every architecture
+_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
+# openat2(2) gives up where a rename anywhere on the machine could have led it astray, and asks to be tried again.
+_TRIES = 128
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _M_ARENA_MAX = -8  # mallopt(3)
 _SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -185,16 +196,68 @@ def exchange(one: StrPath, other: StrPath) -> None:
     _checked(_libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE), other)
 
 
+class Resolve:
+    """RESOLVE_* of linux/openat2.h: how a path may be walked."""
+
+    NO_MAGICLINKS = 0x02
+    NO_SYMLINKS = 0x04
+    BENEATH = 0x08
+    IN_ROOT = 0x10
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_inside(directory: int, path: str, flags: int) -> int:
-    """openat2(2) with `directory` (a descriptor) as the root of absolute paths, symlinks and `..` alike."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+def open_beneath(directory: int, path: str, flags: int, resolve: int = Resolve.BENEATH | Resolve.NO_SYMLINKS) -> int:
+    """openat2(2): a descriptor (close-on-exec) of `path` below the open `directory`, whoever changes what is there.
+
+    By default no symlink is followed. With Resolve.IN_ROOT, `directory` is the root of absolute paths, symlinks and
+    `..` alike. ELOOP is for a symlink that is not followed (the kernel's own in /proc never are), EXDEV for a way out.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve | Resolve.NO_MAGICLINKS)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     number, fd = ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(directory)
-    return _checked(_libc.syscall(number, fd, os.fsencode(path), ctypes.byref(how), size), path)
+    result = -1
+    for _ in range(_TRIES):
+        result = _libc.syscall(number, fd, os.fsencode(path), ctypes.byref(how), size)
+        if result >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    return _checked(result, path)
+
+
+class MountAttribute:
+    """MOUNT_ATTR_* of linux/mount.h."""
+
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOEXEC = 8
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+
+
+def open_tree(source: int) -> int:
+    """open_tree(2): a detached copy of what is mounted at a descriptor, with all that is mounted below it."""
+    flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | _AT_RECURSIVE | os.O_CLOEXEC
+    return _checked(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(source), b"", ctypes.c_uint(flags)))
+
+
+def mount_setattr(tree: int, attributes: int, propagation: int = 0) -> None:
+    """mount_setattr(2) for a mount and all below it: MountAttribute's to set, and one of MountFlag's propagations."""
+    wanted = _MountAttr(attributes, 0, propagation, 0)
+    flags, size = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE), ctypes.c_size_t(ctypes.sizeof(wanted))
+    number = ctypes.c_long(_SYS_MOUNT_SETATTR)
+    _checked(_libc.syscall(number, ctypes.c_int(tree), b"", flags, ctypes.byref(wanted), size))
+
+
+def move_mount(tree: int, target: int) -> None:
+    """move_mount(2): attach a detached mount at the place that a descriptor is of."""
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+    number = ctypes.c_long(_SYS_MOVE_MOUNT)
+    _checked(_libc.syscall(number, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", flags))
 
 
 def bpf(command: int, attributes: bytes) -> int:

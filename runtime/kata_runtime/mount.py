@@ -12,7 +12,7 @@ from kata_common import linux
 from kata_common.linux import MountFlag
 from kata_runtime.errors import RootfsError
 
-__all__ = ["Mount", "bind", "mounted", "mounted_below", "overlay", "private_mount_namespace", "unmount"]
+__all__ = ["Mount", "mounted", "overlay", "private_mount_namespace"]
 
 _PAGE = 4096
 
@@ -47,10 +47,11 @@ def mounted(mounts: Sequence[Mount], target: Path) -> Iterator[Path]:
     Raises:
         RootfsError: one can't be done; none is left then.
     """
+    target = target.resolve()
     with ExitStack() as stack:
         for mount in mounts:
             _mount_one(mount, target)
-            stack.callback(unmount, target)
+            stack.callback(_unmount, target)
         yield target
 
 
@@ -69,7 +70,7 @@ def _mount_one(mount: Mount, target: Path) -> None:
             try:
                 _mount("none", target, "", MountFlag.BIND | MountFlag.REMOUNT | change, "", what)
             except RootfsError:
-                unmount(target)
+                _unmount(target)
                 raise
         return
     if len(",".join(rest).encode()) < _PAGE:
@@ -117,30 +118,6 @@ def private_mount_namespace() -> None:
 
 
 @contextmanager
-def shared_mount_point(directory: Path) -> Iterator[Path]:
-    """Make `directory` a mount whose later submounts reach whoever cloned the namespace meanwhile (virtiofsd)."""
-    _mount(str(directory), directory, "", MountFlag.BIND | MountFlag.REC, "", f"{directory} can't be bind-mounted")
-    try:
-        _mount("none", directory, "", MountFlag.SHARED, "", f"{directory} can't be made a shared mount")
-        yield directory
-    finally:
-        unmount(directory)
-
-
-@contextmanager
-def bind(source: Path, target: Path, *, readonly: bool = False) -> Iterator[Path]:
-    """Show `source` at `target`, an existing directory, for the block."""
-    _mount(str(source), target, "", MountFlag.BIND | MountFlag.REC, "", f"{source} can't be bind-mounted to {target}")
-    try:
-        if readonly:
-            flags = MountFlag.BIND | MountFlag.REMOUNT | MountFlag.RDONLY
-            _mount("none", target, "", flags, "", f"{target} can't be made read-only")
-        yield target
-    finally:
-        unmount(target)
-
-
-@contextmanager
 def overlay(lower: Path, upper: Path, work: Path, target: Path) -> Iterator[Path]:
     """Show `lower` at `target` for the block; what is written goes to `upper`, `lower` stays as it is."""
     data = ",".join(
@@ -150,29 +127,16 @@ def overlay(lower: Path, upper: Path, work: Path, target: Path) -> Iterator[Path
     try:
         yield target
     finally:
-        unmount(target)
+        _unmount(target)
 
 
-def unmount(target: Path) -> None:
-    """Detach what is mounted at `target`; nothing there is fine.
-
-    Raises:
-        RootfsError: it can't be detached.
-    """
+def _unmount(target: Path) -> None:
+    """Detach what is mounted at `target`, which is no symlink; nothing there is fine."""
     try:
-        linux.umount(target)
+        linux.umount(target, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOENT):  # not a mount point; not there
             raise RootfsError(f"{target} can't be unmounted: {error.strerror}") from error
-
-
-def mounted_below(directory: Path) -> list[str]:
-    """Mount points at or below `directory`, as this process sees them."""
-    prefix = str(directory)
-    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    # The kernel writes blanks and backslashes in octal.
-    names = (point.encode().decode("unicode_escape") for point in points)
-    return [name for name in names if name == prefix or name.startswith(f"{prefix}/")]
 
 
 def _escaped(path: Path) -> str:

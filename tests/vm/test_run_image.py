@@ -82,3 +82,18 @@ def test_a_bundle_with_mounts_of_the_host(kata: Kata, tmp_path: Path) -> None:
     done = kata("run", "--bundle", str(bundle))
     assert (done.stdout, done.returncode) == (b"from the host\n", 3), done.stderr.decode()
     assert (tmp_path / "data/answer").read_text() == "from the guest\n"
+
+
+def test_a_bundle_without_a_mount_at_dev(kata: Kata, tmp_path: Path) -> None:
+    """Nobody makes its devices in the root file system, which is the host's."""
+    bundle = tmp_path / "bundle"
+    (bundle / "rootfs").mkdir(parents=True)
+    sh("cp", "-a", f"{ROOTFS}/.", bundle / "rootfs")
+    sh("crun", "spec", "--bundle", bundle)
+    spec = json.loads((bundle / "config.json").read_text())
+    spec["process"]["args"] = ["sh", "-c", "echo gone > /dev/null && stat -c %F /dev/null"]
+    spec["mounts"] = [mount for mount in spec["mounts"] if not mount["destination"].startswith("/dev")]
+    (bundle / "config.json").write_text(json.dumps(spec))
+    done = kata("run", "--bundle", str(bundle))
+    assert (done.stdout, done.returncode) == (b"character special file\n", 0), done.stderr.decode()
+    assert list((bundle / "rootfs/dev").iterdir()) == []

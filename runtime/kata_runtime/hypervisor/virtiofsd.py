@@ -23,13 +23,19 @@ _SERVES = "Waiting for vhost-user socket connection"
 
 
 def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:
-    """Command line of either program; `fd` is a listening socket."""
+    """Command line of either program; `fd` is a listening socket.
+
+    Without the capability for it, virtiofsd makes no device nodes on the host, whoever asks in the guest; `extra` may
+    give it back by a `modcaps` of its own.
+    """
+    modcaps = [] if any("modcaps" in word for word in extra) else ["modcaps=-mknod"]
     if Path(program).resolve() == Path(_C_PROGRAM):
         # -f: stay in the foreground, so that we own it. xattr and flock as the Rust one has them.
         options = ["-f", "-o", f"source={shared}", "-o", f"cache={cache}", "-o", "sandbox=namespace", "-o", "xattr"]
-        options += ["-o", "log_level=info"]
+        options += ["-o", "log_level=info", *(word for option in modcaps for word in ("-o", option))]
     else:
         options = ["--shared-dir", str(shared), "--cache", cache, "--sandbox", "namespace", "--xattr"]
+        options += [f"--{option}" for option in modcaps]
     return [program, f"--fd={fd}", *options, "--thread-pool-size=1", *extra]
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Spec",
     "User",
     "build",
+    "ensure_dev",
     "for_guest",
     "guest_process",
     "merge_env",
@@ -194,13 +195,14 @@ class HostMount:
     """Something of the host that a container mounts.
 
     Show `source` (host; a file or a directory) under `name` in the guest's directory of mounts; `readonly` says that
-    the container never writes to it.
+    the container never writes to it, `follows` that it is to see what the host mounts below it later.
     """
 
     source: str
     name: str
     destination: str
     readonly: bool
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,20 @@ def for_guest(
     return GuestSpec(copy.deepcopy(result), tuple(shared), copy.deepcopy(hooks), tuple(notes))
 
 
+def ensure_dev(spec: Spec) -> bool:
+    """Give a specification without a mount at /dev the usual one; whether it had none.
+
+    Else crun would make the devices in the root file system, where they would be the host's, too: no guest may.
+    """
+    if any(
+        posixpath.normpath(posixpath.join("/", mount["destination"])) == "/dev" for mount in spec.get("mounts") or ()
+    ):
+        return False
+    usual = next(dict(entry) for entry in _default_mounts() if entry["destination"] == "/dev")
+    spec["mounts"] = [usual, *(spec.get("mounts") or ())]
+    return True
+
+
 def guest_process(process: Mapping[str, Any]) -> tuple[Spec, tuple[str, ...]]:
     """A valid OCI process that was made for a host, changed to run in a guest (exec), and what of it is noted.
 
@@ -329,6 +345,8 @@ def _guest_devices(devices: Sequence[Mapping[str, Any]], notes: list[str]) -> li
 _KERNEL_FILESYSTEMS = {"cgroup", "cgroup2", "devpts", "mqueue", "proc", "ramfs", "sysfs", "tmpfs"}
 # Every kernel has its own; the host's must not be seen in the guest, nor the guest's in a container.
 _KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
+# The options of mounts that see what is mounted below them later.
+_FOLLOWING = ("shared", "rshared", "slave", "rslave")
 
 
 def _guest_mount(
@@ -352,7 +370,10 @@ def _guest_mount(
         notes.append(f"mounts: {source} of the host, for {destination}, is not shared: a kernel has its own")
         return None
     name = f"{len(shared):03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', posixpath.basename(destination))[:64]}"
-    shared.append(HostMount(source, name, destination, "ro" in options))
+    # The last one wins, as with mount(8); rro is runc's and crun's word for a read-only mount with all below it.
+    access = [option for option in options if option in ("ro", "rro", "rw", "rrw")]
+    readonly = bool(access) and access[-1] in ("ro", "rro")
+    shared.append(HostMount(source, name, destination, readonly, bool(set(options) & set(_FOLLOWING))))
     # The propagation of the host's mounts ends at the guest's border.
-    local = [option for option in options if option not in ("shared", "rshared", "slave", "rslave")]
+    local = [option for option in options if option not in _FOLLOWING]
     return {"destination": destination, "type": "bind", "source": f"{directory}/{name}", "options": local}

@@ -1,22 +1,32 @@
 """Root filesystems of containers, as the guest gets to see them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import os
+import posixpath
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from kata_common.linux import MountAttribute, MountFlag
 from kata_runtime.errors import RootfsError
-from kata_runtime.mount import Mount, bind, mounted, overlay
+from kata_runtime.mount import Mount, mounted, overlay
+from kata_runtime.mount_tree import attached, change, copied, copied_path
+from kata_runtime.oci.inside import make_inside
 from kata_runtime.oci.spec import HostMount
+from kata_runtime.sandbox.sources import open_source, writable_in
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
 
-__all__ = ["GUEST_SHARED", "Rootfs", "guest_mounts", "guest_rootfs", "share_rootfs"]
+__all__ = ["GUEST_SHARED", "Rootfs", "guest_mounts", "guest_rootfs", "mount_points", "share_rootfs", "shared_directory"]
 
 _trace = Site(package="virtcontainers", subsystem="mount")
 
 # Where the agent mounts the shared directory (Kata's path).
 GUEST_SHARED = "/run/kata-containers/shared/containers"
+# Nothing on the host runs what is shared or uses its device nodes; the guest's own kernel heeds neither flag.
+HARMLESS = MountAttribute.NOSUID | MountAttribute.NODEV | MountAttribute.NOEXEC
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Rootfs:
     """A root filesystem on the host. With `ephemeral` the container's changes go to a layer that is thrown away.
 
     `layers` are to be mounted at `path` first. `mounts` are further files and directories of the host that the
-    container mounts. `share` names its directory among what the guest sees (by default the container's id).
+    container mounts. `share` names its directory among what the guest sees (by default the container's id). `points`
+    are the places in it that something is mounted at; they are made where a `readonly` one lacks them.
     """
 
     path: Path
@@ -33,6 +44,7 @@ class Rootfs:
     mounts: tuple[HostMount, ...] = ()
     layers: tuple[Mount, ...] = ()
     share: str = ""
+    points: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what can't be a root filesystem.
@@ -57,23 +69,48 @@ def guest_mounts(share: str) -> str:
 
 
 @contextmanager
+def shared_directory(directory: SandboxDirectory) -> Iterator[None]:
+    """Make `directory.shared`, for virtiofsd to export, show what is mounted in `directory.mounts` during the block.
+
+    The guest writes nothing there but what lies in a mount that is itself writable. A helper that clones this mount
+    namespace meanwhile gets later mounts, too.
+    """
+    with ExitStack() as stack:
+        with copied_path(directory.mounts) as tree:
+            change(tree, str(directory.mounts), HARMLESS, MountFlag.SHARED)
+            stack.enter_context(attached(tree, directory.run, directory.mounts.name))
+        with copied_path(directory.mounts) as tree:
+            change(tree, str(directory.shared), HARMLESS | MountAttribute.RDONLY, MountFlag.SLAVE)
+            stack.enter_context(attached(tree, directory.run, directory.shared.name))
+        yield
+
+
+@contextmanager
 def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs) -> Iterator[None]:
-    """Show a root filesystem to the guest for the block."""
+    """Show a root filesystem to the guest for the block.
+
+    Raises:
+        RootfsError: it, or what the container mounts of the host, can't be shown.
+    """
     rootfs.check()
-    home = directory.shared / (rootfs.share or container_id)
-    point = home / "rootfs"
+    name = rootfs.share or container_id
+    home = directory.mounts / name
     with ExitStack() as stack:
         with _trace.stage("bindMountContainerRootfs", container_id=container_id, ephemeral=rootfs.ephemeral):
-            for path in (home, point):
+            for path in (home, home / "rootfs"):
                 path.mkdir()
                 stack.callback(path.rmdir)
             if rootfs.layers:
                 with _trace.detail("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
                     stack.enter_context(mounted(rootfs.layers, rootfs.path))
-            with _trace.detail("shareRootfs", container_id=container_id):
-                stack.enter_context(_mounted(directory, container_id, rootfs, point))
-            if rootfs.mounts:
-                _share_mounts(stack, home / "mounts", rootfs.mounts)
+            with _trace.detail("shareRootfs", container_id=container_id), _opened(directory, rootfs) as opened:
+                with _root_tree(directory, container_id, rootfs, opened.root) as tree:
+                    if rootfs.readonly:
+                        _make_points(tree, rootfs, opened.mounts)
+                    _protect(tree, str(rootfs.path), readonly=rootfs.readonly)
+                    stack.enter_context(attached(tree, directory.mounts, f"{name}/rootfs"))
+                if rootfs.mounts:
+                    _share_mounts(stack, directory.mounts, f"{name}/mounts", rootfs.mounts, opened.mounts)
         try:
             yield
         finally:
@@ -81,30 +118,103 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
                 stack.close()
 
 
-def _share_mounts(stack: ExitStack, home: Path, mounts: Sequence[HostMount]) -> None:
-    home.mkdir()
-    stack.callback(home.rmdir)
-    for mount in mounts:
-        source, point = Path(mount.source), home / mount.name
-        if source.is_dir():
+@dataclass(frozen=True)
+class _Opened:
+    """Descriptors of what of the host a container gets, and whether each mount is a directory."""
+
+    root: int
+    mounts: tuple[tuple[int, bool], ...]
+
+
+@contextmanager
+def _opened(directory: SandboxDirectory, rootfs: Rootfs) -> Iterator[_Opened]:
+    """All of it before any of it is shared, and so before its guest can write there."""
+    writable = writable_in(directory.mounts)
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> int:
+            descriptor = open_source(path, writable)
+            stack.callback(os.close, descriptor)
+            return descriptor
+
+        root = opened(rootfs.path)
+        mounts = [opened(Path(mount.source)) for mount in rootfs.mounts]
+        yield _Opened(root, tuple((source, stat.S_ISDIR(os.fstat(source).st_mode)) for source in mounts))
+
+
+def _share_mounts(
+    stack: ExitStack, home: Path, name: str, mounts: Sequence[HostMount], opened: Sequence[tuple[int, bool]]
+) -> None:
+    (home / name).mkdir()
+    stack.callback((home / name).rmdir)
+    for mount, (source, is_directory) in zip(mounts, opened, strict=True):
+        point = home / name / mount.name
+        if is_directory:
             point.mkdir()
             stack.callback(point.rmdir)
-        elif source.exists():
-            point.touch()
-            stack.callback(point.unlink)
         else:
-            raise RootfsError(f"the container mounts {source}, which is not there", hint="see the bundle's mounts")
-        stack.enter_context(bind(source, point, readonly=mount.readonly))
+            point.touch(exist_ok=False)
+            stack.callback(point.unlink)
+        with copied(source, mount.source) as tree:
+            _protect(tree, mount.source, readonly=mount.readonly, follows=mount.follows)
+            stack.enter_context(attached(tree, home, f"{name}/{mount.name}"))
 
 
-def _mounted(
-    directory: SandboxDirectory, container_id: str, rootfs: Rootfs, point: Path
-) -> AbstractContextManager[Path]:
+def _protect(tree: int, name: str, *, readonly: bool, follows: bool = False) -> None:
+    """Make a copy fit to be shared; what is mounted below it later shows up as well where it `follows`."""
+    # What comes later comes with the host's own flags, so it comes to what is read-only only where that was asked for.
+    attributes = HARMLESS | MountAttribute.RDONLY if readonly else HARMLESS
+    change(tree, name, attributes, MountFlag.PRIVATE if readonly and not follows else 0)
+
+
+def _make_points(root: int, rootfs: Rootfs, opened: Sequence[tuple[int, bool]]) -> None:
+    """Make the places in a root filesystem that mounts are made at: the guest can't, where it is read-only."""
+    pairs = zip(rootfs.mounts, opened, strict=True)
+    files = {_place(mount.destination) for mount, (_, is_directory) in pairs if not is_directory}
+    for point in rootfs.points:
+        try:
+            make_inside(root, point, directory=point not in files)
+        except OSError as error:
+            why = error.strerror
+            raise RootfsError(
+                f"{rootfs.path} has no {point[:200]!r} to mount at, and it can't be made: {why}",
+                hint="make it in the root filesystem",
+            ) from error
+
+
+@contextmanager
+def _root_tree(directory: SandboxDirectory, container_id: str, rootfs: Rootfs, source: int) -> Iterator[int]:
+    """The root filesystem as a detached mount."""
     if not rootfs.ephemeral:
-        return bind(rootfs.path, point, readonly=rootfs.readonly)
-    upper, work = (directory.layers / container_id / name for name in ("upper", "work"))
-    for path in (upper, work):
+        with copied(source, str(rootfs.path)) as tree:
+            yield tree
+        return
+    upper, work, merged = (directory.layers / container_id / name for name in ("upper", "work", "merged"))
+    for path in (upper, work, merged):
         path.mkdir(parents=True)
     # The upper directory's own attributes become those of the container's root.
     upper.chmod(rootfs.path.stat().st_mode & 0o7777)
-    return overlay(rootfs.path, upper, work, point)
+    with overlay(rootfs.path, upper, work, merged), copied_path(merged) as tree:
+        yield tree
+
+
+def mount_points(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The places in the root filesystem of an OCI specification that crun would make, where they are missing.
+
+    Those of its mounts, but for what lies in another mount, and the working directory.
+    """
+    found: list[str] = []
+    for mount in spec.get("mounts") or ():
+        place = _place(mount["destination"])
+        if not _lies_in(place, found):
+            found.append(place)
+    cwd = _place(spec["process"].get("cwd") or "/")
+    return tuple(found if _lies_in(cwd, found) else [*found, cwd])
+
+
+def _place(path: str) -> str:
+    return posixpath.normpath(posixpath.join("/", path))
+
+
+def _lies_in(place: str, others: Sequence[str]) -> bool:
+    return any(place == other or place.startswith(f"{other.rstrip('/')}/") for other in others)

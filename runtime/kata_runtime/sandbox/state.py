@@ -1,6 +1,8 @@
 """Where one sandbox keeps its things on the host, and how leftovers of killed runtimes go away.
 
-    /run/kata/<id>/              sockets, logs, the directory that virtiofsd shares; a lock says that the sandbox lives
+    /run/kata/<id>/              sockets, logs; a lock says that the sandbox lives
+    /run/kata/<id>/mounts/       what is mounted for containers: <container>/rootfs, <container>/mounts/<name>
+    /run/kata/<id>/shared/       the same, read-only but for what is a container's to write: what virtiofsd shares
     /var/lib/kata-containers/sandboxes/<id>/   writable layers of container root filesystems
 
 Nothing here is ever removed recursively through a mount: a root filesystem of the user's may be mounted below.
@@ -17,8 +19,8 @@ from pathlib import Path
 
 from kata_common import places
 from kata_common.ids import RULE, is_id
-from kata_runtime.errors import HostError, SandboxError
-from kata_runtime.mount import mounted_below, unmount
+from kata_runtime.errors import HostError, RootfsError, SandboxError
+from kata_runtime.mount_tree import unmount_below
 from kata_telemetry.span import Site
 
 __all__ = ["Directories", "SandboxDirectory", "valid_id"]
@@ -80,8 +82,13 @@ class SandboxDirectory:
         return self.roots.run / self.sandbox_id
 
     @property
+    def mounts(self) -> Path:
+        """Where mounts for the guest are made; the guest never sees this directory, only what is mounted in it."""
+        return self.run / "mounts"
+
+    @property
     def shared(self) -> Path:
-        """What the guest sees by virtio-fs."""
+        """What the guest sees by virtio-fs: `mounts`, by propagation."""
         return self.run / "shared"
 
     @property
@@ -113,7 +120,8 @@ class SandboxDirectory:
         with self.locked():
             self._clear()  # of what a killed runtime left
             try:
-                self.shared.mkdir(mode=0o755)
+                for path in (self.mounts, self.shared):
+                    path.mkdir(mode=0o755)
                 self.layers.mkdir(parents=True, mode=0o700)
             except OSError as error:
                 raise HostError(f"{error.filename}: {error.strerror}", hint="is the disk full?") from error
@@ -181,11 +189,12 @@ class SandboxDirectory:
             from kata_runtime.sandbox.network.network import undo_leftover
 
             undo_leftover(self.network)
-        for point in sorted(mounted_below(self.run) + mounted_below(self.layers), reverse=True):
-            unmount(Path(point))
-        # What is below now is on our own file system: no mount, so nothing of the user's.
-        if left := mounted_below(self.run) + mounted_below(self.layers):
-            raise SandboxError(f"still mounted below the sandbox's directory: {', '.join(left)}")
+        # What is below afterwards is on our own file system: no mount, so nothing of the user's.
+        for path in (self.run, self.layers):
+            try:
+                unmount_below(path)
+            except RootfsError as error:
+                raise SandboxError(str(error)) from error
         for entry in self.run.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)

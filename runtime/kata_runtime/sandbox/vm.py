@@ -27,10 +27,9 @@ from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
 from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
-from kata_runtime.mount import shared_mount_point
 from kata_runtime.process import Child, Privileges
 from kata_runtime.sandbox.network.network import Network
-from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs
+from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
 
@@ -122,7 +121,7 @@ async def start_vm(request: VmRequest) -> AsyncIterator[Vm]:
     hypervisor = hypervisor_of(request.config)
     terms = hypervisor.prepare(directory.sandbox_id)
     async with AsyncExitStack() as stack:
-        stack.enter_context(_shared(directory.shared))
+        stack.enter_context(_shared(directory))
         # The machine's ends of the helpers' sockets. They must not stay open here, or nobody would see that it ended.
         theirs = stack.enter_context(ExitStack())
         helpers = _Helpers(stack, theirs, request.logs_dir)
@@ -160,11 +159,11 @@ def _machine_spec(request: VmRequest) -> MachineSpec:
 
 
 @contextmanager
-def _shared(directory: Path) -> Iterator[None]:
-    """`directory` as a mount of its own, see `shared_mount_point`; both of its ends are in the trace."""
+def _shared(directory: SandboxDirectory) -> Iterator[None]:
+    """See `shared_directory`; both of its ends are in the trace."""
     with ExitStack() as mounted:
         with _trace.detail("shareDirectory"):
-            mounted.enter_context(shared_mount_point(directory))
+            mounted.enter_context(shared_directory(directory))
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kata_runtime.mount import Mount
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.bundle import Bundle
-from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
+from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs, mount_points
 from kata_telemetry.span import Site
 
 __all__ = ["Workload", "check", "of_bundle", "tell"]
@@ -54,10 +54,18 @@ def of_bundle(
         )
         span.set(host_mounts=len(guest.mounts), dropped=len(guest.notes))
     tell(guest.notes)
+    if oci.ensure_dev(guest.spec):
+        _log.info("the bundle mounts nothing at /dev: the guest has a tmpfs there, not the root file system's own")
     readonly = bool((bundle.spec.get("root") or {}).get("readonly"))
-    return Workload(
-        guest.spec, Rootfs(bundle.rootfs, readonly=readonly, mounts=guest.mounts, layers=layers, share=share), bundle
+    rootfs = Rootfs(
+        bundle.rootfs,
+        readonly=readonly,
+        mounts=guest.mounts,
+        layers=layers,
+        share=share,
+        points=mount_points(guest.spec),
     )
+    return Workload(guest.spec, rootfs, bundle)
 
 
 def check(bundle: Bundle, *, member: bool) -> None:

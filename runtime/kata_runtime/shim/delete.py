@@ -125,7 +125,6 @@ def _unmount_below(directory: str) -> None:
             return
     from pathlib import Path
 
-    from kata_runtime.mount import mounted_below, unmount
+    from kata_runtime.mount_tree import unmount_below
 
-    for place in reversed(mounted_below(Path(directory))):
-        unmount(Path(place))
+    unmount_below(Path(directory))

@@ -53,7 +53,11 @@ def test_no_path_leads_out(tmp_path: Path) -> None:
     try:
         for path in ("../secret", "/../secret", "link"):
             with pytest.raises(FileNotFoundError):
-                linux.open_inside(directory, path, os.O_RDONLY)
-        os.close(linux.open_inside(directory, "/..", os.O_RDONLY))
+                linux.open_beneath(directory, path, os.O_RDONLY, linux.Resolve.IN_ROOT)
+        os.close(linux.open_beneath(directory, "/..", os.O_RDONLY, linux.Resolve.IN_ROOT))
+        for path, number in (("link", errno.ELOOP), ("../secret", errno.EXDEV), ("/secret", errno.EXDEV)):
+            with pytest.raises(OSError, match=path) as refused:
+                linux.open_beneath(directory, path, os.O_RDONLY)
+            assert refused.value.errno == number
     finally:
         os.close(directory)

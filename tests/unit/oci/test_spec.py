@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import RootfsError
-from kata_runtime.oci.spec import CAPABILITIES, ContainerConfig, GuestSpec, HostMount, User, build, for_guest, merge_env
+from kata_runtime.oci.spec import (
+    CAPABILITIES,
+    ContainerConfig,
+    GuestSpec,
+    HostMount,
+    User,
+    build,
+    ensure_dev,
+    for_guest,
+    merge_env,
+)
 
 
 def in_guest(
@@ -265,7 +275,7 @@ def test_mounts_of_the_host_are_listed_and_renamed() -> None:
     }
     result = in_guest(spec, bundle="/run/b")
     assert result.mounts == (
-        HostMount("/srv/data", "000-data", "/data", False),
+        HostMount("/srv/data", "000-data", "/data", False, follows=True),
         HostMount("/run/b/hosts", "001-hosts", "/etc/hosts", True),
         HostMount("/etc", "002-x", "/x", False),
     )
@@ -358,3 +368,29 @@ def test_a_specification_of_ours_passes_unchanged() -> None:
     theirs = {**result.spec, "linux": {key: value for key, value in result.spec["linux"].items() if value}}
     assert theirs == ours
     assert (result.mounts, dict(result.hooks), result.notes) == ((), {}, ())
+
+
+@pytest.mark.parametrize(
+    ("options", "readonly", "follows"),
+    [
+        ((), False, False),
+        (("rbind", "ro"), True, False),
+        (("bind", "rro", "rprivate"), True, False),
+        (("ro", "rw"), False, False),
+        (("rw", "nosuid", "ro", "rslave"), True, True),
+        (("slave",), False, True),
+    ],
+)
+def test_how_a_mount_of_the_host_is_shared(options: tuple[str, ...], readonly: bool, follows: bool) -> None:
+    result = in_guest({**made_for_a_host(), "mounts": [mount("/data", "/srv", "bind", *options)]})
+    assert [(found.readonly, found.follows) for found in result.mounts] == [(readonly, follows)]
+
+
+def test_devices_are_never_made_in_the_root_file_system() -> None:
+    spec = in_guest({**made_for_a_host(), "mounts": [mount("/x", "x", "tmpfs")]}).spec
+    assert ensure_dev(spec)
+    assert [(entry["destination"], entry["type"]) for entry in spec["mounts"]] == [("/dev", "tmpfs"), ("/x", "tmpfs")]
+    for place in ("/dev", "/dev/", "dev"):
+        given = {"mounts": [mount(place, "tmpfs", "tmpfs")]}
+        assert not ensure_dev(given)
+        assert len(given["mounts"]) == 1
