@@ -90,6 +90,12 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def hostile(session: nox.Session) -> None:
+    """Root in a real guest, and a plain workload, against the host: nothing of it is theirs (root)."""
+    guests(session, "hostile")
+
+
+@nox.session
 def containerd(session: nox.Session) -> None:
     """Tests that run Debian's containerd on sockets and directories of its own (root)."""
     guests(session, "containerd")

@@ -1,6 +1,6 @@
 """What all tests share: a directory for what a failed test leaves to read, and a proof that nothing else is left.
 
-Tests below tests/vm and tests/faults are marked `vm`. For each of them:
+Tests below tests/vm, tests/faults and tests/hostile are marked `vm`. For each of them:
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
-_VM_TESTS = (ROOT / "tests/vm", ROOT / "tests/faults")
+_VM_TESTS = (ROOT / "tests/vm", ROOT / "tests/faults", ROOT / "tests/hostile")
 _failed = pytest.StashKey[bool]()
 _directory = pytest.StashKey[Path]()
 
