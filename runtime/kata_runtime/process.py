@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kata_runtime.cage import Cage, cage_prefix, capability_options
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
@@ -186,14 +187,18 @@ def _spawn(
     *,
     pass_fds: Sequence[int],
     privileges: Privileges | None,
-    namespace: str,
+    cage: Cage | None,
     environment: Mapping[str, str] | None,
     log_path: Path | None,
     on_line: Callable[[str], None] | None,
 ) -> Child:
-    prefix = [find_program("nsenter", package="util-linux"), f"--net={namespace}"] if namespace else []
+    prefix = []
+    if cage is not None:
+        prefix += cage_prefix(cage, lambda name, package: find_program(name, package=package))
     prefix += [find_program("setpriv", package="util-linux"), "--pdeathsig", "KILL"]
-    if privileges is not None:
+    if cage is not None:
+        prefix += capability_options(cage)
+    if privileges is not None or cage is not None:
         prefix += ["--no-new-privs"]
     if privileges is not None and not privileges.by_child:
         groups = ["--groups", ",".join(map(str, privileges.groups))] if privileges.groups else ["--clear-groups"]
@@ -225,7 +230,7 @@ async def launch(
     *,
     pass_fds: Sequence[int] = (),
     privileges: Privileges | None = None,
-    namespace: str = "",
+    cage: Cage | None = None,
     environment: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -233,9 +238,9 @@ async def launch(
 ) -> AsyncIterator[Child]:
     """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
 
-    `pass_fds` stay the caller's to close; `namespace` is the path of a network namespace to run it in. The child's
-    stdin and stdout are /dev/null; stderr goes to `log_path`, its last lines also to `Child.output`, and each line to
-    `on_line`. Leaving the block ends the child within `grace` seconds plus a SIGKILL, also when it was cancelled.
+    `pass_fds` stay the caller's to close; `cage` is what it is kept to. The child's stdin and stdout are /dev/null;
+    stderr goes to `log_path`, its last lines also to `Child.output`, and each line to `on_line`. Leaving the block ends
+    the child within `grace` seconds plus a SIGKILL, also when it was cancelled.
 
     Raises:
         HostError: it can't be started.
@@ -245,7 +250,7 @@ async def launch(
             argv,
             pass_fds=pass_fds,
             privileges=privileges,
-            namespace=namespace,
+            cage=cage,
             environment=environment,
             log_path=log_path,
             on_line=on_line,

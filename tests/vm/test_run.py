@@ -98,9 +98,10 @@ def test_a_second_ctrl_c_ends_what_ignores_the_first(kata: Kata) -> None:
 
 
 def test_ctrl_c_while_the_guest_boots(kata: Kata) -> None:
+    Path("/run/kata/.told-no-kvm").unlink(missing_ok=True)
     child = kata.start("run", "--name", "early", "--", "true", stderr=subprocess.PIPE)
     assert child.stderr is not None
-    child.stderr.readline()  # the warning about emulation comes just before QEMU is started
+    assert b"emulat" in child.stderr.readline()  # the warning about emulation comes just before QEMU is started
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == 128 + signal.SIGINT
     child.stderr.close()
@@ -141,3 +142,14 @@ def test_the_guests_wall_clock_is_the_hosts(kata: Kata) -> None:
     child.stdout.close()
     guest = int(fields["time.tv_sec"]) + int(fields["time.tv_usec"]) / 1e6
     assert before - 0.005 < guest < after + 0.005
+
+
+def test_emulation_is_told_once_and_can_be_refused(kata: Kata) -> None:
+    Path("/run/kata/.told-no-kvm").unlink(missing_ok=True)
+    told = [kata.run("true").stderr.decode() for _ in range(2)]
+    assert "does not promise that emulation holds a hostile guest" in told[0]
+    assert "emulation" not in told[1]
+    kata.configure("hypervisor.qemu", accelerator="kvm")
+    refused = kata.run("true")
+    assert refused.returncode == 125
+    assert b"KVM can't be used" in refused.stderr

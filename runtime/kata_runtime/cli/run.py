@@ -23,6 +23,7 @@ from kata_runtime.oci.names import names_of
 from kata_runtime.process import own_start
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
+from kata_runtime.sandbox.placement import placement_of
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.tracing import SandboxTrace
@@ -195,6 +196,8 @@ class _Run:
                         disable_guest_seccomp=request.config.runtime.disable_guest_seccomp,
                     )
                 hooks = self._of_bundle(sandbox, workload.bundle)
+                given = workload.bundle.spec if workload.bundle else {}
+                sandbox.options = replace(sandbox.options, placement=placement_of(given))
                 await sandbox.start()
                 await hooks.run(BEFORE_START, "creating", sandbox.pid, strict=True)
                 container = await sandbox.create_container(

@@ -66,7 +66,7 @@ KATA_KEYS: dict[str, frozenset[str]] = {
         agent_name dan_conf disable_guest_empty_dir disable_new_netns emptydir_mode enable_pprof enable_vcpus_pinning
         experimental guest_selinux_label hypervisor_name internetworking_model jaeger_endpoint jaeger_password
         jaeger_user keep_abnormal kubelet_root_dir log_level name passfd_listener_port pod_resource_api_sock
-        sandbox_bind_mounts sandbox_cgroup_only shared_mounts static_sandbox_resource_mgmt use_passfd_io vfio_mode
+        sandbox_bind_mounts shared_mounts static_sandbox_resource_mgmt use_passfd_io vfio_mode
         """
     ),
 }

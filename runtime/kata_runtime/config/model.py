@@ -105,6 +105,7 @@ class RuntimeConfig:
     enable_tracing: bool = False
     enable_debug: bool = False
     disable_guest_seccomp: bool = False
+    sandbox_cgroup_only: bool = True
     create_container_timeout: Seconds = 60.0
     trace_dir: AbsolutePath = places.TRACE_DIR
     trace_root: Literal["lifetime", "start"] = "lifetime"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kata_runtime.cage import Cage
 from kata_runtime.hypervisor.boot import Boot
 from kata_runtime.hypervisor.findings import Finding
 from kata_runtime.process import Privileges, describe
@@ -101,12 +102,13 @@ class MachineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where a machine runs: in the network namespace that the path `namespace` names, if any.
+    """Where a machine runs: in the network namespace that the path `namespace` names, if any, and kept to `cage`.
 
     `logs_dir` receives its logs, `on_console` each line of its console.
     """
 
     namespace: str = ""
+    cage: Cage = Cage()  # noqa: RUF009 - it is frozen
     logs_dir: Path | None = None
     on_console: Callable[[str], None] | None = None
 

@@ -3,8 +3,10 @@
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from kata_runtime.cage import Cage
 from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, find_program, launch
 from kata_telemetry.span import Level, Site, use
@@ -18,6 +20,11 @@ _C_PROGRAM = "/usr/lib/qemu/virtiofsd"
 _RUST_PROGRAM = "/usr/libexec/virtiofsd"
 # Where distributions have it, off PATH.
 PROGRAMS = (_RUST_PROGRAM, _C_PROGRAM)
+# What it does for a guest's processes, whoever they are, and what it needs to shut itself in and raise its limits.
+_CAPABILITIES = (
+    *("chown", "dac_override", "fowner", "fsetid", "setgid", "setuid", "setfcap", "mknod"),
+    *("sys_admin", "sys_resource", "setpcap", "dac_read_search"),
+)
 # What both say, at their level "info", when QEMU may connect.
 _SERVES = "Waiting for vhost-user socket connection"
 
@@ -47,6 +54,7 @@ async def start_virtiofsd(
     *,
     cache: str,
     extra: Sequence[str] = (),
+    cage: Cage = Cage(),  # noqa: B008 - it is frozen
     log_path: Path | None = None,
 ) -> AsyncIterator[tuple[Child, socket.socket, HelperStart]]:
     """Run virtiofsd for the block; yields it, a socket connected to it, for QEMU to inherit, and its start.
@@ -65,7 +73,8 @@ async def start_virtiofsd(
             listener.bind(str(socket_path))
             listener.listen(1)
             argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra)
-            launched = launch(argv, pass_fds=[listener.fileno()], log_path=log_path, on_line=start.on_line)
+            cage = replace(cage, capabilities=_CAPABILITIES)
+            launched = launch(argv, pass_fds=[listener.fileno()], cage=cage, log_path=log_path, on_line=start.on_line)
             child = await stack.enter_async_context(launched)
             end = stack.enter_context(socket.socket(socket.AF_UNIX))
             end.connect(str(socket_path))

@@ -76,7 +76,7 @@ PROCESS: Mapping[str, Shape] = {
     "rlimits": [{"type": _KEPT, "hard": _KEPT, "soft": _KEPT}],
     "noNewPrivileges": _KEPT,
     "apparmorProfile": _noted("its rules are of the host's kernel; the guest's has none loaded"),
-    "oomScoreAdj": _KEPT,
+    "oomScoreAdj": _applied("by crun, in the guest; of the sandbox's own container also to the VM and its helpers"),
     "scheduler": {
         name: _applied("by the agent")
         for name in ("policy", "nice", "priority", "flags", "runtime", "deadline", "period")
@@ -167,7 +167,7 @@ LINUX: Mapping[str, Shape] = {
     "gidMappings": _ID_MAPPING,
     "sysctl": {ANY: _applied("those of the network for the whole guest")},
     "resources": RESOURCES,
-    "cgroupsPath": _noted("the container's cgroup is one of the guest"),
+    "cgroupsPath": _applied("to the sandbox's own container: the VM's cgroup on the host, beside it as kata_NAME"),
     "namespaces": [
         {
             "type": _applied("always private ones, but for the network's, which is the guest's"),

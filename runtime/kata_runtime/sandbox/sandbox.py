@@ -27,6 +27,7 @@ from kata_runtime.hypervisor.boot import wait_ready
 from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
+from kata_runtime.sandbox.placement import Cages, Placement, placed
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
@@ -70,7 +71,8 @@ class SandboxOptions:
     with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
     own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
     no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
-    namespace's localhost reach the guest's. `obtain_vm` is how the sandbox comes by its VM.
+    namespace's localhost reach the guest's. `placement` is its place in the host's cgroups; None leaves its processes
+    where their maker is. `obtain_vm` is how the sandbox comes by its VM.
     """
 
     hostname: str = ""
@@ -81,6 +83,7 @@ class SandboxOptions:
     netns: str | None = None
     dns: tuple[str, ...] = ()
     forward_localhost: bool = False
+    placement: Placement | None = None
     sizes: Sizes = field(default_factory=Sizes)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
@@ -166,6 +169,7 @@ class Sandbox:
                         self._trace.point_from(self._directory.run)
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)
+                cages = await self._placed(self.options.placement)
                 if self.options.netns is not None:
                     opened = Network.opened(self.options.netns, self._directory.network)
                     self._network = await self._stack.enter_async_context(opened)
@@ -178,6 +182,7 @@ class Sandbox:
                         logs_dir,
                         self._network,
                         on_console=AgentLog(self.id, self._trace.root).line,
+                        cages=cages,
                     )
                     with _hypervisor_trace.stage("StartVM"):
                         vm = self._vm = await self._stack.enter_async_context(self.options.obtain_vm(request))
@@ -197,6 +202,13 @@ class Sandbox:
         await self._stack.enter_async_context(serve_management(self._directory.run / places.MANAGEMENT_SOCKET, self))
         assert self._agent is not None
         self._guard = asyncio.create_task(self._watch(vm, self._agent))
+
+    async def _placed(self, placement: Placement | None) -> Cages:
+        if placement is None:
+            return Cages()
+        only = self.config.runtime.sandbox_cgroup_only
+        made = placed(placement, self.id, only=only, record=self._directory.cgroups)
+        return await self._stack.enter_async_context(made)
 
     async def _forward_localhost(self, vm: Vm) -> None:
         if self._network is None or not (self.options.forward_localhost and self.options.netns):

@@ -97,6 +97,11 @@ class SandboxDirectory:
         return self.run / "network.json"
 
     @property
+    def cgroups(self) -> Path:
+        """Which cgroups of the host are the sandbox's, see `placement`."""
+        return self.run / "cgroups.json"
+
+    @property
     def layers(self) -> Path:
         """Writable layers."""
         return self.roots.layers / self.sandbox_id
@@ -189,6 +194,10 @@ class SandboxDirectory:
             from kata_runtime.sandbox.network.network import undo_leftover
 
             undo_leftover(self.network)
+        if self.cgroups.exists():
+            from kata_runtime.sandbox.placement import remove_leftover
+
+            remove_leftover(self.cgroups)
         # What is below afterwards is on our own file system: no mount, so nothing of the user's.
         for path in (self.run, self.layers):
             try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_common import places
+from kata_runtime.cage import Cage
 from kata_runtime.config.model import Config
 from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
@@ -29,6 +30,7 @@ from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
 from kata_runtime.process import Child, Privileges
 from kata_runtime.sandbox.network.network import Network
+from kata_runtime.sandbox.placement import Cages
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_telemetry.span import Site
@@ -54,7 +56,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class VmRequest:
-    """What a VM is asked to be. `on_console` gets each line of its console, `logs_dir` the logs of its processes."""
+    """What a VM is asked to be. `on_console` gets each line of its console, `logs_dir` the logs of its processes.
+
+    `cages` are what they are kept to.
+    """
 
     config: Config
     sizes: Sizes
@@ -63,6 +68,7 @@ class VmRequest:
     logs_dir: Path
     network: Network | None = None
     on_console: Callable[[str], None] | None = None
+    cages: Cages = field(default_factory=Cages)
 
 
 ConnectAgent = Callable[[], AbstractAsyncContextManager["AgentClient"]]
@@ -124,12 +130,14 @@ async def start_vm(request: VmRequest) -> AsyncIterator[Vm]:
         stack.enter_context(_shared(directory))
         # The machine's ends of the helpers' sockets. They must not stay open here, or nobody would see that it ended.
         theirs = stack.enter_context(ExitStack())
-        helpers = _Helpers(stack, theirs, request.logs_dir)
+        helpers = _Helpers(stack, theirs, request.logs_dir, request.cages.helpers)
         vsock, transport = await _vsock(helpers, directory, terms.privileges)
         shared = await _virtiofs(helpers, request.config, directory)
         cards = network.devices(theirs, vhost=terms.vhost_net) if network else ()
         spec = replace(_machine_spec(request), devices=(vsock, shared, *cards))
-        where = Surroundings(network.namespace if network else "", request.logs_dir, request.on_console)
+        where = Surroundings(
+            network.namespace if network else "", request.cages.machine, request.logs_dir, request.on_console
+        )
         machine = await stack.enter_async_context(hypervisor.launch(spec, where))
         machine.boot.helpers_served_at(max(start.ready_ns for start in helpers.starts))
         theirs.close()
@@ -178,6 +186,7 @@ class _Helpers:
     stack: AsyncExitStack
     theirs: ExitStack
     logs_dir: Path
+    cage: Cage
     children: list[Child] = field(default_factory=list)
     starts: list[HelperStart] = field(default_factory=list)
 
@@ -201,7 +210,9 @@ async def _vsock(
             KernelTransport.opened(cid, directory.run / places.AGENT_SOCKET)
         )
         return Vsock(cid, vhost_fd=fd), kernel
-    started = start_vsock_backend(directory.run, privileges=privileges, log_path=helpers.logs_dir / "vsock.log")
+    started = start_vsock_backend(
+        directory.run, privileges=privileges, cage=helpers.cage, log_path=helpers.logs_dir / "vsock.log"
+    )
     backend = await helpers.stack.enter_async_context(started)
     chardev = helpers.add(backend.child, backend.chardev, backend.start)
     return Vsock(GUEST_CID, chardev_fd=chardev), HybridTransport(backend.hybrid_path, backend.agent_path)
@@ -216,6 +227,7 @@ async def _virtiofs(helpers: _Helpers, config: Config, directory: SandboxDirecto
         directory.run / places.VIRTIOFSD_SOCKET,
         cache=hypervisor.virtio_fs_cache,
         extra=hypervisor.virtio_fs_extra_args,
+        cage=helpers.cage,
         log_path=helpers.logs_dir / "virtiofsd.log",
     )
     return VhostUserFs(helpers.add(*await helpers.stack.enter_async_context(started)), SHARED_TAG)

@@ -21,6 +21,7 @@ from kata_runtime.oci.names import names_of
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
 from kata_runtime.sandbox.hooks import AFTER_END, BEFORE_START, NO_HOOKS, Hooks
+from kata_runtime.sandbox.placement import placement_of
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.shim.service import Shim
@@ -228,6 +229,7 @@ def options_of(spec: Spec, *, pod: bool) -> SandboxOptions:
         netns=network_namespace(spec),
         dns=_resolver(spec),
         forward_localhost=pod,
+        placement=placement_of(spec, whole=True),
     )
 
 

@@ -18,6 +18,7 @@ from kata_protos.containerd import sandbox_pb2 as pb
 from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.cri_pb2 import NODE, POD, DNSConfig, PodSandboxConfig
 from kata_runtime.oci.names import names_of
+from kata_runtime.sandbox.placement import Placement
 from kata_runtime.sandbox.sandbox import SandboxOptions
 from kata_runtime.shim.metrics import add_metrics
 from kata_runtime.shim.pod import Pod
@@ -236,11 +237,20 @@ def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
         netns=request.netns_path,
         dns=_resolver(config.dns_config),
         forward_localhost=True,
+        placement=Placement(_cgroups_path(config.linux.cgroup_parent, request.sandbox_id), whole=True),
     )
 
 
 def _is_cri(request: pb.CreateSandboxRequest) -> bool:
     return request.options.type_url.rpartition("/")[2] == _CRI_CONFIG
+
+
+def _cgroups_path(parent: str, sandbox_id: str) -> str:
+    """The sandbox's path below what CRI says, as containerd's CRI plugin makes it (getCgroupsPath)."""
+    if not parent:
+        return ""
+    name = parent.rstrip("/").rpartition("/")[2]
+    return f"{name}:cri-containerd:{sandbox_id}" if name.endswith(".slice") else f"{parent}/{sandbox_id}"
 
 
 def _resolver(dns: DNSConfig) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from kata_runtime.cli.main import main
 from kata_runtime.config import Config
 from kata_runtime.errors import HostError
 from kata_runtime.hypervisor.qemu import hypervisor as qemu
-from kata_runtime.hypervisor.qemu.accelerator import Usability
+from kata_runtime.hypervisor.qemu.accelerator import EMULATION, Usability
 
 
 class Host:
@@ -87,7 +87,7 @@ def test_a_cpu_that_no_guest_runs_on(host: Host) -> None:
 def test_kvm_that_creates_no_vm(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(qemu, "creates_vm", lambda _: Usability(False, "no VM"))
-    assert host.look()["KVM"] == Finding("KVM", Verdict.SLOWER, "no VM; QEMU emulates the CPU, about ten times slower")
+    assert host.look()["KVM"] == Finding("KVM", Verdict.SLOWER, f"no VM; {EMULATION}")
 
 
 def test_a_program_that_is_missing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

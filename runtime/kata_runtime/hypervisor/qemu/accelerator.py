@@ -10,11 +10,18 @@ from pathlib import Path
 
 from kata_runtime.errors import HostError
 
-__all__ = ["Accelerator", "Usability", "choose", "kvm_usability"]
+__all__ = ["EMULATION", "Accelerator", "Usability", "choose", "kvm_usability"]
 
 # KVM_GET_API_VERSION and the only version there is (linux/kvm.h, Documentation/virt/kvm/api.rst).
 _KVM_GET_API_VERSION = 0xAE00
 _KVM_API_VERSION = 12
+
+
+# What the fallback means. QEMU calls only hardware virtualization a security boundary (docs/system/security.rst).
+EMULATION = (
+    "QEMU emulates the guest's CPU, about ten times slower, and does not promise that emulation holds a hostile guest"
+)
+REFUSE = '[hypervisor.qemu] accelerator = "kvm" refuses to start instead, "tcg" says that it is wanted'
 
 
 class Accelerator(StrEnum):
@@ -79,4 +86,4 @@ def choose(wanted: str, kvm: Usability) -> tuple[Accelerator, str]:
             f"KVM can't be used: {kvm.reason}",
             hint='set [hypervisor.qemu] accelerator = "auto" to fall back to emulation',
         )
-    return Accelerator.TCG, f"KVM can't be used ({kvm.reason}); QEMU emulates the guest's CPU, about ten times slower"
+    return Accelerator.TCG, f"KVM can't be used ({kvm.reason}); {EMULATION}; {REFUSE}"

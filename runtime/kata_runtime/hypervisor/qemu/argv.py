@@ -39,7 +39,7 @@ def _machine(spec: QemuSpec) -> list[str]:
     cpu = ",".join(filter(None, [CPUS[spec.accelerator], spec.cpu_features]))
     return [
         "-name", f"sandbox-{spec.machine.name},debug-threads=on",
-        "-machine", ",".join((spec.machine_type, "memory-backend=memory", *MACHINE_OPTIONS)),
+        "-machine", ",".join((spec.machine_type, "memory-backend=memory", "dump-guest-core=off", *MACHINE_OPTIONS)),
         "-accel", "kvm" if kvm else "tcg,thread=multi",
         "-cpu", cpu,
         "-smp", f"{vcpus},sockets=1,cores={vcpus},threads=1",

@@ -18,6 +18,7 @@ from kata_runtime.hypervisor.qemu.machine import QemuMachine, launch_qemu
 from kata_runtime.hypervisor.qemu.spec import QemuSpec
 from kata_runtime.hypervisor.qemu.tsc import TscMeter, tsc_reader
 from kata_runtime.process import Privileges, find_program
+from kata_runtime.told import first_time
 from kata_telemetry.span import Site
 
 __all__ = ["Qemu"]
@@ -89,7 +90,7 @@ class Qemu:
         if self._config.accelerator == "kvm":
             hint = 'set [hypervisor.qemu] accelerator = "auto" to fall back to emulation'
             return Finding("KVM", Verdict.MISSING, usability.reason, hint)
-        return Finding("KVM", Verdict.SLOWER, f"{usability.reason}; QEMU emulates the CPU, about ten times slower")
+        return Finding("KVM", Verdict.SLOWER, f"{usability.reason}; {accelerator.EMULATION}")
 
 
 def creates_vm(device: Path) -> Usability:
@@ -110,7 +111,7 @@ def _choose(config: QemuConfig) -> Accelerator:
         if warning:
             span.set(reason=warning)
     if warning:
-        _log.warning(warning)
+        _log.log(logging.WARNING if first_time("no-kvm", warning) else logging.INFO, warning)
     return chosen
 
 

@@ -7,8 +7,10 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from kata_runtime.cage import Cage
 from kata_runtime.errors import HypervisorError, quoted
 from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.hypervisor.console import Console
@@ -115,7 +117,7 @@ async def launch_qemu(
                 to_argv(spec, channels),
                 pass_fds=[*devices, channels.qmp, channels.console, channels.firmware],
                 privileges=privileges,
-                namespace=where.namespace,
+                cage=_cage(where),
                 log_path=_file(logs_dir, "qemu.log"),
                 grace=0,
             )
@@ -139,6 +141,13 @@ async def launch_qemu(
             if spec.accelerator is Accelerator.KVM:
                 await _confirm_kvm(qmp)
         yield QemuMachine(child, boot, console, qmp)
+
+
+def _cage(where: Surroundings) -> Cage:
+    """The network of a pod is there for its taps, which are open by then; without one there is none to have."""
+    if where.namespace:
+        return replace(where.cage, network=where.namespace, namespaces=("ipc", "uts"))
+    return replace(where.cage, namespaces=("net", "ipc", "uts"))
 
 
 def _firmware_line(boot: Boot, text: str, when: int) -> None:

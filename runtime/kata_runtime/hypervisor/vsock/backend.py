@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kata_common.contract import Port
 from kata_common.places import AGENT_SOCKET, PORTS, VSOCK_SOCKET
+from kata_runtime.cage import Cage
 from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, Privileges, launch
 from kata_telemetry.span import Level, Site, use
@@ -21,6 +22,10 @@ _trace = Site(package="virtcontainers", subsystem="vsock")
 
 # Each VM has a backend of its own, so all may have the same CID; 3 is the first that is nobody's (vsock(7)).
 GUEST_CID = 3
+
+
+# To leave root, its bounding set and the rest of the file system behind.
+_CAPABILITIES = ("setuid", "setgid", "setpcap", "sys_chroot")
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,11 @@ class VsockBackend:
 
 @asynccontextmanager
 async def start_vsock_backend(
-    directory: Path, *, privileges: Privileges | None, log_path: Path | None = None
+    directory: Path,
+    *,
+    privileges: Privileges | None,
+    cage: Cage = Cage(),  # noqa: B008 - it is frozen
+    log_path: Path | None = None,
 ) -> AsyncIterator[VsockBackend]:
     """Run the backend for the block, with its sockets in `directory`. They accept before it has started."""
     hybrid_path, agent_path = directory / VSOCK_SOCKET, directory / AGENT_SOCKET
@@ -63,7 +72,11 @@ async def start_vsock_backend(
                 privileges = dataclasses.replace(privileges, by_child=True)
                 argv += ["--user", f"{privileges.uid}:{privileges.gid}"]
             fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
-            launched = launch(argv, pass_fds=fds, privileges=privileges, log_path=log_path, on_line=start.on_line)
+            # It becomes somebody else itself, and gives these up then; sockets that it connects to have paths.
+            cage = dataclasses.replace(cage, capabilities=_CAPABILITIES, namespaces=("net", "ipc", "uts"))
+            launched = launch(
+                argv, pass_fds=fds, privileges=privileges, cage=cage, log_path=log_path, on_line=start.on_line
+            )
             child = await stack.enter_async_context(launched)
         yield VsockBackend(child, ours, hybrid_path, agent_path, start)
 

@@ -1,0 +1,57 @@
+"""What a helper process is kept to besides its user: cgroups, limits, capabilities, namespaces.
+
+It is put there by small programs that become one another (a shell, util-linux' unshare and setpriv) before the helper's
+own code runs. A shim with threads can't do such things safely after a fork, and if it did them from outside, the helper
+would have run outside for a moment.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Cage", "cage_prefix", "capability_options"]
+
+# $1 is the score or empty, then come the files to join by, up to --. 0 is the process itself (cgroups(7)).
+_ENTER = """ulimit -c 0
+if [ -n "$1" ]; then echo "$1" >/proc/self/oom_score_adj || exit 125; fi
+shift
+while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done
+shift
+exec "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Cage:
+    """`cgroups` are the cgroup.procs files of its cgroups; `oom_score_adj` as in proc(5), None leaves what we have.
+
+    `capabilities` are all that it can ever have, by setpriv's names (`chown`). None of its programs dumps core.
+    `network` is the path of a network namespace to run in; `namespaces` are those of its own, by unshare's names
+    (`net`, `ipc`, `uts`).
+    """
+
+    cgroups: tuple[str, ...] = ()
+    oom_score_adj: int | None = None
+    capabilities: tuple[str, ...] = ()
+    network: str = ""
+    namespaces: tuple[str, ...] = ()
+
+
+def cage_prefix(cage: Cage, find: Callable[[str, str], str]) -> list[str]:
+    """The start of the command line of a program that is to be in this cage.
+
+    `find` tells the path of a program by its name and Debian package. setpriv, which takes the capabilities away, comes
+    last and is the caller's: see `capability_options`.
+    """
+    score = "" if cage.oom_score_adj is None else str(cage.oom_score_adj)
+    prefix = [find("sh", "dash"), "-c", _ENTER, "cage", score, *cage.cgroups, "--"]
+    if cage.network:
+        prefix += [find("nsenter", "util-linux"), f"--net={cage.network}"]
+    if cage.namespaces:
+        prefix += [find("unshare", "util-linux"), *(f"--{name}" for name in cage.namespaces)]
+    return prefix
+
+
+def capability_options(cage: Cage) -> list[str]:
+    """setpriv's options for what the program can ever have, and that it inherits nothing."""
+    kept = ",".join(["-all", *(f"+{name}" for name in cage.capabilities)])
+    return ["--bounding-set", kept, "--inh-caps", "-all", "--ambient-caps", "-all"]
