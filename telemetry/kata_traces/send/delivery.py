@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from kata_common.files import Lock, write_atomically
+from kata_common.interpreter import python_module
 from kata_telemetry import otlp
 from kata_traces.send.collector import (
     CollectorSettings,
@@ -56,6 +56,8 @@ MAX_REFUSED: Final = 1000
 # How often an exporter is started for one sandbox, and the exit status that says that settings can't work.
 MOST_STARTS: Final = 5
 USELESS: Final = 64
+# Not looked for on PATH, which may lead to where others write.
+_NICE: Final = "/usr/bin/nice"
 
 
 @dataclass(slots=True)
@@ -316,14 +318,15 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
 
     Raises SettingsError where it can't be started.
     """
-    search = [path for path in sys.path if path]
-    # -P: whatever lies in the current directory is not to be imported.
-    arguments = [sys.executable, "-P", "-m", "kata_traces.send.exporter", "--store", str(store.directory)]
-    arguments += ["--grace", str(grace)]
+    # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
+    arguments = [
+        _NICE,
+        *python_module("kata_traces.send.exporter", "--store", str(store.directory), "--grace", str(grace)),
+    ]
     log = str(store.directory / "export.log")
 
     def spawn() -> tuple[int, int]:
-        environment = {**os.environ, **settings.environment(), "PYTHONPATH": os.pathsep.join(search)}
+        environment = {**os.environ, **settings.environment()}
         reader, writer = os.pipe()
         try:
             os.set_blocking(writer, False)
@@ -333,8 +336,7 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ]
             # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
-            # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
-            pid = os.posix_spawnp("nice", ["nice", *arguments], environment, file_actions=actions, setsid=True)
+            pid = os.posix_spawn(_NICE, arguments, environment, file_actions=actions, setsid=True)
         except OSError:
             os.close(writer)
             raise
@@ -345,7 +347,7 @@ def start(store: Store, settings: CollectorSettings, *, grace: float = GRACE) ->
     try:
         return Link(spawn)
     except OSError as error:
-        raise SettingsError(f"cannot start the exporter {sys.executable}: {error.strerror}") from error
+        raise SettingsError(f"cannot start the exporter by {_NICE}: {error.strerror}") from error
 
 
 def push_leftovers(trace_dir: Path, settings: CollectorSettings, deadline: float) -> None:
