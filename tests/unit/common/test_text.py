@@ -1,0 +1,43 @@
+import pytest
+
+from kata_common.text import printable
+
+# What a terminal, or whoever reads a log, would take for more than text.
+HOSTILE = {
+    "escape": ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+    "title": ("\x1b]0;root@host\x07", r"\x1b]0;root@host\x07"),
+    "8-bit control": ("\x9b31m", r"\x9b31m"),
+    "backspace": ("ok\b\bno", r"ok\x08\x08no"),
+    "carriage return": ("error\rfine ", r"error\rfine "),
+    "new line": ("one\nkata-runtime: two", r"one\nkata-runtime: two"),
+    "nul": ("a\0b", r"a\x00b"),
+    "delete": ("a\x7f", r"a\x7f"),
+    "direction": ("\u202ecod\u2066\u2069\u200f", r"\u202ecod\u2066\u2069\u200f"),
+    "other lines": ("a\u2028b\u2029c\x85d", r"a\u2028b\u2029c\x85d"),
+    "invisible": ("a\u200bb\ufeff\U000e0041", r"a\u200bb\ufeff\U000e0041"),
+    "lone surrogate": ("a\udcffb", r"a\udcffb"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_text_is_shown(name: str) -> None:
+    text, shown = HOSTILE[name]
+    assert printable(text) == shown
+    assert printable(text).isprintable()
+
+
+def test_text_stays_as_it_is() -> None:
+    text = r"C:\temp: Größe 10 µs 容器 😀 naïve"
+    assert printable(text) is text
+
+
+def test_lines_may_stay() -> None:
+    assert printable("one\n\ttwo\x1b\r\n", lines=True) == "one\n\ttwo\\x1b\\r\n"
+
+
+@pytest.mark.parametrize("character", ["x", "\x1b", "\U000e0041"])
+def test_its_length_is_bounded(character: str) -> None:
+    shown = printable(character * 1_000_000, 100)
+    assert shown.endswith("… (999900 more characters)")
+    assert len(shown) < 100 * 10 + 40
+    assert printable("x" * 100, 100) == "x" * 100
