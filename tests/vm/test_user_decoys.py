@@ -1,5 +1,6 @@
 """A user of the host lays out modules where root will stand, and in root's PYTHON* variables: nobody runs them."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -92,7 +93,10 @@ def test_a_run(kata: Kata, decoys: Path) -> None:
 def test_an_image(kata: Kata, decoys: Path, tmp_path: Path) -> None:
     """A whole build, with pip, which takes the wheels from where the last build put them."""
     cache = tmp_path / "cache"
-    shutil.copytree(DEFAULT_CACHE, cache, symlinks=True, ignore=shutil.ignore_patterns("base-*", "wheels-*", "images"))
+    with (DEFAULT_CACHE / "lock").open("r") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # another build may change it
+        ignored = shutil.ignore_patterns("base-*", "wheels-*", "images")
+        shutil.copytree(DEFAULT_CACHE, cache, symlinks=True, ignore=ignored)
     (wheels,) = DEFAULT_CACHE.glob("wheels-????????????????")
     kata.environment.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_DISABLE_PIP_VERSION_CHECK="1")
     done = run(kata, decoys, "image", "build", "--cache", str(cache), "--output", str(tmp_path / "image"))
