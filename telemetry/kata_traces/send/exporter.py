@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kata_common.files import Lock
+from kata_common.text import told
 from kata_traces.send.collector import CollectorSettings, SettingsError, UnavailableError, connect
 from kata_traces.send.delivery import GRACE, USELESS, Delivery, push_leftovers
 from kata_traces.send.pace import Pace
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise StoreError(f"{options.store} is being exported by another process")
         exporter = Exporter(Delivery(store, settings, connect(settings)), options.grace)
     except (OSError, SettingsError, StoreError) as error:
-        print(f"exporter: {error}", file=sys.stderr)
+        print(told(f"exporter: {error}"), file=sys.stderr)
         return USELESS
     # The store by its own name is one of these as well, and complete by then.
     kept = options.store.absolute().parent
@@ -134,7 +135,7 @@ def _run(exporter: Exporter, kept: Path, settings: CollectorSettings) -> None:
             push_leftovers(kept, settings, exporter.deadline)
     except StoreError as error:
         # The store was removed, or its disk is full: nothing that waiting would mend.
-        print(f"exporter: {error}", file=sys.stderr)
+        print(told(f"exporter: {error}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 import pytest
 
-from kata_common.text import printable
+from kata_common.text import printable, told
 
 # What a terminal, or whoever reads a log, would take for more than text.
 HOSTILE = {
@@ -31,8 +31,18 @@ def test_text_stays_as_it_is() -> None:
     assert printable(text) is text
 
 
-def test_lines_may_stay() -> None:
-    assert printable("one\n\ttwo\x1b\r\n", lines=True) == "one\n\ttwo\\x1b\\r\n"
+def test_a_message_of_several_lines_can_not_begin_another() -> None:
+    message = "agent: it said: oh\nkata-runtime: all is well\r\n  | quoted\n\ttab\x1b\n\n"
+    shown = "agent: it said: oh\n  kata-runtime: all is well\\r\n  | quoted\n  tab\\x1b"
+    assert told(message) == shown
+    assert told("\x1b" * 10, 4).splitlines()[1] == "  … (6 more characters)"
+    assert told("") == ""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_hostile_is_told(name: str) -> None:
+    text, _ = HOSTILE[name]
+    assert all(line.isprintable() for line in told(f"error: {text}").split("\n"))
 
 
 @pytest.mark.parametrize("character", ["x", "\x1b", "\U000e0041"])
