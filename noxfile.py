@@ -23,7 +23,7 @@ SCRIPTS = ("dev",)
 
 def python(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
     """Run a module of the Python that runs nox. An interrupted test has time to take its guest down."""
-    command = (sys.executable, "-m", *arguments)
+    command = (sys.executable, "-P", "-m", *arguments)
     session.run(*command, env=env, external=True, interrupt_timeout=30, terminate_timeout=30)
 
 
@@ -34,7 +34,15 @@ def pytest(session: nox.Session, name: str) -> None:
 def guests(session: nox.Session, name: str) -> None:
     """Tests that boot guests, in a mount namespace of their own: other suites may do the same beside them."""
     apart = ("unshare", "--mount", "--propagation", "slave", "tests/support/apart.sh", f"artifacts/apart/{name}")
-    command = (sys.executable, "-m", "pytest", f"tests/{name}", f"--junitxml=artifacts/{name}.xml", *session.posargs)
+    command = (
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        f"tests/{name}",
+        f"--junitxml=artifacts/{name}.xml",
+        *session.posargs,
+    )
     session.run(*apart, *command, external=True, interrupt_timeout=30, terminate_timeout=30)
 
 
@@ -120,7 +128,7 @@ def containerd2(session: nox.Session) -> None:
 @nox.session
 def docker(session: nox.Session) -> None:
     """Docker (Debian 13's) and nerdctl above the tests' containerd (root); fetches both: minutes, the first time."""
-    session.run(sys.executable, "tests/docker/fetch.py", external=True)
+    session.run(sys.executable, "-P", "tests/docker/fetch.py", external=True)
     pytest(session, "docker")
 
 
@@ -139,13 +147,13 @@ def bench(session: nox.Session) -> None:
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other
-    session.run(sys.executable, f"tests/bench/{program}.py", *arguments, external=True)
+    session.run(sys.executable, "-P", f"tests/bench/{program}.py", *arguments, external=True)
 
 
 @nox.session
 def jaeger(session: nox.Session) -> None:
     """A traced container through Jaeger's own API (root). Builds Jaeger from Go modules: minutes, the first time."""
-    session.run(sys.executable, "tests/jaeger/build.py", external=True)
+    session.run(sys.executable, "-P", "tests/jaeger/build.py", external=True)
     pytest(session, "jaeger")
 
 

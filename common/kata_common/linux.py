@@ -309,7 +309,9 @@ def power_off() -> None:
 def kernel_log(limit: int) -> bytes:
     """The last `limit` bytes of the kernel's log as text, `<priority>[seconds] line` each; by one call of syslog(2)."""
     buffer = ctypes.create_string_buffer(limit)
-    return buffer.raw[: _checked(_libc.klogctl(_SYSLOG_READ_ALL, buffer, limit))]
+    # In two steps: `raw` is a copy, which must be made after the call.
+    size = _checked(_libc.klogctl(_SYSLOG_READ_ALL, buffer, limit))
+    return buffer.raw[:size]
 
 
 def spawn(argv: Sequence[str], stdio: Sequence[int], env: Mapping[str, str]) -> int:

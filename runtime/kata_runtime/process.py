@@ -11,7 +11,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -20,17 +19,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from kata_common.interpreter import python_code
 from kata_runtime.cage import Cage, cage_prefix, capability_options
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run", "run_foreign", "run_python"]
+__all__ = [
+    "Child",
+    "Privileges",
+    "absolute",
+    "describe",
+    "find_program",
+    "launch",
+    "own_start",
+    "run",
+    "run_foreign",
+    "run_python",
+]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
 
 # What a child inherits of our environment: nothing that could steer a helper in unexpected ways.
-_ENVIRONMENT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
+_ENVIRONMENT = ("HOME", "LANG", "TZ", "TMPDIR")
+# The same for lists of directories.
+_SEARCHED = ("PATH", "LD_LIBRARY_PATH")
 _TAIL_LINES = 40
 _LINE_LIMIT = 4096
 
@@ -52,14 +65,23 @@ def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
     """Absolute path of a helper program: `name` itself if absolute, else on PATH, else one of `also`.
 
     Raises:
-        HostError: not there, or not executable; names the Debian package that has it.
+        HostError: not there, or not executable (names the Debian package that has it); a relative path.
     """
-    search = [*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/sbin", "/sbin"]
+    search = [*absolute(os.environ.get("PATH", os.defpath)).split(os.pathsep), "/usr/sbin", "/sbin"]
+    if "/" in name and not name.startswith("/"):
+        raise HostError(
+            f"{name}: the path of a program begins with /", hint="what it means depends on where one stands"
+        )
     candidates = [name] if "/" in name else [f"{directory}/{name}" for directory in search if directory]
     for candidate in (*candidates, *also):
         if os.access(candidate, os.X_OK) and Path(candidate).is_file():
             return candidate
     raise HostError(f"{name} was not found", hint=f"install it (Debian, Ubuntu: apt install {package})")
+
+
+def absolute(search: str) -> str:
+    """A list of directories as in PATH, without its relative entries, and empty ones, which mean where we stand."""
+    return os.pathsep.join(directory for directory in search.split(os.pathsep) if directory.startswith("/"))
 
 
 def describe(status: int) -> str:
@@ -204,6 +226,7 @@ def _spawn(
         groups = ["--groups", ",".join(map(str, privileges.groups))] if privileges.groups else ["--clear-groups"]
         prefix += ["--reuid", str(privileges.uid), "--regid", str(privileges.gid), *groups]
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    kept |= {name: directories for name in _SEARCHED if (directories := absolute(os.environ.get(name, "")))}
     _log.debug("child starts", extra={"command": shlex.join(argv)})
     log_file = log_path.open("ab", buffering=0) if log_path else None
     try:
@@ -295,12 +318,10 @@ def run_python(program: str, *arguments: str, timeout: float) -> None:
 
     Nobody is told what became of it: for what can be done without.
     """
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
-    argv = (sys.executable, "-c", f"import sys; {program}", *arguments)
     with suppress(OSError, subprocess.SubprocessError):
         subprocess.run(
-            argv,
-            env=environment,
+            python_code(program, *arguments),
+            env={},
             timeout=timeout,
             check=False,
             stdin=subprocess.DEVNULL,

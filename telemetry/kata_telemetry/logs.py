@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from kata_common.text import printable
 from kata_telemetry.span import Span, current
 
 __all__ = ["FORMATS", "LEVELS", "Formatter", "configure", "log_fields", "on_spans", "set_root"]
@@ -189,13 +190,10 @@ def _quote(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     text = _cut(str(value))
-    # isprintable() is false for control characters, line separators, bidirectional marks and lone surrogates.
     if text and text.isprintable() and not any(c in ' "=\\' for c in text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    if not escaped.isprintable():
-        escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in escaped)
-    return f'"{escaped}"'
+    return f'"{printable(escaped, len(escaped))}"'
 
 
 def _json(fields: Mapping[str, Any]) -> str:

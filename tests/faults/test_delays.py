@@ -78,7 +78,7 @@ def wrong(trace: Trace, hold: Hold, name: str, seconds: float) -> list[str]:
 
 def test_a_pods_network_that_is_set_up_slowly(kata: Kata, holds: Holds) -> None:
     """tc on the host, then the interface in the guest."""
-    kata.environment["PYTHONPATH"] = holds.slow_tc("tc", "/kata-runtime", 0.6)
+    kata.prologue = holds.slow_tc("tc", 0.6)
     kata.tracing(runtime=True, agent=True)
     kata.configure("hypervisor.qemu", initrd=holds.initrd(image(), interface=0.9))
     with made(2) as (pod, host):
@@ -138,7 +138,7 @@ def test_virtiofsd_that_starts_slowly(kata: Kata, holds: Holds) -> None:
 
 @pytest.mark.skipif(Path("/dev/vhost-vsock").exists(), reason="the kernel is the backend here")
 def test_a_vsock_backend_that_starts_slowly(kata: Kata, holds: Holds) -> None:
-    kata.environment["PYTHONPATH"] = holds.python_path("backend", "vsock.device", 1.0)
+    kata.prologue = holds.late_helpers("backend", 1.0)
     assert kata.tracing(runtime=True, agent=True).run("true").returncode == 0
     trace = the_trace(kata)
     assert wrong(trace, happened(kata, holds, trace)["backend"], "startVsockBackend", 1.0) == []
@@ -172,7 +172,7 @@ def test_ten_slow_stages(kata: Kata, holds: Holds) -> None:
         initrd=holds.initrd(image(), **in_guest),
         kernel_params="resumedelay=1 resume=/dev/none",
     )
-    kata.environment["PYTHONPATH"] = holds.python_path("start", "/kata-runtime", seconds["start"])
+    kata.prologue = holds.late("start", seconds["start"])
     command = ("run", "-i", "--", "sh", "-c", "echo ready; cat")
     with kata.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
         assert run.stdin is not None

@@ -43,34 +43,34 @@ _C_VIRTIOFSD = (
     '/usr/lib/qemu/virtiofsd "$1" -f -o source="$3" -o cache="$5" -o sandbox=namespace -o xattr -o log_level=info'
     " --thread-pool-size=1 #"
 )
-# Python of the host imports this wherever it starts with it on PYTHONPATH.
-_CUSTOMIZE = """
+# Prologues of `kata-runtime` (`Kata.prologue`).
+_LATE = """
+import time
+begin = time.time_ns()
+time.sleep({seconds})
+with open({log!r}, "a") as log:
+    log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
+"""
+_HELPERS = """
 import sys
-if any(word.endswith({program!r}) for word in sys.orig_argv[:4]):
-    import time
-    begin = time.time_ns()
-    time.sleep({seconds})
-    with open({log!r}, "a") as log:
-        log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
+sys.executable = {python!r}
 """
 
 # A kernel that answers late when it is asked for a filter of tc (RTM_NEWTFILTER, linux/rtnetlink.h).
 _SLOW_TC = """
-import socket, struct, sys
-if any(word.endswith({program!r}) for word in sys.orig_argv[:4]):
-    import time
-    plain = socket.socket.send
+import socket, struct, time
+plain = socket.socket.send
 
-    def send(self, data, *flags):
-        if self.family == socket.AF_NETLINK and struct.unpack_from("=IH", data)[1] == 44:
-            socket.socket.send = plain
-            begin = time.time_ns()
-            time.sleep({seconds})
-            with open({log!r}, "a") as log:
-                log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
-        return plain(self, data, *flags)
+def send(self, data, *flags):
+    if self.family == socket.AF_NETLINK and struct.unpack_from("=IH", data)[1] == 44:
+        socket.socket.send = plain
+        begin = time.time_ns()
+        time.sleep({seconds})
+        with open({log!r}, "a") as log:
+            log.write(f"{stage} {{begin}} {{time.time_ns()}}\\n")
+    return plain(self, data, *flags)
 
-    socket.socket.send = send
+socket.socket.send = send
 """
 
 # --- in the guest ---------------------------------------------------------------------------------------------------
@@ -192,19 +192,17 @@ class Holds:
         path.chmod(0o755)
         return str(path)
 
-    def python_path(self, stage: str, program: str, seconds: float) -> str:
-        """A directory for PYTHONPATH that makes a program in Python wait; `program` is how its name ends."""
-        return self._customize(stage, _CUSTOMIZE, program, seconds)
+    def late(self, stage: str, seconds: float) -> str:
+        """A prologue that makes the runtime itself wait before its first import."""
+        return _LATE.format(stage=stage, seconds=seconds, log=str(self._log))
 
-    def slow_tc(self, stage: str, program: str, seconds: float) -> str:
-        """The same, where the first filter that it wants of tc comes late."""
-        return self._customize(stage, _SLOW_TC, program, seconds)
+    def late_helpers(self, stage: str, seconds: float) -> str:
+        """A prologue with which the runtime's helpers in Python wait before they start."""
+        return _HELPERS.format(python=self.wrap(stage, sys.executable, seconds))
 
-    def _customize(self, stage: str, template: str, program: str, seconds: float) -> str:
-        path = self.directory / stage / "sitecustomize.py"
-        path.parent.mkdir()
-        path.write_text(template.format(stage=stage, program=program, seconds=seconds, log=str(self._log)))
-        return str(path.parent)
+    def slow_tc(self, stage: str, seconds: float) -> str:
+        """A prologue with which the first filter that the runtime wants of tc comes late."""
+        return _SLOW_TC.format(stage=stage, seconds=seconds, log=str(self._log))
 
     def initrd(self, image: Path, **seconds: float) -> str:
         """The initramfs of `image` with waits in `initramfs`, `agent`, `mount`, `create`, `delete` and `interface`."""

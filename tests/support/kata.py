@@ -13,6 +13,7 @@ __all__ = ["Kata", "Span", "build_image", "read_spans"]
 
 # An emulated guest on a busy machine; a run takes some five seconds.
 TIMEOUT = 120
+_MAIN = "\nfrom kata_runtime.cli.main import main\nimport sys\nsys.exit(main())"
 
 
 def build_image() -> None:
@@ -43,6 +44,8 @@ class Kata:
     directory: Path
     settings: dict[str, dict[str, object]] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    # Python code that runs in its process before anything of it is imported.
+    prologue: str = ""
 
     program = Path(sys.executable).with_name("kata-runtime")
 
@@ -73,7 +76,8 @@ class Kata:
             for table, keys in tables.items()
         )
         config.write_text("\n".join(text))
-        return [str(self.program), "--config", str(config), *arguments]
+        program = [sys.executable, "-P", "-c", self.prologue + _MAIN] if self.prologue else [str(self.program)]
+        return [*program, "--config", str(config), *arguments]
 
     def env(self) -> dict[str, str]:
         """The environment of the command; logs of its sandboxes are kept."""

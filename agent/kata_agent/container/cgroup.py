@@ -5,6 +5,7 @@ documentation, admin-guide/cgroup-v2.rst.
 """
 
 import asyncio
+import errno
 import os
 import select
 from collections.abc import Callable
@@ -102,10 +103,13 @@ class Cgroup:
     def pids(self) -> list[int]:
         """Processes in it and below it, as the guest numbers them."""
         found: set[int] = set()
-        for directory, _, files in os.walk(self.path):
-            if "cgroup.procs" in files:
-                with suppress(OSError):
-                    found.update(int(line) for line in Path(directory, "cgroup.procs").read_text().split())
+        pending = [self.path]
+        while pending:  # not os.walk, whose stack a workload could make overflow
+            directory = pending.pop()
+            with suppress(OSError):
+                found.update(int(line) for line in (directory / "cgroup.procs").read_text().split())
+            with suppress(OSError), os.scandir(directory) as entries:
+                pending += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
         return sorted(found)
 
     def memory(self) -> int:
@@ -171,6 +175,7 @@ class Cgroup:
     def remove(self) -> None:
         """Remove it and what is below it; it must be empty. Raises OSError."""
         self.close()
-        for directory, _, _ in os.walk(self.path, topdown=False):
-            with suppress(FileNotFoundError):
-                Path(directory).rmdir()
+        from kata_common.removal import remove_tree
+
+        if left := remove_tree(self.path, files=False):
+            raise OSError(errno.EBUSY, str(left))

@@ -345,8 +345,11 @@ class Container:
             self.cgroup.remove()
         with _trace.span("unmount"):
             await self.mounts.clear()
-        with _trace.span("remove_bundle"):
-            _remove_tree(self._bundle)
+        with _trace.span("remove_bundle") as span:
+            from kata_common.removal import remove_tree
+
+            if left := remove_tree(self._bundle):
+                span.set(left=str(left))
 
     async def _crun(self, command: str, *arguments: str) -> None:
         await self._tools.crun.run(command, *arguments, container=self.id, log=self._log)
@@ -356,16 +359,3 @@ class Container:
             self.state = State.STOPPED
         if self.state not in states:
             raise PreconditionError(f"container {self.id} is {self.state}; this needs it {' or '.join(states)}")
-
-
-def _remove_tree(directory: Path) -> None:
-    """Not shutil's rmtree, which imports four compression libraries; this directory is ours alone and has no links."""
-    for parent, directories, files in os.walk(directory, topdown=False):
-        for name in files:
-            with suppress(OSError):
-                Path(parent, name).unlink()
-        for name in directories:
-            with suppress(OSError):
-                Path(parent, name).rmdir()
-    with suppress(OSError):
-        directory.rmdir()

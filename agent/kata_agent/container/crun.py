@@ -59,7 +59,8 @@ def last_message(log: Path) -> str:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - MAX_LOG))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            # Names in it may have other ends of lines.
+            lines = file.read().decode("utf-8", "replace").rstrip("\n").split("\n")
     except OSError:
         return ""
     for line in reversed(lines):
@@ -67,7 +68,7 @@ def last_message(log: Path) -> str:
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("msg"), str):
                 return str(entry["msg"])
-    return lines[-1] if lines else ""
+    return lines[-1]
 
 
 class Crun:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from kata_common import descriptors
+from kata_common.text import told
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
 
@@ -23,6 +24,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(KataError.exit_code, f"{self.prog}: {message}\n")
+
+
+class _Plain(logging.Formatter):
+    """Records as a person reads them on a terminal; they may quote whoever is in a guest."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return told(super().format(record))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(parser, options)
     except KataError as error:
-        print(f"kata-runtime: {error}", file=sys.stderr)
+        print(told(f"kata-runtime: {error}"), file=sys.stderr)
         if error.hint:
-            print(f"  hint: {error.hint}", file=sys.stderr)
+            print(told(f"  hint: {error.hint}"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
@@ -89,12 +97,12 @@ def _configure_log(options: argparse.Namespace) -> None:
                 "json" if options.log_format == "json" else "logfmt", "info", Path(options.log), source="runtime"
             )
         except OSError as error:
-            print(f"kata-runtime: the log can't be written: {options.log}: {error.strerror}", file=sys.stderr)
+            print(told(f"kata-runtime: the log can't be written: {options.log}: {error.strerror}"), file=sys.stderr)
             raise SystemExit(KataError.exit_code) from error
         return
     # On a terminal a person reads: only what matters, in plain words.
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("kata-runtime: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Plain("kata-runtime: %(levelname)s: %(message)s"))
     # What a guest says is for the log file: it must not speak to a person in our name.
     handler.addFilter(lambda record: record.name != "kata.agent")
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Console", "Lines", "printable"]
+from kata_common.text import printable
+
+__all__ = ["Console", "Lines", "readable"]
 
 _LINE_LIMIT = 1024
 _TAIL_LINES = 200
@@ -21,10 +23,10 @@ _LOG_LIMIT = 4 << 20
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_c])")
 
 
-def printable(line: bytes) -> str:
-    """A console line as text that can't do anything to a terminal: control characters are dropped."""
-    text = _ANSI.sub("", line.decode("utf-8", errors="replace"))
-    return "".join(char for char in text if char.isprintable() or char == "\t").rstrip()
+def readable(line: bytes) -> str:
+    """A console line as text that can't do anything to a terminal: what firmware and shells colour by is left out."""
+    text = _ANSI.sub("", line.decode("utf-8", errors="replace")).expandtabs()
+    return printable(text.rstrip(), _LINE_LIMIT)
 
 
 class Lines:
@@ -75,7 +77,7 @@ class Console(asyncio.Protocol):
 
     def tail(self, count: int = 15) -> list[str]:
         """The last lines, the unfinished one included."""
-        unfinished = printable(self._lines.partial)
+        unfinished = readable(self._lines.partial)
         return [*self._tail, *([unfinished] if unfinished else [])][-count:]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,7 +93,7 @@ class Console(asyncio.Protocol):
                 # A full disk costs the log; whoever waits for a line must not wait for ever.
                 self._logged = _LOG_LIMIT
         for line in self._lines.feed(data):
-            text = printable(line)
+            text = readable(line)
             self._tail.append(text)
             self._on_line(text, now)
 

@@ -17,8 +17,12 @@ __all__ = ["build"]
 PYC_HEADER = 16
 # First in the bundle is what the agent's start imports.
 ENTRY = "kata_agent.main"
-# Then what it imports later, inside of functions, but nearly every guest needs: when it serves, when it sends spans.
-LATE = ("grpc", "kata_protos.agent_pb2_grpc", "opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+# Then what it imports later, inside of functions, but nearly every guest needs: when it serves, when it sends spans,
+# when a container ends.
+LATE = (
+    *("grpc", "kata_protos.agent_pb2_grpc", "opentelemetry.proto.collector.trace.v1.trace_service_pb2"),
+    "kata_common.removal",
+)
 # Runs in the image's own Python; arguments are the directories to import from, then the modules to import. After the
 # first one come all modules of its package, since their imports may be inside of functions too.
 PROGRAM = """

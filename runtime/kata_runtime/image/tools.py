@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import which
 
 from kata_runtime.errors import ImageError
+from kata_runtime.process import absolute
 
 __all__ = ["run"]
 
@@ -40,12 +41,13 @@ def run(
     seconds. Raises ImageError where the tool is missing, fails or takes longer than that.
     """
     name = str(argv[0])
-    path = which(name) or which(name, path=os.pathsep.join(SEARCH))
+    search = os.pathsep.join(filter(None, [absolute(os.environ.get("PATH", "")), *SEARCH]))
+    path = which(name, path=search)
     if path is None:
         package = PACKAGES.get(name, name)
         raise ImageError(f"can't {doing}: {name} is missing", hint=f"install it: apt-get install {package}")
     environment = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith("PIP_")}
-    environment |= {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", "") + os.pathsep + os.pathsep.join(SEARCH)}
+    environment |= {"LC_ALL": "C.UTF-8", "PATH": search}
     try:
         done = subprocess.run(
             [path, *map(str, argv[1:])],

@@ -55,7 +55,17 @@ class Wheels:
         platforms = [option for platform in PLATFORMS for option in ("--platform", platform)]
         tools.run(
             [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary", ":all:"),
+                *(
+                    sys.executable,
+                    "-I",
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--require-hashes",
+                    "--only-binary",
+                    ":all:",
+                ),
                 *("--no-deps", "--python-version", GUEST_PYTHON, "--implementation", "cp"),
                 *("--abi", "cp311", "--abi", "abi3", "--abi", "none", *platforms),
                 *("--requirement", self._requirements, "--dest", partial),

@@ -12,9 +12,9 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.removal import remove_tree
 from kata_runtime import process
 from kata_runtime.errors import ImageError, ProcessError
 from kata_telemetry.span import Site
@@ -31,6 +32,7 @@ from kata_telemetry.span import Site
 __all__ = ["CACHE", "Image", "ImageConfig", "unpack"]
 
 _trace = Site(package="runtime", subsystem="image")
+_log = logging.getLogger("kata.image")
 
 CACHE = Path("/var/cache/kata-containers/images")
 _TIMEOUT = 600.0  # seconds; for one tool on one image
@@ -263,13 +265,14 @@ def _workplace(cache: Path) -> Iterator[Path]:
     """A directory for one unpacking, removed afterwards; those of killed processes, too."""
     for left in cache.glob(".new-*"):
         with suppress(OSError), _locked(left):
-            shutil.rmtree(left)
+            remove_tree(left)
     work = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
     with _locked(work):
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            if left_over := remove_tree(work):
+                _log.warning("what unpacking an image leaves can't be removed: %s", left_over)
 
 
 @contextmanager

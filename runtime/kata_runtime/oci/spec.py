@@ -264,6 +264,7 @@ def for_guest(
     if not any(entry["type"] == "user" for entry in namespaces):
         result["linux"].pop("uidMappings", None)
         result["linux"].pop("gidMappings", None)
+    result["linux"].pop("cgroupsPath", None)  # the VM's, on the host
     if disable_guest_seccomp and result["linux"].pop("seccomp", None):
         notes.append("linux.seccomp: [runtime] disable_guest_seccomp is set")
     hooks = {kind: value for kind, value in (result.pop("hooks", None) or {}).items() if value}

@@ -165,7 +165,7 @@ class Sandbox:
                     with _trace.span("findArtifacts"):
                         artifacts = find_artifacts(self.config, self.options.image_dir)
                     with _trace.span("makeDirectories"):
-                        self._stack.enter_context(self._directory.opened())
+                        await self._stack.enter_async_context(self._directory.opened())
                         self._trace.point_from(self._directory.run)
                     logs_dir = self.options.logs_dir or self._directory.run
                     logs_dir.mkdir(parents=True, exist_ok=True)

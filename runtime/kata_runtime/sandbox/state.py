@@ -8,17 +8,20 @@
 Nothing here is ever removed recursively through a mount: a root filesystem of the user's may be mounted below.
 """
 
+import asyncio
 import fcntl
+import logging
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata_common import places
 from kata_common.ids import RULE, is_id
+from kata_common.removal import Leftovers, remove_tree
+from kata_common.threads import in_thread
 from kata_runtime.errors import HostError, RootfsError, SandboxError
 from kata_runtime.mount_tree import unmount_below
 from kata_telemetry.span import Site
@@ -26,9 +29,12 @@ from kata_telemetry.span import Site
 __all__ = ["Directories", "SandboxDirectory", "valid_id"]
 
 _trace = Site(package="virtcontainers", subsystem="sandbox")
+_log = logging.getLogger("kata.sandbox")
 
 # Seconds that an empty directory is left alone.
 _BEGINNING = 60.0
+# Seconds of a run's start that go into the removal of what others left; what takes longer is gone after some runs.
+_SWEEPING = 0.5
 
 
 def valid_id(text: str) -> str:
@@ -50,8 +56,12 @@ class Directories:
     layers: Path = Path(places.LAYERS_DIR)
 
     def sweep(self) -> list[str]:
-        """Remove what sandboxes left whose runtime was killed; their ids."""
+        """Remove what sandboxes left whose runtime was killed; the ids of those that are gone.
+
+        Whatever is wrong with one of them is told in the log and nobody else's trouble.
+        """
         gone = []
+        until = time.monotonic() + _SWEEPING
         names = {entry.name for root in (self.run, self.layers) if root.is_dir() for entry in root.iterdir()}
         for name in sorted(names):
             if not is_id(name):
@@ -62,10 +72,14 @@ class Directories:
             try:
                 with directory.locked():
                     directory.close_trace()
-                    directory.remove()
-                    gone.append(name)
+                    if left := directory.remove(until=until):
+                        _log.info("what sandbox %s left can't be removed: %s", name, left)
+                    else:
+                        gone.append(name)
             except SandboxError:
                 continue  # it lives
+            except Exception as error:
+                _log.info("what sandbox %s left can't be removed: %s", name, error)
         return gone
 
 
@@ -114,16 +128,22 @@ class SandboxDirectory:
         except OSError:
             return False
 
-    @contextmanager
-    def opened(self) -> Iterator["SandboxDirectory"]:
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["SandboxDirectory"]:
         """Make the directories for the block, hold their lock, and remove them afterwards.
 
+        What can't be removed then is told in one line of the log.
+
         Raises:
-            SandboxError: a sandbox of this id lives.
+            SandboxError: a sandbox of this id lives, or one left what can't be removed.
             HostError: the directories can't be made.
         """
         with self.locked():
-            self._clear()  # of what a killed runtime left
+            if left := await _aside(self._clear):  # of what a killed runtime left
+                raise SandboxError(
+                    f"what an earlier sandbox {self.sandbox_id} left can't be removed: {left}",
+                    hint="remove it, or choose another --name",
+                )
             try:
                 for path in (self.mounts, self.shared):
                     path.mkdir(mode=0o755)
@@ -134,7 +154,8 @@ class SandboxDirectory:
                 yield self
             finally:
                 with _trace.span("removeDirectories"):
-                    self.remove()
+                    if left := await _aside(self.remove):
+                        _log.warning("what sandbox %s leaves can't be removed: %s", self.sandbox_id, left)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -180,16 +201,21 @@ class SandboxDirectory:
 
         close_abandoned(Store(store))
 
-    def remove(self) -> None:
-        """Remove the directories; anything still mounted in them is detached first.
+    def remove(self, *, until: float = float("inf")) -> Leftovers:
+        """Remove the directories; anything still mounted in them is detached first. What could not be removed.
+
+        After `until` (monotonic, s) the rest is left for another time.
 
         Raises:
             SandboxError: something is mounted there that can't be detached.
         """
-        self._clear()
-        self.run.rmdir()
+        left = self._clear(until)
+        if not left:
+            with suppress(FileNotFoundError):
+                self.run.rmdir()
+        return left
 
-    def _clear(self) -> None:
+    def _clear(self, until: float = float("inf")) -> Leftovers:
         if self.network.exists():
             from kata_runtime.sandbox.network.network import undo_leftover
 
@@ -204,10 +230,17 @@ class SandboxDirectory:
                 unmount_below(path)
             except RootfsError as error:
                 raise SandboxError(str(error)) from error
-        for entry in self.run.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        if self.layers.exists():
-            shutil.rmtree(self.layers)
+        over = Leftovers()
+        for entry in (*self.run.iterdir(), self.layers):
+            over.take(remove_tree(entry, until=until))
+        return over
+
+
+async def _aside(work: Callable[[], Leftovers]) -> Leftovers:
+    """In a thread, because a workload's files may be many; to its end, because the lock has to be held meanwhile."""
+    working = asyncio.ensure_future(in_thread("directories", work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await working
+        raise

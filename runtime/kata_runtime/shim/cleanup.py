@@ -5,6 +5,7 @@ Directories remain, in which nobody holds the lock.
 """
 
 import os
+import time
 
 from kata_common import places
 from kata_runtime.shim.delete import Cleanup
@@ -14,8 +15,9 @@ __all__ = ["VM_PID_FILE", "KataCleanup"]
 
 # In the bundle; the process id that stood for the container, which may be another process's by now.
 VM_PID_FILE = "vm.pid"
-# Seconds for all hooks: containerd allows 5 for all of `delete`.
+# Seconds for all hooks, and for removing files: containerd allows 5 for all of `delete`. A later run removes the rest.
 _HOOKS = 2.0
+_REMOVAL = 2.0
 
 
 class KataCleanup(Cleanup):
@@ -41,7 +43,12 @@ class KataCleanup(Cleanup):
         try:
             with directory.locked():
                 directory.close_trace()
-                directory.remove()
+                left = directory.remove(until=time.monotonic() + _REMOVAL)
+            if left:
+                import logging
+
+                log = logging.getLogger("kata.sandbox")
+                log.warning("what sandbox %s leaves can't be removed: %s", sandbox_id, left)
         except SandboxError:
             if not os.path.isdir(directory.run):
                 raise

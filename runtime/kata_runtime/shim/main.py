@@ -124,5 +124,7 @@ def _say(text: str) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    os.write(2, f"{NAME}: {message}\n".encode())
+    from kata_common.text import told
+
+    os.write(2, told(f"{NAME}: {message}").encode() + b"\n")
     return status

@@ -154,7 +154,9 @@ def _daemonise(launch: Launch, listener: socket.socket, daemon: Daemon) -> int:
         # The one place that must not let anything out: above is the code of the process that containerd waits for.
         import traceback
 
-        os.write(2, traceback.format_exc().encode())
+        from kata_common.text import told
+
+        os.write(2, told(traceback.format_exc()).encode() + b"\n")
     finally:
         os._exit(status)
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kata_common.text import told
 from kata_traces.read.cells import crop, printable
 from kata_traces.read.lookup import LATEST, WHICH, Source, source, trace_dir
 from kata_traces.send.settings import EXPORTERS, CollectorSettings, Given, SettingsError, Target, targets
@@ -44,7 +45,7 @@ def _run(options: argparse.Namespace) -> int:
             except StoreError as error:
                 if not options.everything:
                     raise
-                print(f"{found.label}: {error}", file=sys.stderr)
+                print(told(f"{found.label}: {error}"), file=sys.stderr)
                 complete = False
                 continue
             complete &= whole

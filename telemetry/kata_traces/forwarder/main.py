@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from kata_common import descriptors
 from kata_common.contract import AGENT_SERVICE, Port
 from kata_common.places import PORTS, RUN_DIR, VSOCK_SOCKET
+from kata_common.text import told
 from kata_telemetry import logs
 from kata_traces.sdk import environment
 from kata_traces.send.connect import connect
@@ -150,10 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_serve(plan(options, dict(os.environ))))
     except (SettingsError, SourceError) as error:
-        print(f"kata-trace-forwarder: {error}", file=sys.stderr)
+        print(told(f"kata-trace-forwarder: {error}"), file=sys.stderr)
         return EX_USAGE
     except (ListenError, StoreError) as error:
-        print(f"kata-trace-forwarder: {error.strerror if isinstance(error, OSError) else error}", file=sys.stderr)
+        why = error.strerror if isinstance(error, OSError) else error
+        print(told(f"kata-trace-forwarder: {why}"), file=sys.stderr)
         return 1
 
 

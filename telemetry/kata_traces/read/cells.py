@@ -2,14 +2,9 @@
 
 import unicodedata
 
+from kata_common.text import printable
+
 __all__ = ["columns", "crop", "crop_left", "headline", "printable", "wrap"]
-
-
-def printable(text: str) -> str:
-    """Without anything that a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def headline(text: str) -> str:

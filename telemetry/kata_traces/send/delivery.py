@@ -12,7 +12,6 @@ What the exporter has not delivered when it gives up is left for `push` (`kata-r
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from kata_common.files import Lock
+from kata_common.interpreter import python_module
 from kata_telemetry import otlp
 from kata_traces.send.collector import FailedError, RefusedError, Sender, UnavailableError
 from kata_traces.send.connect import connect
@@ -42,6 +42,8 @@ MAX_DEFERRED: Final = 64
 # How often an exporter is started for one sandbox, and the exit status that says that settings can't work.
 MOST_STARTS: Final = 5
 USELESS: Final = 64
+# Not looked for on PATH, which may lead to where others write.
+_NICE: Final = "/usr/bin/nice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,16 +350,17 @@ def start(store: Store, to: Sequence[Target], *, grace: float = GRACE) -> Link:
 
     Takes about a ms. Raises SettingsError where it can't be started.
     """
-    search = [path for path in sys.path if path]
-    # -P: whatever lies in the current directory is not to be imported.
-    arguments = [sys.executable, "-P", "-m", "kata_traces.send.exporter", "--store", str(store.directory)]
-    arguments += ["--grace", str(grace)]
+    # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
+    arguments = [
+        _NICE,
+        *python_module("kata_traces.send.exporter", "--store", str(store.directory), "--grace", str(grace)),
+    ]
     log = str(store.directory / "export.log")
 
     def spawn() -> tuple[int, int]:
         settings = {name: value for target in to for name, value in target.environment().items()}
         settings[EXPORTERS] = ",".join(target.exporter for target in to)
-        environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(search)}
+        environment = {**os.environ, **settings}
         reader, writer = os.pipe()
         try:
             os.set_blocking(writer, False)
@@ -367,8 +370,7 @@ def start(store: Store, to: Sequence[Target], *, grace: float = GRACE) -> Link:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ]
             # A session of its own: neither Ctrl-C nor the end of the terminal is meant for it.
-            # Nice: importing grpc takes a third of a second of CPU, just when the workload has started.
-            pid = os.posix_spawnp("nice", ["nice", *arguments], environment, file_actions=actions, setsid=True)
+            pid = os.posix_spawn(_NICE, arguments, environment, file_actions=actions, setsid=True)
         except OSError:
             os.close(writer)
             raise
@@ -379,7 +381,7 @@ def start(store: Store, to: Sequence[Target], *, grace: float = GRACE) -> Link:
     try:
         return Link(spawn)
     except OSError as error:
-        raise SettingsError(f"cannot start the exporter {sys.executable}: {error.strerror}") from error
+        raise SettingsError(f"cannot start the exporter by {_NICE}: {error.strerror}") from error
 
 
 def push_leftovers(trace_dir: Path, settings: Target, deadline: float) -> None:

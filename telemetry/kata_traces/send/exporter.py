@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kata_common.files import Lock
+from kata_common.text import told
 from kata_traces.send.collector import Sender, UnavailableError
 from kata_traces.send.connect import connect
 from kata_traces.send.delivery import GRACE, USELESS, Delivery, push_leftovers
@@ -109,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise StoreError(f"{options.store} is being exported by another process")
         exporters = _exporters(store, options.grace)
     except (OSError, SettingsError, StoreError) as error:
-        print(f"exporter: {error}", file=sys.stderr)
+        print(told(f"exporter: {error}"), file=sys.stderr)
         return USELESS
     # The store by its own name is one of these as well, and complete by then.
     kept = options.store.absolute().parent
@@ -160,7 +161,7 @@ def _run(exporter: Exporter, kept: Path, sender: Sender) -> None:
             push_leftovers(kept, exporter.settings, exporter.deadline)
     except StoreError as error:
         # The store was removed, or its disk is full: nothing that waiting would mend.
-        print(f"exporter: {error}", file=sys.stderr)
+        print(told(f"exporter: {error}"), file=sys.stderr)
     finally:
         sender.close()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kata_common.contract import AGENT_SERVICE
+from kata_common.text import printable
 from kata_telemetry import otlp
 from kata_telemetry.clock import Clock, HostClock
 from kata_telemetry.wire import MAX_FRAME
@@ -264,8 +265,4 @@ def _set(pair: Any, key: str, value: str) -> None:  # noqa: ANN401 - KeyValue
 
 def _text(text: str, limit: int) -> str:
     """At most `limit` characters of `text`, with what a terminal would obey made visible."""
-    text = text[:limit]
-    if text.isprintable():
-        return text
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return visible[:limit]
+    return printable(text[:limit])[:limit]

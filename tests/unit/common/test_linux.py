@@ -61,3 +61,10 @@ def test_no_path_leads_out(tmp_path: Path) -> None:
             assert refused.value.errno == number
     finally:
         os.close(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the kernel's log is root's")
+def test_the_kernels_log_is_text() -> None:
+    log = linux.kernel_log(65536)
+    assert log.startswith(b"<") or b"\n<" in log
+    assert b"\0" not in log

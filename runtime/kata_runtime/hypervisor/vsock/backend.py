@@ -3,13 +3,13 @@
 import dataclasses
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata_common.contract import Port
+from kata_common.interpreter import python_module
 from kata_common.places import AGENT_SOCKET, PORTS, VSOCK_SOCKET
 from kata_runtime.cage import Cage
 from kata_runtime.hypervisor.helper import HelperStart
@@ -60,7 +60,7 @@ async def start_vsock_backend(
             handed_over.enter_context(theirs)
             hybrid, agent = (handed_over.enter_context(_listen(path)) for path in (hybrid_path, agent_path))
             argv = [
-                *(sys.executable, "-m", "kata_runtime.hypervisor.vsock.device"),
+                *python_module("kata_runtime.hypervisor.vsock.device"),
                 *("--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)),
                 *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(ports / hybrid_path.name)),
                 *("--forward", f"{Port.AGENT}:{agent.fileno()}"),

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from kata_common.text import told
 from kata_protos.containerd import ttrpc_pb2
 from kata_runtime.shim.ttrpc import frames
 from kata_runtime.shim.ttrpc.connection import Connection
@@ -314,7 +315,8 @@ class _ServerConnection(Connection):
         response = ttrpc_pb2.Response(payload=payload)
         if error is not None:
             response.status.code = error.code
-            response.status.message = str(error)
+            # containerd's clients print it; it may quote whoever is in the guest.
+            response.status.message = told(str(error))
         self._send(number, frames.RESPONSE, 0, response.SerializeToString())
 
     def _send(self, number: int, kind: int, flags: int, data: bytes = b"") -> None:

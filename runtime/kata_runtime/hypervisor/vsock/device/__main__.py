@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Final, NoReturn
 
 from kata_common.ids import MAX_SOCKET_PATH
+from kata_common.text import printable
 from kata_runtime.hypervisor.vsock.device.confine import become, restrict_calls
 from kata_runtime.hypervisor.vsock.device.message import FrontendError
 from kata_runtime.hypervisor.vsock.device.server import Server
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def log(at: str, text: str) -> None:
         if LEVELS.index(at) <= LEVELS.index(level):
-            print(f"vsock backend: {at}: {text}", file=sys.stderr, flush=True)
+            print(printable(f"vsock backend: {at}: {text}"), file=sys.stderr, flush=True)
 
     try:
         options = _parse(sys.argv[1:] if argv is None else argv)
