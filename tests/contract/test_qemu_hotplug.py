@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kata_runtime.cage import Cage
 from kata_runtime.errors import QmpError
 from kata_runtime.hypervisor.machine import Device, MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
@@ -59,7 +60,7 @@ async def stopped_vm(directory: Path, devices: tuple[NetDevice, ...] = (), names
         taps = [device.tap_fd for device in devices]
         ours = ends[0][0]
         ours.setblocking(False)
-        async with launch([*argv, "-S"], pass_fds=[*fds, *taps], namespace=namespace, grace=0) as child:
+        async with launch([*argv, "-S"], pass_fds=[*fds, *taps], cage=Cage(network=namespace), grace=0) as child:
             for _, theirs in ends:
                 theirs.close()
             try:
