@@ -24,7 +24,18 @@ from kata_runtime.cage import Cage, cage_prefix, capability_options
 from kata_runtime.errors import HostError, ProcessError
 from kata_telemetry.span import Site
 
-__all__ = ["Child", "Privileges", "describe", "find_program", "launch", "own_start", "run", "run_foreign", "run_python"]
+__all__ = [
+    "Child",
+    "Privileges",
+    "ask",
+    "describe",
+    "find_program",
+    "launch",
+    "own_start",
+    "run",
+    "run_foreign",
+    "run_python",
+]
 
 _trace = Site(package="runtime", subsystem="process")
 _log = logging.getLogger("kata.process")
@@ -288,6 +299,20 @@ async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> 
                 raise ProcessError(argv, -signal.SIGKILL, f"no end within {timeout:g} s") from None
             if status != 0:
                 raise ProcessError(argv, status, child.output)
+
+
+async def ask(argv: Sequence[str], *, timeout: float = 10.0) -> str:
+    """What a helper says of itself (`--version`): the end of its output, whatever its status.
+
+    Raises:
+        HostError: it can't be started.
+    """
+    with _trace.detail(f"ask {Path(argv[0]).name}"):
+        async with launch(["/bin/sh", "-c", 'exec "$@" 1>&2', "sh", *argv], grace=0) as child:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await child.wait()
+            return child.output
 
 
 def run_python(program: str, *arguments: str, timeout: float) -> None:

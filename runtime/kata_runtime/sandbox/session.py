@@ -1,5 +1,6 @@
 """One sandbox from its configuration to the last span of its trace, for whoever drives it: a command, or a shim."""
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ from kata_telemetry.span import Level, Site, Span, use
 __all__ = ["Session", "configured"]
 
 _trace = Site(package="containerdshim", subsystem="session")
-
+_log = logging.getLogger("kata.config")
 _NEVER_STARTED, _KILLED = "never started", "killed"
 
 
@@ -23,7 +24,10 @@ def configured(path: Path | None, annotations: Mapping[str, str], *, apart: bool
     Raises:
         ConfigError: it can't be used, or an annotation can't.
     """
-    return with_annotations(load(path, apart=apart), annotations)
+    config = with_annotations(load(path, apart=apart), annotations)
+    for note in config.notes:
+        _log.info("not applied of the configuration: %s", note)
+    return config
 
 
 class Session:
