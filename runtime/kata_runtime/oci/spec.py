@@ -253,7 +253,7 @@ def for_guest(
         root={"path": rootfs, "readonly": bool((result.get("root") or {}).get("readonly"))},
         mounts=[mount for mount in listed if mount is not None],
         linux={
-            **{name: value for name, value in linux.items() if value},
+            **{name: value for name, value in linux.items() if value and name != "cgroupsPath"},
             "namespaces": namespaces,
             "resources": resources,
             "devices": _guest_devices(linux.get("devices") or (), notes),
