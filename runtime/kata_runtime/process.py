@@ -28,6 +28,7 @@ __all__ = [
     "Child",
     "Privileges",
     "absolute",
+    "ask",
     "describe",
     "find_program",
     "launch",
@@ -311,6 +312,20 @@ async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> 
                 raise ProcessError(argv, -signal.SIGKILL, f"no end within {timeout:g} s") from None
             if status != 0:
                 raise ProcessError(argv, status, child.output)
+
+
+async def ask(argv: Sequence[str], *, timeout: float = 10.0) -> str:
+    """What a helper says of itself (`--version`): the end of its output, whatever its status.
+
+    Raises:
+        HostError: it can't be started.
+    """
+    with _trace.detail(f"ask {Path(argv[0]).name}"):
+        async with launch(["/bin/sh", "-c", 'exec "$@" 1>&2', "sh", *argv], grace=0) as child:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await child.wait()
+            return child.output
 
 
 def run_python(program: str, *arguments: str, timeout: float) -> None:

@@ -29,7 +29,7 @@ from kata_runtime.mount import private_mount_namespace
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 from kata_telemetry.span import Site, use
 from kata_traces.read.trace import load_store
 from kata_traces.store.store import Store

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 from kata_traces.send.ledger import load_progress
 from kata_traces.store.store import Store
 from support.collectors import Collected, grpc_collector, http_collector
@@ -48,10 +48,11 @@ def run(directory: Path, variables: dict[str, str], **keys: Any) -> tuple[Store,
     trace.started()
     trace.close("exit 0")
     store = Store(directory / "traces" / "s1")
-    if trace._link is None:
+    link = trace._store._link
+    if link is None:
         return store, None
-    _, status = os.waitpid(trace._link.pid, 0)
-    trace._link._reaped = True
+    _, status = os.waitpid(link.pid, 0)
+    link._reaped = True
     return store, os.waitstatus_to_exitcode(status)
 
 

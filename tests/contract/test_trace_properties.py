@@ -28,7 +28,7 @@ from kata_runtime.hypervisor.fake import FakeMachine
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.rootfs import Rootfs
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 from kata_runtime.sandbox.vm import Vm
 from kata_telemetry.span import Site, use
 from kata_traces.read.trace import Trace, TraceSpan, load_store
@@ -167,7 +167,7 @@ async def scenario(directory: Path, sandbox: list[Plan]) -> Trace:
                     group.create_task(live(client, made, plan, stdio))
             assert client.agent is not None
             ending = asyncio.create_task(client.agent.destroyed())  # as the agent's main does
-            await trace.finish_agent(agent)
+            await trace.finish_agent()
             await ending
     os.close(read)
     os.close(null)

@@ -19,7 +19,7 @@ from kata_runtime.sandbox.rootfs import share_rootfs
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 from kata_runtime.sandbox.workload import Workload, of_bundle
 from kata_telemetry.span import use
 

@@ -11,9 +11,7 @@ pytestmark = pytest.mark.slow  # every module is parsed
 
 ROOT = Path(__file__).parents[2]
 # What is larger than the bound, how large at most, and the decision that says why.
-FILES = {
-    "runtime/kata_runtime/shim/tasks.py": (520, "0026"),
-}
+FILES: dict[str, tuple[int, str]] = {}
 FUNCTIONS: dict[str, tuple[int, str]] = {}
 CLASSES = {
     "kata_agent.server.tracing.Tracing": (18, "0026"),
@@ -21,7 +19,6 @@ CLASSES = {
     "kata_runtime.hypervisor.vsock.device.device.Device": (19, "0026"),
     "kata_runtime.hypervisor.vsock.device.server.Server": (18, "0026"),
     "kata_runtime.sandbox.sandbox.Sandbox": (15, "0026"),
-    "kata_runtime.sandbox.tracing.SandboxTrace": (23, "0026"),
     "kata_runtime.shim.launch.Launch": (14, "0026"),
     "kata_telemetry.span.Span": (15, "0026"),
 }

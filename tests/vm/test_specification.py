@@ -144,7 +144,7 @@ def test_refused_by_name(kata: Kata, tmp_path: Path, field: str) -> None:
 def test_noted(kata: Kata, tmp_path: Path) -> None:
     """What can't matter in a VM is told, once, and the container runs."""
     process = {"apparmorProfile": "docker-default", "selinuxLabel": "system_u:system_r:container_t:s0:c1,c2"}
-    linux = {"cgroupsPath": "/a/b", "mountLabel": "x", "resources": {"memory": {"swappiness": 60}}}
+    linux = {"mountLabel": "x", "resources": {"memory": {"swappiness": 60}}}
     bundle = make_bundle(tmp_path / "b", "echo", "ran", process=process, linux=linux, newField={"x": 1})
     done = kata("run", "--bundle", str(bundle))
     assert done.stdout == b"ran\n"
@@ -152,7 +152,6 @@ def test_noted(kata: Kata, tmp_path: Path) -> None:
     for field in (
         "process.apparmorProfile",
         "process.selinuxLabel",
-        "linux.cgroupsPath",
         "linux.mountLabel",
         "linux.resources.memory.swappiness",
         "newField: no field of the OCI runtime specification 1.3",

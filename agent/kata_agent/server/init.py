@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Final
 
 from kata_agent.guest import machine
@@ -27,7 +28,7 @@ def main(boot: Boot) -> str:
     machine.prepare(lambda step: boot.mark_within("mounts", step))
     faulthandler.enable()
     os.environ.setdefault("PATH", PATH)
-    logs.configure("logfmt", "info", sys.stderr, source="agent")
+    logs.configure("logfmt", _log_level(), sys.stderr, source="agent")
     boot.mark("mounts")
     return asyncio.run(_serve(boot))
 
@@ -60,6 +61,14 @@ async def _serve(boot: Boot) -> str:
         destroyed.cancel()
         logging.getLogger("kata.agent").warning("ending: %s", reason)
     return reason
+
+
+def _log_level() -> str:
+    """What agent.log= says on the kernel's command line, as with Kata's agent; the host has checked it."""
+    words = Path("/proc/cmdline").read_text(errors="replace").split()
+    asked = next((word.partition("=")[2] for word in words if word.startswith("agent.log=")), "info")
+    named = {"trace": "debug", "warn": "warning", "critical": "error"}.get(asked, asked)
+    return named if named in ("debug", "info", "warning", "error") else "info"
 
 
 def _console(line: bytes) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from kata_runtime.cli import terminal
 from kata_runtime.cli.workload import prepare
-from kata_runtime.config import Config, load
-from kata_runtime.config.annotations import read_annotations, with_annotations
+from kata_runtime.config import Config
+from kata_runtime.config.annotations import read_annotations
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci.bundle import Bundle
@@ -25,12 +25,12 @@ from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
 from kata_runtime.sandbox.placement import placement_of
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
+from kata_runtime.sandbox.session import Session, configured
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.tracing import SandboxTrace
 from kata_runtime.sandbox.vm import Sizes
 from kata_telemetry import logs
 from kata_telemetry.conventions import IMAGE_NAME
-from kata_telemetry.span import Level, Site, use
+from kata_telemetry.span import Site, use
 
 __all__ = ["add_arguments"]
 
@@ -110,9 +110,8 @@ def run(options: argparse.Namespace) -> int:
     begin = time.monotonic_ns()
     if os.geteuid() != 0:
         raise HostError("kata-runtime run needs root", hint="sudo kata-runtime run …")
-    config = load(Path(options.config) if options.config else None)
-    if options.bundle is not None:
-        config = with_annotations(config, read_annotations(options.bundle))
+    annotations = read_annotations(options.bundle) if options.bundle is not None else {}
+    config = configured(Path(options.config) if options.config else None, annotations)
     if options.trace:
         config = replace(
             config,
@@ -127,32 +126,26 @@ def run(options: argparse.Namespace) -> int:
     request = Request(options, config, options.name or secrets.token_hex(6), argv, started)
     # Before any thread or event loop: from here on our mounts end with us.
     private_mount_namespace()
-    trace = SandboxTrace.open(config, request.sandbox_id, command=argv[0] if argv else "", start=started)
+    command = argv[0] if argv else ""
+    session = Session.open(config, request.sandbox_id, command=command, start=started)
     if options.image:
-        trace.root.set(**{IMAGE_NAME: Path(options.image).name})
-    with use(trace.root):
-        _trace.record("startRuntime", started, begin, level=Level.ESSENTIAL)
-        files = config.describe_files()
-        _trace.record("loadConfig", begin, time.monotonic_ns(), level=Level.ESSENTIAL, files=files)
-    outcome, failure = "killed", None
+        session.root.set(**{IMAGE_NAME: Path(options.image).name})
+    session.tell(_trace, ("startRuntime", started, begin), ("loadConfig", begin, time.monotonic_ns()))
     try:
-        with use(trace.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
-            status = asyncio.run(_Run(request, trace).main())
-        outcome = f"exit {status}"
+        with use(session.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
+            status = asyncio.run(_Run(request, session).main())
+        session.conclude(f"exit {status}")
         return status
-    except KataError as error:
-        outcome, failure = "error", error
-        raise
     finally:
-        trace.close(outcome, failure)
+        session.close()
 
 
 class _Run:
     """One run: the sandbox's life, and the signals meanwhile."""
 
-    def __init__(self, request: Request, trace: SandboxTrace) -> None:
+    def __init__(self, request: Request, session: Session) -> None:
         self._request = request
-        self._trace = trace
+        self._session = session
         self._container: Container | None = None
         self._interrupted: signal.Signals | None = None
         self._task: asyncio.Task[int] | None = None
@@ -180,8 +173,7 @@ class _Run:
         request = self._request
         options = request.options
         sizes = Sizes(vcpus=options.cpus, memory=options.memory)
-        wanted = SandboxOptions(sizes=sizes, netns=options.netns).from_environment(request.sandbox_id)
-        sandbox = Sandbox(request.sandbox_id, request.config, self._trace, wanted)
+        sandbox = self._session.make(SandboxOptions(sizes=sizes, netns=options.netns))
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         hooks = NO_HOOKS
@@ -198,7 +190,7 @@ class _Run:
                 hooks = self._of_bundle(sandbox, workload.bundle)
                 given = workload.bundle.spec if workload.bundle else {}
                 sandbox.options = replace(sandbox.options, placement=placement_of(given))
-                await sandbox.start()
+                await self._session.start()
                 await hooks.run(BEFORE_START, "creating", sandbox.pid, strict=True)
                 container = await sandbox.create_container(
                     request.sandbox_id, workload.spec, workload.rootfs, self._stdio()
@@ -207,18 +199,19 @@ class _Run:
                 with _trace.stage("Start"):
                     await container.start()
                 self._container = container
-                self._trace.started()
+                self._session.trace.started()
                 await hooks.run(AFTER_START, "running", sandbox.pid)
                 with _trace.stage("Wait", lasts=True):
                     return await sandbox.wait_container(container)
-        except BaseException as error:
-            await self._trace.failing(error)
+        except KataError as error:
+            self._session.conclude("error", error)
+            raise
+        except Exception as error:
+            await self._session.trace.failing(error)
             raise
         finally:
             self._container = None
-            with _trace.stage("Stop"):
-                await sandbox.stop()
-                await hooks.run(AFTER_END, "stopped", 0)
+            await self._session.stop(lambda: hooks.run(AFTER_END, "stopped", 0))
 
     def _of_bundle(self, sandbox: Sandbox, bundle: Bundle | None) -> Hooks:
         """The sandbox has the names of the bundle that it is for; the bundle's hooks."""

@@ -126,12 +126,15 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole configuration, and which `files` it was read from (the later ones win)."""
+    """The whole configuration, which `files` it was read from (the later ones win), and what of them has no effect:
+    `notes`, for the log.
+    """
 
     qemu: QemuConfig = field(default_factory=QemuConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def hypervisor(self) -> QemuConfig:

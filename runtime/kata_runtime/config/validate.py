@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, SchemaValidator
 
-from kata_runtime.config.kata_keys import INSTEAD, KATA_KEYS, KATA_TABLES
+from kata_runtime.config.kata_keys import ALIASES, KATA_KEYS, KATA_TABLES, agent_parameters
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
 from kata_runtime.errors import ConfigError
 
@@ -16,6 +16,8 @@ __all__ = ["Document", "validate"]
 
 TABLES: dict[str, type] = {"hypervisor.qemu": QemuConfig, "agent.kata": AgentConfig, "runtime": RuntimeConfig}
 KEYS = {table: [entry.name for entry in fields(kind)] for table, kind in TABLES.items()}
+# Ours, and those of Kata's that may stand in a file.
+_KNOWN_TABLES = frozenset({*TABLES, *KATA_KEYS})
 _NAMES = {
     str: "a string",
     bool: "true or false",
@@ -55,16 +57,22 @@ def validate(documents: list[Document]) -> Config:
     origin: dict[tuple[str, str], str] = {}
     problems: list[str] = []
     hints: list[str] = []
+    notes: dict[str, None] = {}
     for file, document in documents:
-        for table, content in _tables(file, document, problems, hints):
-            for key, value in content.items():
-                if key not in KEYS[table]:
+        for given, content in _tables(file, document, problems, hints):
+            for name, value in content.items():
+                table, key = ALIASES.get((given, name), (given, name))
+                if key in KEYS.get(table, ()):
+                    values[table][key] = value
+                    origin[table, key] = file
+                elif key in KATA_KEYS.get(table, {}):
+                    problem, note = _foreign(table, key, value)
+                    problems += [f"{file}: {problem}"] if problem else []
+                    notes |= {note: None} if note else {}
+                else:
                     problem, hint = _unknown_key(table, key)
                     problems.append(f"{file}: {problem}")
                     hints.append(hint)
-                else:
-                    values[table][key] = value
-                    origin[table, key] = file
     built: dict[str, Any] = {}
     for table, kind in TABLES.items():
         # Strict for the values; the table itself has to be lax, for it comes as a dict.
@@ -74,9 +82,27 @@ def validate(documents: list[Document]) -> Config:
         except ValidationError as error:
             problems += [_wrong_value(table, detail, origin) for detail in error.errors(include_url=False)]
             hints.append("configuration.toml shows every key with its default")
+    if params := values["hypervisor.qemu"].get("kernel_params"):
+        where = f"{origin['hypervisor.qemu', 'kernel_params']}: [hypervisor.qemu] kernel_params"
+        problems += [f"{where}: {problem}" for problem in agent_parameters(str(params))]
     if problems:
         raise ConfigError("\n".join(problems), hint="; ".join(dict.fromkeys(hint for hint in hints if hint)))
-    return Config(built["hypervisor.qemu"], built["agent.kata"], built["runtime"], tuple(file for file, _ in documents))
+    files = tuple(file for file, _ in documents)
+    return Config(built["hypervisor.qemu"], built["agent.kata"], built["runtime"], files, tuple(notes))
+
+
+def _foreign(table: str, key: str, value: object) -> tuple[str, str]:
+    """What is wrong with the value of a key that Kata has and we do not, and what is to be noted of it; or nothing."""
+    rule, where = KATA_KEYS[table][key], f"[{table}] {key}"
+    kind = type(rule.taken[0])
+    number = kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool)
+    if not number and type(value) is not kind:
+        return f"{where}: expected {_NAMES[kind]}, got {_describe(value)}", ""
+    if value in rule.taken:
+        return "", ""
+    if rule.noted:
+        return "", f"{where}: {rule.says}"
+    return f"{where} can't be {_describe(value)} here: {rule.says}", ""
 
 
 def _tables(
@@ -86,30 +112,27 @@ def _tables(
     found: list[tuple[str, Mapping[str, Any]]] = []
     for name, content in document.items():
         table = f"{prefix}{name}"
-        above = any(known.startswith(f"{table}.") for known in TABLES)
-        if not above and table not in TABLES:
+        above = any(known.startswith(f"{table}.") for known in _KNOWN_TABLES)
+        if not above and table not in _KNOWN_TABLES:
             problem, hint = _unknown_table(table, is_table=isinstance(content, dict))
             problems.append(f"{file}: {problem}")
             hints.append(hint)
         elif not isinstance(content, dict):
             problems.append(f"{file}: {table}: expected a table, got {_describe(content)}")
-            hints.append(f"write [{next(known for known in TABLES if known.startswith(table))}]")
-        elif above:
-            found += _tables(file, content, problems, hints, f"{table}.")
+            hints.append(f"write [{next(known for known in sorted(_KNOWN_TABLES) if known.startswith(table))}]")
+        elif table in _KNOWN_TABLES:
+            # One may have another inside, as [agent.kata.mem_agent].
+            inner = {key for key in content if f"{table}.{key}" in _KNOWN_TABLES | KATA_TABLES}
+            found.append((table, {key: value for key, value in content.items() if key not in inner}))
+            found += _tables(file, {key: content[key] for key in sorted(inner)}, problems, hints, f"{table}.")
         else:
-            # Tables of Kata's inside one of ours, as [agent.kata.mem_agent].
-            nested = [key for key in content if f"{table}.{key}" in KATA_TABLES]
-            for key in nested:
-                problem, hint = _unknown_table(f"{table}.{key}", is_table=True)
-                problems.append(f"{file}: {problem}")
-                hints.append(hint)
-            found.append((table, {key: value for key, value in content.items() if key not in nested}))
+            found += _tables(file, content, problems, hints, f"{table}.")
     return found
 
 
 def _unknown_table(table: str, *, is_table: bool) -> tuple[str, str]:
     if table in KATA_TABLES:
-        return f"[{table}]: a table of Kata's that is not supported here", f"remove [{table}]"
+        return f"[{table}]: a table of Kata's that is for what is not here", f"remove [{table}]"
     name = table.rsplit(".", 1)[-1]
     homes = [known for known, keys in KEYS.items() if name in keys]
     if not is_table and homes:
@@ -122,16 +145,15 @@ def _unknown_table(table: str, *, is_table: bool) -> tuple[str, str]:
 
 def _unknown_key(table: str, key: str) -> tuple[str, str]:
     where = f"[{table}] {key}"
-    if key in KATA_KEYS[table]:
-        instead = INSTEAD.get(key)
-        what = f"use {instead} instead of {key}" if instead else f"remove {key}"
-        return f"{where}: a key of Kata's that is not supported here", what
     elsewhere = [other for other, keys in KEYS.items() if key in keys]
     if elsewhere:
         return f"{where}: unknown key", f"{key} belongs to [{elsewhere[0]}]"
-    near = difflib.get_close_matches(key, KEYS[table], n=1, cutoff=0.5)
+    # Ours first: one of Kata's that is near is most often one without an effect.
+    own = KEYS.get(table, [])
+    near = difflib.get_close_matches(key, own, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(key, KATA_KEYS.get(table, {}), n=1, cutoff=0.8)
     # Without a near one the whole list is short enough to help.
-    hint = f"did you mean {near[0]}?" if near else f"the keys of [{table}] are {', '.join(KEYS[table])}"
+    hint = f"did you mean {near[0]}?" if near else f"the keys of [{table}] are {', '.join(own or KATA_KEYS[table])}"
     return f"{where}: unknown key", hint
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from kata_runtime.cage import Cage
 from kata_runtime.hypervisor.helper import HelperStart
-from kata_runtime.process import Child, find_program, launch
+from kata_runtime.process import Child, ask, find_program, launch
 from kata_telemetry.span import Level, Site, use
 
-__all__ = ["PROGRAMS", "start_virtiofsd", "to_argv"]
+__all__ = ["PROGRAMS", "is_c_program", "start_virtiofsd", "to_argv"]
 
 _trace = Site(package="virtcontainers", subsystem="virtiofsd")
 
@@ -29,21 +29,61 @@ _CAPABILITIES = (
 _SERVES = "Waiting for vhost-user socket connection"
 
 
-def to_argv(program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str]) -> list[str]:
-    """Command line of either program; `fd` is a listening socket.
+# What only QEMU's own says of its version.
+_C_VERSION = "FUSE kernel interface"
+# Flags of the Rust one that the C one has as well, by its own names.
+_C_FLAGS = (
+    "announce-submounts",
+    "writeback",
+    "posix-acl",
+    "security-label",
+    "allow-direct-io",
+    "no-readdirplus",
+    "xattr",
+)
+# The Rust one's caches (its --help), in the C one's terms: it has no name for "metadata", but all that makes one of it:
+# contents are not cached, attributes for as long as the Rust one does.
+_C_CACHES = {
+    "never": ["cache=none"],
+    "metadata": ["cache=none", "timeout=86400"],
+    "auto": ["cache=auto"],
+    "always": ["cache=always"],
+}
+
+
+async def is_c_program(program: str) -> bool:
+    """Whether it is QEMU's own: it is asked, for wherever it lies it may be either."""
+    return _C_VERSION in await ask([program, "--version"])
+
+
+def to_argv(
+    program: str, fd: int, shared: Path, *, cache: str, extra: Sequence[str], c: bool | None = None
+) -> list[str]:
+    """Command line of either program; `fd` is a listening socket, `c` whether it is the C one (None: by its place).
+
+    `extra` may be for the other one, as Kata's configuration has it: what both can do is put in the one's terms.
 
     Without the capability for it, virtiofsd makes no device nodes on the host, whoever asks in the guest; `extra` may
     give it back by a `modcaps` of its own.
     """
     modcaps = [] if any("modcaps" in word for word in extra) else ["modcaps=-mknod"]
-    if Path(program).resolve() == Path(_C_PROGRAM):
+    if Path(program).resolve() == Path(_C_PROGRAM) if c is None else c:
         # -f: stay in the foreground, so that we own it. xattr and flock as the Rust one has them.
-        options = ["-f", "-o", f"source={shared}", "-o", f"cache={cache}", "-o", "sandbox=namespace", "-o", "xattr"]
-        options += ["-o", "log_level=info", *(word for option in modcaps for word in ("-o", option))]
+        given = [f"source={shared}", *_C_CACHES[cache], "sandbox=namespace", "xattr", "log_level=info", *modcaps]
+        options = ["-f", *(word for option in given for word in ("-o", option))]
+        extra = [word for option in extra for word in _c_words(option)]
     else:
-        options = ["--shared-dir", str(shared), "--cache", cache, "--sandbox", "namespace", "--xattr"]
+        options = ["--shared-dir", str(shared), "--cache", cache, "--sandbox", "namespace"]
         options += [f"--{option}" for option in modcaps]
-    return [program, f"--fd={fd}", *options, "--thread-pool-size=1", *extra]
+        options += [] if "--xattr" in extra else ["--xattr"]  # which it takes once only
+    if not any(option.startswith("--thread-pool-size") for option in extra):
+        options.append("--thread-pool-size=1")
+    return [program, f"--fd={fd}", *options, *extra]
+
+
+def _c_words(option: str) -> list[str]:
+    name = option.removeprefix("--")
+    return ["-o", name.replace("-", "_")] if option.startswith("--") and name in _C_FLAGS else [option]
 
 
 @asynccontextmanager
@@ -72,7 +112,8 @@ async def start_virtiofsd(
         with use(span), socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(socket_path))
             listener.listen(1)
-            argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra)
+            c = await is_c_program(path)
+            argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra, c=c)
             cage = replace(cage, capabilities=_CAPABILITIES)
             launched = launch(argv, pass_fds=[listener.fileno()], cage=cage, log_path=log_path, on_line=start.on_line)
             child = await stack.enter_async_context(launched)

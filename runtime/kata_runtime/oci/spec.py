@@ -253,7 +253,7 @@ def for_guest(
         root={"path": rootfs, "readonly": bool((result.get("root") or {}).get("readonly"))},
         mounts=[mount for mount in listed if mount is not None],
         linux={
-            **{name: value for name, value in linux.items() if value},
+            **{name: value for name, value in linux.items() if value and name != "cgroupsPath"},
             "namespaces": namespaces,
             "resources": resources,
             "devices": _guest_devices(linux.get("devices") or (), notes),
@@ -264,7 +264,6 @@ def for_guest(
     if not any(entry["type"] == "user" for entry in namespaces):
         result["linux"].pop("uidMappings", None)
         result["linux"].pop("gidMappings", None)
-    result["linux"].pop("cgroupsPath", None)  # the VM's, on the host
     if disable_guest_seccomp and result["linux"].pop("seccomp", None):
         notes.append("linux.seccomp: [runtime] disable_guest_seccomp is set")
     hooks = {kind: value for kind, value in (result.pop("hooks", None) or {}).items() if value}

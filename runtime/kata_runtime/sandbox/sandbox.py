@@ -33,7 +33,7 @@ from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.timekeeper import keep_time, note
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 from kata_runtime.sandbox.vm import SHARED_TAG, Sizes, StartVm, Vm, VmRequest, find_artifacts, start_vm
 from kata_runtime.sandbox.watch import first_failure
 from kata_telemetry.conventions import ACCELERATOR
@@ -252,7 +252,7 @@ class Sandbox:
         finally:
             with use(boot):
                 self._trace.record_boot(vm.machine.boot, reading)
-        self._trace.announce(self._directory.run, vm.cid)
+        self._trace.announce(vm.cid)
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or hostname_of(self.id),
             domainname=self.options.domainname,
@@ -407,7 +407,7 @@ class Sandbox:
         assert self._vm is not None
         assert self._agent is not None
         # Clocks drift: the reading of the start may be weeks old.
-        fresh = agent and not self._trace.agent_on
+        fresh = agent and not self._trace.state.agent
         reading = await clock.measure(self._vm.transport, self._trace.clock) if fresh else None
         cid = self._vm.cid
         await self._trace.switch(runtime=runtime, agent=agent, level=level, reading=reading, cid=cid)
@@ -444,7 +444,7 @@ class Sandbox:
                 _log.warning("a container could not be removed in the guest", extra={"error": str(error)})
         self.containers.clear()
         if self._agent is not None:
-            await self._trace.finish_agent(self._agent)
+            await self._trace.finish_agent()
         if self._vm is not None:
             # Nothing in the guest is worth a shutdown: its root is read-only, shared files are the host's already.
             with _hypervisor_trace.stage("StopVM"):

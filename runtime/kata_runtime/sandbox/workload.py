@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kata_runtime.config.annotations import check_container
 from kata_runtime.mount import Mount
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.bundle import Bundle
@@ -72,8 +73,9 @@ def check(bundle: Bundle, *, member: bool) -> None:
     """Refuse a bundle that `of_bundle` would refuse, before there is a sandbox for it.
 
     Raises:
-        RootfsError: it wants what a guest can't be given.
+        RootfsError, ConfigError: it wants what a guest can't be given.
     """
+    check_container(bundle.spec.get("annotations") or {})
     oci.for_guest(bundle.spec, rootfs="/", mounts="/", bundle=str(bundle.directory), member=member)
 
 

@@ -73,7 +73,7 @@ async def serve(launch: Launch, listener: socket.socket, open_service: OpenServi
         services = [bind(descriptor, service) for descriptor in _TASK_SERVICES]
         if service.sandbox is not None:
             services.append(bind(_SANDBOX_SERVICE, service.sandbox))
-        funnel = CallFunnel(service.root_span)
+        funnel = CallFunnel(service.enter)
         server = await stack.enter_async_context(Server(services, funnel=funnel, grace=_GRACE, farewell=_FAREWELL))
         await server.listen(listener)
         _log.info("the shim serves %s", launch.address)

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from kata_runtime.errors import KataError
 from kata_runtime.shim.failures import to_status
@@ -30,10 +30,10 @@ _LOGGED = {"container_id": "container", "exec_id": "exec", "sandbox_id": "sandbo
 
 
 class CallFunnel:
-    """`root` says under which span a call belongs (see `TaskService.root_span`)."""
+    """`enter` says under which span a call belongs (see `TaskService.enter`)."""
 
-    def __init__(self, root: Callable[[Call], Span]) -> None:
-        self._root = root
+    def __init__(self, enter: Callable[[Call], Span]) -> None:
+        self._enter = enter
         self._seen: Counter[str] = Counter()
 
     @contextmanager
@@ -44,8 +44,11 @@ class CallFunnel:
             if isinstance(value := getattr(call.request, field, ""), str) and value
         }
         fields = {_LOGGED[attribute]: value for attribute, value in about.items()}
-        root = self._root(call)
-        with log_fields(method=call.method, **fields), _statuses(), use(root):
+        with ExitStack() as stack:
+            stack.enter_context(log_fields(method=call.method, **fields))
+            stack.enter_context(_statuses())
+            root = self._enter(call)
+            stack.enter_context(use(root))
             if call.method in _REPEATING:
                 detailed = root.recording and root.tracer.level >= Level.DETAILED
                 self._seen[call.method] += detailed

@@ -11,8 +11,9 @@ from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import NO_HOOKS
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.shim.stdio import HostStdio, Names
+from kata_runtime.shim.ttrpc.errors import NotFound
 
-__all__ = ["Managed", "ManagedContainer", "ManagedExec"]
+__all__ = ["Managed", "ManagedContainer", "ManagedContainers", "ManagedExec"]
 
 
 class Managed:
@@ -107,3 +108,43 @@ class ManagedExec(Managed):
         self.status = CREATED
         # A terminal's size (rows, columns) that came before there was a terminal.
         self.size: tuple[int, int] | None = None
+
+
+class ManagedContainers(dict[str, ManagedContainer]):
+    """Those of one sandbox by their ids, also while they are being made. What is not there is NotFound."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__()
+        self._sandbox_id = sandbox_id
+
+    def made(self, container_id: str) -> ManagedContainer:
+        """A container that the guest has."""
+        found = self.get(container_id)
+        if found is None or found.container is None:
+            raise NotFound(f"there is no container {container_id} in sandbox {self._sandbox_id}")
+        return found
+
+    def process(self, container_id: str, exec_id: str) -> Managed:
+        """Its first process or, with an exec's id, that one."""
+        container = self.made(container_id)
+        if not exec_id:
+            return container
+        if exec_id not in container.execs:
+            raise NotFound(f"container {container_id} has no exec {exec_id}")
+        return container.execs[exec_id]
+
+    async def asked(self, container_id: str) -> ManagedContainer:
+        """A call that comes while its container is being created waits for the outcome, as with runc's shim.
+
+        nerdctl's `run -i` depends on it: it asks for the task as soon as its stdin ends, and gives up closing it else.
+        """
+        found = self.get(container_id)
+        if found is not None and found.container is None:
+            async with found.lock:
+                pass
+        return self.made(container_id)
+
+    async def asked_process(self, container_id: str, exec_id: str) -> Managed:
+        """As `asked`, for a process."""
+        await self.asked(container_id)
+        return self.process(container_id, exec_id)

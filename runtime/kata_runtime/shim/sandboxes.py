@@ -67,7 +67,6 @@ class KataSandboxes(SandboxService):
     def __init__(self, pod: Pod, tasks: Tasks) -> None:
         self._pod = pod
         self._tasks = tasks
-        self._state = State.NONE
         self._options = SandboxOptions()
         # Whether CRI made it, whose options say what all of its containers share.
         self.of_cri = False
@@ -77,6 +76,15 @@ class KataSandboxes(SandboxService):
         self._exited_ns = 0
         self._stopped = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def _state(self) -> State:
+        """As containerd is told it: it follows from the pod's, of which there is one account."""
+        if not self._created_ns:
+            return State.NONE
+        if self._stopped.is_set() or self._pod.over:
+            return State.STOPPED
+        return State.READY if self._pod.ready else State.CREATED
 
     @property
     def lives(self) -> bool:
@@ -98,13 +106,11 @@ class KataSandboxes(SandboxService):
             raise InvalidArgument(f"this shim is for sandbox {self._pod.id}, not for {request.sandbox_id!r}")
         if self._state is not State.NONE or self._pod.begun:
             raise AlreadyExists(f"there is a sandbox {request.sandbox_id} already")
-        self._pod.check()
         if request.rootfs:
             raise InvalidArgument("a sandbox has no root filesystem of its own: its guest's is in the configuration")
         self._options = _options(request)
         self.of_cri = _is_cri(request)
         self._created_ns = time.time_ns()
-        self._state = State.CREATED
         return pb.CreateSandboxResponse()
 
     async def start_sandbox(self, request: pb.StartSandboxRequest) -> pb.StartSandboxResponse:
@@ -119,7 +125,6 @@ class KataSandboxes(SandboxService):
                 self._ended(255)
                 await self._pod.end("error", error)
                 raise
-            self._state = State.READY
             self._pod.watch_memory(self._tasks.out_of_memory)
             self._watch = self._pod.spawn(self._until_lost(), "end of the VM")
         self._pod.started()
@@ -127,7 +132,7 @@ class KataSandboxes(SandboxService):
 
     async def _until_lost(self) -> None:
         await self._pod.running.vm_ended()
-        if self._state is State.READY:
+        if not self._pod.over:
             reason = RuntimeError("the VM has ended")
             _log.error("sandbox %s is lost: %s", self._pod.id, reason)
             await self._tasks.ended()
@@ -135,7 +140,6 @@ class KataSandboxes(SandboxService):
             await self._pod.end("error", reason)
 
     def _ended(self, status: int) -> None:
-        self._state = State.STOPPED
         self._exit_status = status
         self._exited_ns = time.time_ns()
         self._stopped.set()
@@ -155,7 +159,7 @@ class KataSandboxes(SandboxService):
 
     async def _stop(self) -> None:
         async with self._lock:
-            if self._state is State.STOPPED:
+            if self._stopped.is_set():
                 return
             if self._watch is not None:
                 self._watch.cancel()

@@ -79,8 +79,12 @@ class TaskService(ABC):
         """Whether something is here that a client may come back for: a container, ended or not, or a sandbox."""
         return True
 
-    def root_span(self, call: Call) -> Span:
-        """The span under which a call is recorded; asked before every call. `call.parent` is the caller's own."""
+    def enter(self, call: Call) -> Span:
+        """A call comes; returns the span under which it is recorded. `call.parent` is the caller's own.
+
+        Raises:
+            KataError: the call can't be served; this is its answer.
+        """
         return NO_SPAN
 
     def close_trace(self) -> None:  # noqa: B027 - most have none

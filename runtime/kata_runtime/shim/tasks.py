@@ -18,17 +18,18 @@ from kata_protos.containerd import events_pb2 as events
 from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.types_task_pb2 import CREATED, PAUSED, RUNNING, STOPPED
-from kata_runtime.errors import KataError
+from kata_runtime.errors import AgentError, KataError
 from kata_runtime.mount import Mount
 from kata_runtime.oci.bundle import read_bundle, read_process, read_resources
 from kata_runtime.oci.resources import guest_resources
+from kata_runtime.oci.sandbox import SandboxSpec
 from kata_runtime.oci.spec import guest_process
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, Hooks
-from kata_runtime.sandbox.process import Exit
+from kata_runtime.sandbox.process import Exit, ProcessState
 from kata_runtime.sandbox.workload import check, of_bundle, tell
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
-from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedExec
+from kata_runtime.shim.managed import Managed, ManagedContainer, ManagedContainers, ManagedExec
 from kata_runtime.shim.members import join_all, share_memory, shares_pid
 from kata_runtime.shim.metrics import to_metrics
 from kata_runtime.shim.pod import Pod, options_of
@@ -37,6 +38,7 @@ from kata_runtime.shim.service import Shim, TaskService
 from kata_runtime.shim.stdio import Names, open_stdio
 from kata_runtime.shim.ttrpc.errors import (
     AlreadyExists,
+    Code,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -73,7 +75,7 @@ class KataTasks(TaskService):
     def __init__(self, shim: Shim) -> None:
         self._shim = shim
         self._pod = Pod(shim)
-        self._containers: dict[str, ManagedContainer] = {}
+        self._containers = ManagedContainers(self._pod.id)
         self._watchers: set[asyncio.Task[None]] = set()
         tasks = Tasks(self._all_metrics, self._out_of_memory, self._all_ended, shim.stop)
         self._sandboxes = self.sandbox = KataSandboxes(self._pod, tasks)
@@ -83,9 +85,9 @@ class KataTasks(TaskService):
         """See TaskService."""
         return bool(self._containers) or self._sandboxes.ready
 
-    def root_span(self, call: Call) -> Span:
+    def enter(self, call: Call) -> Span:
         """See TaskService."""
-        self._pod.open_trace(call)
+        self._pod.open(call)
         return self._pod.root
 
     def close_trace(self) -> None:
@@ -106,35 +108,6 @@ class KataTasks(TaskService):
 
     def _publish(self, name: str, event: Message) -> None:
         self._shim.publish(f"/tasks/{name}", event)
-
-    def _container(self, container_id: str) -> ManagedContainer:
-        found = self._containers.get(container_id)
-        if found is None or found.container is None:
-            raise NotFound(f"there is no container {container_id} in sandbox {self._pod.id}")
-        return found
-
-    def _process(self, container_id: str, exec_id: str) -> Managed:
-        container = self._container(container_id)
-        if not exec_id:
-            return container
-        if exec_id not in container.execs:
-            raise NotFound(f"container {container_id} has no exec {exec_id}")
-        return container.execs[exec_id]
-
-    async def _asked_container(self, container_id: str) -> ManagedContainer:
-        """A call that comes while its container is being created waits for the outcome, as with runc's shim.
-
-        nerdctl's `run -i` depends on it: it asks for the task as soon as its stdin ends, and gives up closing it else.
-        """
-        found = self._containers.get(container_id)
-        if found is not None and found.container is None:
-            async with found.lock:
-                pass
-        return self._container(container_id)
-
-    async def _asked(self, container_id: str, exec_id: str) -> Managed:
-        await self._asked_container(container_id)
-        return self._process(container_id, exec_id)
 
     # Create
 
@@ -174,7 +147,7 @@ class KataTasks(TaskService):
         managed.hooks = Hooks.of(bundle.spec, request.id, bundle.directory)
         pod = self._shim.launch.group.kind == grouping.SANDBOX
         if managed.owner:
-            await self._pod.begin(options_of(bundle.spec, pod=pod), managed.hooks)
+            await self._pod.begin(options_of(SandboxSpec.of(bundle.spec), pod=pod), managed.hooks)
         else:
             await managed.hooks.run(BEFORE_START, "creating", self._pod.pid, strict=True)
         sandbox = self._pod.sandbox
@@ -256,7 +229,7 @@ class KataTasks(TaskService):
 
     async def start(self, request: task.StartRequest) -> task.StartResponse:
         """See TaskService."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         await _to_its_end(self._start(managed))
         return task.StartResponse(pid=self._pod.pid)
 
@@ -267,7 +240,7 @@ class KataTasks(TaskService):
             if isinstance(managed, ManagedExec):
                 await self._start_exec(managed)
                 return
-            container = self._container(managed.container_id).container
+            container = self._containers.made(managed.container_id).container
             assert container is not None
             if isinstance(managed, ManagedContainer) and managed.owner:
                 # Docker and `ctr run --cni` set the network up only now, by the process id that `Create` answered.
@@ -280,7 +253,7 @@ class KataTasks(TaskService):
         self._pod.started()
 
     async def _start_exec(self, managed: ManagedExec) -> None:
-        parent = self._container(managed.container_id)
+        parent = self._containers.made(managed.container_id)
         if parent.status != RUNNING or parent.container is None:
             raise FailedPrecondition(f"container {parent.container_id} is not running")
         managed.host = await open_stdio(managed.names, managed.container_id, self._shim.launch.namespace)
@@ -301,7 +274,7 @@ class KataTasks(TaskService):
 
     async def exec(self, request: task.ExecProcessRequest) -> Empty:
         """See TaskService."""
-        container = await self._asked_container(request.id)
+        container = await self._containers.asked(request.id)
         if not request.exec_id:
             raise InvalidArgument("an exec needs an id")
         if request.exec_id in container.execs:
@@ -320,7 +293,7 @@ class KataTasks(TaskService):
 
     async def delete(self, request: task.DeleteRequest) -> task.DeleteResponse:
         """See TaskService. With the sandbox's own container the VM goes."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         await _to_its_end(self._delete(managed))
         return task.DeleteResponse(pid=self._pod.pid, exit_status=managed.exit_status, exited_at=managed.exited_at)
 
@@ -334,7 +307,7 @@ class KataTasks(TaskService):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FLUSH):
                         await managed.flushed.wait()
-            parent = self._container(managed.container_id)
+            parent = self._containers.made(managed.container_id)
             if isinstance(managed, ManagedContainer):
                 await self._free(managed)
                 del self._containers[managed.container_id]
@@ -381,10 +354,10 @@ class KataTasks(TaskService):
 
     async def state(self, request: task.StateRequest) -> task.StateResponse:
         """See TaskService."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         return task.StateResponse(
             id=request.exec_id or request.id,
-            bundle=self._container(request.id).bundle,
+            bundle=self._containers.made(request.id).bundle,
             pid=self._pod.pid,
             status=managed.status,
             stdin=managed.names.stdin,
@@ -398,13 +371,13 @@ class KataTasks(TaskService):
 
     async def wait(self, request: task.WaitRequest) -> task.WaitResponse:
         """See TaskService."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         await managed.known.wait()
         return task.WaitResponse(exit_status=managed.exit_status, exited_at=managed.exited_at)
 
     async def pids(self, request: task.PidsRequest) -> task.PidsResponse:
         """See TaskService. The numbers are the guest's."""
-        managed = await self._asked_container(request.id)
+        managed = await self._containers.asked(request.id)
         response = task.PidsResponse()
         if managed.container is not None and managed.status != STOPPED:
             for pid in await managed.container.pids():
@@ -413,7 +386,7 @@ class KataTasks(TaskService):
 
     async def kill(self, request: task.KillRequest) -> Empty:
         """See TaskService."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         if managed.status == STOPPED:
             raise NotFound(f"{managed.what} has ended already")
         if managed.process is None:
@@ -421,14 +394,15 @@ class KataTasks(TaskService):
         try:
             await managed.process.signal(request.signal, everything=request.all)
         except KataError as error:
-            if managed.process.state == "stopped" or getattr(error, "code", "") == "FAILED_PRECONDITION":
+            refused = isinstance(error, AgentError) and error.code == Code.FAILED_PRECONDITION.name
+            if refused or managed.process.state is ProcessState.STOPPED:
                 raise NotFound(f"{managed.what} has ended already") from error
             raise
         return Empty()
 
     async def pause(self, request: task.PauseRequest) -> Empty:
         """See TaskService."""
-        managed = await self._asked_container(request.id)
+        managed = await self._containers.asked(request.id)
         async with managed.lock:
             if managed.status != RUNNING or managed.container is None:
                 raise FailedPrecondition(f"container {request.id} is not running")
@@ -439,7 +413,7 @@ class KataTasks(TaskService):
 
     async def resume(self, request: task.ResumeRequest) -> Empty:
         """See TaskService."""
-        managed = await self._asked_container(request.id)
+        managed = await self._containers.asked(request.id)
         async with managed.lock:
             if managed.status != PAUSED or managed.container is None:
                 raise FailedPrecondition(f"container {request.id} is not paused")
@@ -454,7 +428,7 @@ class KataTasks(TaskService):
 
     async def resize_pty(self, request: task.ResizePtyRequest) -> Empty:
         """See TaskService."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         if managed.process is not None:
             await managed.process.resize(request.height, request.width)
         elif isinstance(managed, ManagedExec):
@@ -463,14 +437,14 @@ class KataTasks(TaskService):
 
     async def close_io(self, request: task.CloseIORequest) -> Empty:
         """See TaskService."""
-        managed = await self._asked(request.id, request.exec_id)
+        managed = await self._containers.asked_process(request.id, request.exec_id)
         if request.stdin and managed.host is not None:
             managed.host.end_input()
         return Empty()
 
     async def update(self, request: task.UpdateTaskRequest) -> Empty:
         """See TaskService."""
-        managed = await self._asked_container(request.id)
+        managed = await self._containers.asked(request.id)
         if managed.container is None or managed.status == STOPPED:
             raise FailedPrecondition(f"container {request.id} is not running")
         resources = guest_resources(read_resources(request.resources.value))
@@ -481,7 +455,7 @@ class KataTasks(TaskService):
 
     async def stats(self, request: task.StatsRequest) -> task.StatsResponse:
         """See TaskService. Also after its end: containerd 2 looks there whether memory ran out."""
-        managed = await self._asked_container(request.id)
+        managed = await self._containers.asked(request.id)
         if managed.container is None or self._pod.over:
             raise FailedPrecondition(f"container {request.id} is not running")
         stats = await managed.container.stats()

@@ -5,13 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kata_runtime.config import Config, load
 from kata_runtime.config.kata_keys import KATA_KEYS
 from kata_runtime.config.model import QemuConfig
-from kata_runtime.config.validate import KEYS
+from kata_runtime.config.validate import KEYS, validate
 from kata_runtime.errors import ConfigError
 
 PACKAGED = Path(__file__).parents[3] / "configuration.toml"
@@ -110,13 +111,41 @@ def test_drop_ins_without_a_main_file(files: Files) -> None:
         ("[runtim]\n", "[runtim]: unknown table", "did you mean [runtime]?"),
         ("[hypervisor.kemu]\n", "[hypervisor.kemu]: unknown table", "did you mean [hypervisor.qemu]?"),
         ("[hypervisor.clh]\n", "[hypervisor.clh]: a table of Kata's", "remove [hypervisor.clh]"),
-        ("[agent.kata.mem_agent]\n", "[agent.kata.mem_agent]: a table of Kata's", "remove"),
-        ("[hypervisor.qemu]\nmsize_9p = 1", "[hypervisor.qemu] msize_9p: a key of Kata's", "remove msize_9p"),
         (
-            '[runtime]\njaeger_endpoint = ""',
-            "[runtime] jaeger_endpoint: a key of Kata's",
-            "use [runtime] otlp_endpoint",
+            "[agent.kata.mem_agent]\nmem_agent_enable = true",
+            "[agent.kata.mem_agent] mem_agent_enable can't be true or false (true) here: the guest's memory is not",
+            "",
         ),
+        (
+            "[hypervisor.qemu.factory]\nenable_template = true",
+            "[hypervisor.qemu.factory] enable_template can't be true or false (true) here",
+            "",
+        ),
+        (
+            '[hypervisor.qemu]\nmsize_9p = "1"',
+            "[hypervisor.qemu] msize_9p: expected an integer, got a string ('1')",
+            "",
+        ),
+        ("[hypervisor.qemu]\nenable_iommu = 1", "enable_iommu: expected true or false, got an integer (1)", ""),
+        (
+            '[runtime]\njaeger_endpoint = "http://j:1"',
+            "[runtime] jaeger_endpoint can't be a string ('http://j:1') here: use [runtime] otlp_endpoint",
+            "",
+        ),
+        ("[factory]\nvm_cache_numbr = 1", "[factory] vm_cache_numbr: unknown key", "did you mean vm_cache_number?"),
+        ("[factory]\nzzz = 1", "[factory] zzz: unknown key", "the keys of [factory] are enable_template,"),
+        ("[hypervisor.qemu]\nmemory_slot = 1", "memory_slot: unknown key", "did you mean memory_slots?"),
+        (
+            '[hypervisor.qemu]\nkernel_params = "quiet agent.debug_console"',
+            "kernel_params: agent.debug_console is not read by this agent; use nothing: remove it",
+            "",
+        ),
+        (
+            '[hypervisor.qemu]\nkernel_params = "agent.trace=true"',
+            "kernel_params: agent.trace is not read by this agent; use [agent.kata] enable_tracing",
+            "",
+        ),
+        ('[hypervisor.qemu]\nkernel_params = "agent.log=loud"', "agent.log=loud is none of trace, debug,", ""),
         ("enable_tracing = true", "enable_tracing: this key is outside its table", "under [agent.kata]"),
         ("foo = 1", "foo: unknown key", "the tables are [hypervisor.qemu]"),
         ("runtime = 3", "runtime: expected a table, got an integer (3)", "write [runtime]"),
@@ -245,7 +274,39 @@ def test_vcpus(default_vcpus: float, host: int, vcpus: int) -> None:
 
 
 def test_table_of_foreign_keys_has_none_of_ours() -> None:
-    assert {table: keys & set(KEYS[table]) for table, keys in KATA_KEYS.items()} == dict.fromkeys(KEYS, frozenset())
+    assert {table: set(keys) & set(KEYS.get(table, ())) for table, keys in KATA_KEYS.items()} == {
+        table: set() for table in KATA_KEYS
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "key"), [(table, key) for table, keys in KATA_KEYS.items() for key in keys], ids="-".join
+)
+def test_what_is_done_here_anyway_is_taken(table: str, key: str) -> None:
+    rule = KATA_KEYS[table][key]
+    *above, last = table.split(".")
+    for value in rule.taken:
+        document: dict[str, Any] = {last: {key: value}}
+        for name in reversed(above):
+            document = {name: document}
+        config = validate([("f.toml", document)])
+        assert (config.notes, replace(config, files=())) == ((), Config.default())
+
+
+def test_noted_keys_are_told(files: Files) -> None:
+    path = files.write(files.etc, "[hypervisor.qemu]\nmsize_9p = 4096\n[runtime]\nuse_passfd_io = false")
+    config = files.load(path)
+    assert config.notes == (
+        "[hypervisor.qemu] msize_9p: for 9p, which is not used",
+        "[runtime] use_passfd_io: stdio is a vsock stream",
+    )
+    assert files.load(path) == config  # also from the cache
+
+
+def test_keys_by_another_name(files: Files) -> None:
+    text = '[hypervisor.qemu]\nseccomp_sandbox = "on"\n[agent.kata]\ncreate_container_timeout = 7'
+    config = files.load(files.write(files.etc, text))
+    assert (config.qemu.seccompsandbox, config.runtime.create_container_timeout) == ("on", 7)
 
 
 def test_error_of_the_system_is_told(files: Files) -> None:

@@ -8,7 +8,7 @@ from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeCo
 from kata_runtime.guest.clock import Reading
 from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.hypervisor.helper import HelperStart
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 from kata_telemetry.span import NO_SPAN, Site, Tracer, use
 from kata_traces.read.analysis import critical_path
 from kata_traces.read.trace import load_store

@@ -8,13 +8,15 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kata_protos import agent_pb2 as pb
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
 from kata_runtime.errors import AgentError, BootError, HypervisorError, SandboxError
 from kata_runtime.sandbox.rootfs import Rootfs
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions, SandboxState
 from kata_runtime.sandbox.state import Directories
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
+from kata_runtime.sandbox.trace.state import Tracing
 from kata_telemetry.span import use
 from kata_traces.read.trace import Trace, load_store
 from kata_traces.store.store import Store
@@ -26,14 +28,14 @@ BOOTED = ("Linux version 6.1", "kata: initramfs")
 class Life:
     """A sandbox of this directory; `trace` is what is left of it."""
 
-    def __init__(self, root: Path, guest: FakeGuest, *, patience: float, answers_within: float) -> None:
+    def __init__(self, root: Path, guest: FakeGuest, *, patience: float, answers_within: float, traced: bool) -> None:
         for name in ("kernel", "initrd", "image"):
             (root / name).touch()
         qemu = QemuConfig(kernel=str(root / "kernel"), initrd=str(root / "initrd"), image=str(root / "image"))
         agent = AgentConfig(
-            enable_tracing=True, dial_timeout=patience, health_check_request_timeout_ms=round(answers_within * 1000)
+            enable_tracing=traced, dial_timeout=patience, health_check_request_timeout_ms=round(answers_within * 1000)
         )
-        config = Config(qemu, agent, RuntimeConfig(enable_tracing=True, trace_dir=str(root / "traces")))
+        config = Config(qemu, agent, RuntimeConfig(enable_tracing=traced, trace_dir=str(root / "traces")))
         self.root = root
         self.guest = guest
         self.tracing = SandboxTrace.open(config, "s1", command="test")
@@ -46,15 +48,21 @@ class Life:
         assert loaded is not None
         return loaded
 
+    def state(self) -> Tracing:
+        """Which sides are traced."""
+        return self.tracing.state
+
     def left(self) -> list[Path]:
         """What is on the host of it."""
         return [path for name in ("run", "layers") for path in (self.root / name).glob("*")]
 
 
 @asynccontextmanager
-async def life(guest: FakeGuest, root: Path, *, patience: float = 5, answers_within: float = 30) -> AsyncIterator[Life]:
+async def life(
+    guest: FakeGuest, root: Path, *, patience: float = 5, answers_within: float = 30, traced: bool = True
+) -> AsyncIterator[Life]:
     """For the block; whatever happens in it, nothing is left and the trace is whole."""
-    lived = Life(root, guest, patience=patience, answers_within=answers_within)
+    lived = Life(root, guest, patience=patience, answers_within=answers_within, traced=traced)
     error: BaseException | None = None
     try:
         with use(lived.tracing.root):
@@ -184,3 +192,34 @@ async def test_no_call_out_of_order(root: Path) -> None:
         await lived.sandbox.start()
         with pytest.raises(SandboxError, match="is ready, not new"):
             await lived.sandbox.start()
+
+
+async def test_tracing_that_is_switched_on_late_has_the_boot_by_the_agent(root: Path) -> None:
+    """Both sides have recorded it, and the agent's account is the finer one."""
+    guest = FakeGuest()
+    async with life(guest, root, traced=False) as lived:
+        sandbox, told = lived.sandbox, guest.agent.requests
+        await sandbox.start()
+        assert lived.state() is Tracing.RECORDING
+        assert [request.tracing.enabled for request in told if isinstance(request, pb.CreateSandboxRequest)] == [False]
+        with pytest.raises(SandboxError, match="belong under the runtime's"):
+            await sandbox.switch_tracing(runtime=False, agent=True)
+        await sandbox.switch_tracing(runtime=True, agent=True)
+        assert lived.state() is Tracing.BOTH
+        [setting] = [request.tracing for request in told if isinstance(request, pb.SetTracingRequest)]
+        assert (setting.enabled, setting.since_ns) == (True, 0)
+    names = [span.name for span in lived.trace().spans]
+    assert "boot.fake" in names
+    assert "boot.kernel" not in names
+
+
+async def test_an_agent_that_does_not_take_its_setting_leaves_the_runtime_traced(root: Path) -> None:
+    guest = FakeGuest()
+    guest.agent.refuse["SetTracing"] = grpc.StatusCode.INTERNAL
+    async with life(guest, root, traced=False) as lived:
+        await lived.sandbox.start()
+        with pytest.raises(AgentError, match="SetTracing is refused"):
+            await lived.sandbox.switch_tracing(runtime=True, agent=True)
+        assert lived.state() is Tracing.RUNTIME
+        await lived.sandbox.switch_tracing(runtime=False, agent=False)
+        assert lived.state() is Tracing.RECORDING

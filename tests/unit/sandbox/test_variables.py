@@ -11,7 +11,7 @@ import pytest
 
 from kata_runtime.config.model import RuntimeConfig
 from kata_runtime.errors import ConfigError
-from kata_runtime.sandbox import variables
+from kata_runtime.sandbox.trace import variables
 from kata_telemetry.span import Site, SpanContext, Tracer
 from kata_traces.sdk import propagators
 from support.packages import install
@@ -140,7 +140,7 @@ def test_nothing_is_imported_while_tracing_is_off(tmp_path: Path) -> None:
     code = """
 import sys
 from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
-from kata_runtime.sandbox.tracing import SandboxTrace
+from kata_runtime.sandbox.trace import SandboxTrace
 trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(), RuntimeConfig(), ()), "s1", command="test")
 trace.started()
 trace.close("exit 0")

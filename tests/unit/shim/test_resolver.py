@@ -7,7 +7,7 @@ from google.protobuf.any_pb2 import Any
 
 from kata_protos.containerd.cri_pb2 import DNSConfig, PodSandboxConfig
 from kata_protos.containerd.sandbox_pb2 import CreateSandboxRequest
-from kata_runtime.shim.pod import options_of
+from kata_runtime.oci.sandbox import SandboxSpec
 from kata_runtime.shim.sandboxes import _options
 
 
@@ -30,9 +30,9 @@ def test_of_the_sandboxs_own_container(tmp_path: Path) -> None:
     source = tmp_path / "resolv.conf"
     source.write_text("# of an engine\nnameserver 192.0.2.1\n")
     mounts = [{"destination": "/etc/resolv.conf", "source": str(source)}]
-    assert options_of({"mounts": mounts}, pod=False).dns == ("# of an engine", "nameserver 192.0.2.1")
+    assert SandboxSpec.of({"mounts": mounts}).dns == ("# of an engine", "nameserver 192.0.2.1")
     source.unlink()
     os.mkfifo(source)
-    assert options_of({"mounts": mounts}, pod=False).dns == ()
+    assert SandboxSpec.of({"mounts": mounts}).dns == ()
     source.unlink()
-    assert options_of({"mounts": mounts}, pod=False).dns == ()
+    assert SandboxSpec.of({"mounts": mounts}).dns == ()
