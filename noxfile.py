@@ -70,7 +70,7 @@ def unit(session: nox.Session) -> None:
 @nox.session
 def house(session: nox.Session) -> None:
     """Figures of the code: sizes, floors, circles, places to touch; `-- ROOT` measures another checkout."""
-    session.run(sys.executable, "tests/support/house.py", *session.posargs, external=True)
+    session.run(sys.executable, "-P", "tests/support/house.py", *session.posargs, external=True)
 
 
 @nox.session

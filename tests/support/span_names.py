@@ -36,6 +36,8 @@ def _of(tree: ast.Module) -> Iterator[str]:
             continue
         yield from (_text(keyword.value) for keyword in node.keywords if keyword.arg == "span")
         maker = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+        if maker == "tell":  # `Session.tell`: stages with their times
+            yield from (_text(stage.elts[0]) for stage in node.args if isinstance(stage, ast.Tuple))
         if maker in _MAKERS and node.args:
             yield _text(node.args[0])
             open_ended |= not _text(node.args[0])

@@ -7,6 +7,8 @@ runtimes parse (src/runtime/pkg/katautils/config.go, src/libs/kata-types/src/con
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from kata_common.contract import Port
+
 __all__ = ["AGENT_PARAMETERS", "ALIASES", "KATA_KEYS", "KATA_TABLES", "KataKey", "agent_parameters"]
 
 
@@ -111,7 +113,7 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         **_noted("for confidential guests, which are not supported", cdh_api_timeout=50, cdh_api_timeout_ms=50000),
         "server_port": KataKey((1024,), "the agent's port is 1024: remove it"),
         "log_port": KataKey((1025,), "the agent's log is the guest's console: remove it", noted=True),
-        "passfd_listener_port": KataKey((1027,), "stdio's port is 1027", noted=True),
+        "passfd_listener_port": KataKey((int(Port.STDIO),), f"stdio's port is {Port.STDIO:d}", noted=True),
         "launch_process_timeout": KataKey((0,), "create_container_timeout is how long a start may take", noted=True),
         **_off("a pipe has the kernel's size: remove it", "container_pipe_size:int"),
         **_off(_NO_VFIO, "visible_cdi_devices"),
@@ -157,7 +159,7 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         **_noted("volumes are known by their mounts", kubelet_root_dir="/var/lib/kubelet"),
         **_off(_NO_VFIO, "pod_resource_api_sock:str"),
         **_off("a sandbox whose agent is lost ends: remove it", "keep_abnormal"),
-        **_noted("stdio is a vsock stream", use_passfd_io=True, passfd_listener_port=1027),
+        **_noted("stdio is a vsock stream", use_passfd_io=True, passfd_listener_port=int(Port.STDIO)),
         "log_level": KataKey(("info",), "use enable_debug"),
     },
 }  # fmt: skip

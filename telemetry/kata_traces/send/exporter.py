@@ -137,7 +137,7 @@ def _exporters(store: Store, grace: float) -> list[tuple[Exporter, Sender]]:
     """One for each target. Those that can't work are told of, and the others go on. Raises SettingsError."""
 
     def wrong(error: SettingsError) -> None:
-        print(f"exporter: {error}", file=sys.stderr, flush=True)
+        print(told(f"exporter: {error}"), file=sys.stderr, flush=True)
 
     ledger = Ledger(RuntimePart(store))
     found: list[tuple[Exporter, Sender]] = []
