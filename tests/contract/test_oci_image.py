@@ -1,5 +1,7 @@
 """Container images made by umoci, skopeo and buildah become root filesystems; hostile ones stay where they belong."""
 
+import gzip
+import hashlib
 import io
 import json
 import os
@@ -235,3 +237,56 @@ def test_command_line_replaces_cmd_and_keeps_the_entrypoint(
 def test_image_without_a_command() -> None:
     with pytest.raises(ImageError, match="names no command"):
         ImageConfig().args(())
+
+
+def zstd(data: bytes) -> bytes:
+    """A frame of Zstandard (RFC 8878) whose blocks are stored as they are."""
+    parts = [data[start : start + 65536] for start in range(0, len(data), 65536)]
+    frame = b"\x28\xb5\x2f\xfd\xa0" + len(data).to_bytes(4, "little")
+    for number, part in enumerate(parts, 1):
+        frame += (len(part) << 3 | (number == len(parts))).to_bytes(3, "little") + part
+    return frame
+
+
+def layer() -> bytes:
+    """A tar with an entry for the root itself, as `tar -C ROOT -c .` writes it."""
+    content = io.BytesIO()
+    entries = [("./", 33, 0o710, None), ("./etc/", 0, 0o755, None), ("./etc/x", 5, 0o640, b"x" * 99999)]
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, uid, mode, data in entries:
+            entry = tarfile.TarInfo(name)
+            entry.uid = entry.gid = uid
+            entry.mode, entry.type = mode, tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+            entry.size = len(data or b"")
+            tar.addfile(entry, io.BytesIO(data or b""))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["", "+gzip", "+zstd"])
+async def test_every_compression_of_a_layer(tmp_path: Path, cache: Path, kind: str) -> None:
+    data, layout = layer(), tmp_path / "layout"
+    (layout / "blobs/sha256").mkdir(parents=True)
+
+    def blob(content: bytes, media: str) -> dict[str, object]:
+        digest = hashlib.sha256(content).hexdigest()
+        (layout / "blobs/sha256" / digest).write_bytes(content)
+        return {"mediaType": f"application/vnd.oci.image.{media}", "digest": f"sha256:{digest}", "size": len(content)}
+
+    packed = {"": data, "+gzip": gzip.compress(data), "+zstd": zstd(data)}[kind]
+    rootfs = {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(data).hexdigest()}"]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]}, "rootfs": rootfs}).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "config": blob(config, "config.v1+json"),
+        "layers": [blob(packed, f"layer.v1.tar{kind}")],
+    }
+    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode(), "manifest.v1+json")]}
+    (layout / "index.json").write_text(json.dumps(index))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    image = await unpack(str(layout), cache)
+    assert (image.rootfs / "etc/x").read_bytes() == b"x" * 99999
+    for path, uid, mode in ((image.rootfs, 33, 0o710), (image.rootfs / "etc/x", 5, 0o640)):
+        status = path.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (uid, uid, mode)
+    assert image.config.cmd == ("sh",)
+    assert (await unpack(str(layout), cache)).rootfs == image.rootfs

@@ -222,7 +222,8 @@ async def test_errors(shim: Shim) -> None:
         with pytest.raises(expected):
             await shim.box(method, request, Empty)
 
-    for method in ("StartSandbox", "StopSandbox", "WaitSandbox", "SandboxStatus", "SandboxMetrics"):
+    await refused(FailedPrecondition, "StartSandbox", pb.StartSandboxRequest(sandbox_id="pod-of-its-own"))
+    for method in ("StopSandbox", "WaitSandbox", "SandboxStatus", "SandboxMetrics"):
         await refused(NotFound, method, getattr(pb, f"{method}Request")(sandbox_id="pod-of-its-own"))
     await refused(NotFound, "PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"))
     await refused(InvalidArgument, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="other"))
@@ -230,7 +231,10 @@ async def test_errors(shim: Shim) -> None:
     broken.options.type_url, broken.options.value = "runtime.v1.PodSandboxConfig", b"\xff"
     await refused(InvalidArgument, "CreateSandbox", broken)
     await shim.create()
-    await refused(AlreadyExists, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="pod-of-its-own"))
+    for name in ("pod-of-its-own", "other"):  # one shim has one
+        await refused(AlreadyExists, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id=name))
+    created = await shim.status()
+    assert (created.state, created.pid, created.HasField("created_at")) == ("SANDBOX_CREATED", 0, True)
     await refused(FailedPrecondition, "PingSandbox", pb.PingRequest(sandbox_id="pod-of-its-own"))
     await refused(FailedPrecondition, "SandboxMetrics", pb.SandboxMetricsRequest(sandbox_id="pod-of-its-own"))
     await refused(NotFound, "StartSandbox", pb.StartSandboxRequest(sandbox_id="other"))

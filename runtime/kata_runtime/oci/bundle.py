@@ -25,14 +25,17 @@ class Bundle:
     spec: Spec
 
 
-def read_bundle(directory: Path) -> Bundle:
-    """Read and check a bundle.
+def read_bundle(directory: Path, *, mounted: bool = False) -> Bundle:
+    """Read and check a bundle. With `mounted` its root filesystem is to be mounted yet: the place is made where it is
+    missing (as by runc's shim).
 
     Raises:
         RootfsError: it is no bundle, or its config.json can't be used; the message names the field.
     """
     spec = read_spec(directory)
     rootfs = directory.absolute() / spec["root"]["path"]
+    if mounted and rootfs.parent == directory.absolute():
+        rootfs.mkdir(mode=0o711, exist_ok=True)
     if not rootfs.is_dir():
         raise RootfsError(f"{directory / 'config.json'}: root.path: {rootfs} is not a directory")
     return Bundle(directory.absolute(), rootfs, spec)

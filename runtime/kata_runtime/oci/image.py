@@ -230,6 +230,11 @@ async def _unpack(source: _Source, cache: Path) -> Image:
             image = _load(cache, digest)
             _remember(cache, source, state, digest)
             return image
+        if _has_zstd(layout, digest):
+            # umoci 0.4 knows no zstd; skopeo does, but takes it apart only on the way into a directory.
+            await _tool(source, [*skopeo, "copy", "--dest-decompress", f"oci:{layout}:image", f"dir:{work}/plain"])
+            layout = work / "gzip"
+            await _tool(source, [*skopeo, "copy", f"dir:{work}/plain", f"oci:{layout}:image"])
         umoci = process.find_program("umoci", package="umoci")
         await _tool(source, [umoci, "unpack", "--image", f"{layout}:image", str(work / "bundle")])
         done = work / "done"
@@ -305,6 +310,13 @@ def _read_layout(source: _Source, layout: Path) -> tuple[str, ImageConfig]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"{source.path}: its manifest or configuration can't be read: {error}") from error
+
+
+def _has_zstd(layout: Path, digest: str) -> bool:
+    """Whether a layer of that manifest is compressed so (OCI's media type `….tar+zstd`); `_read_layout` has read it."""
+    layers = _blob(layout, digest).get("layers")
+    kinds = [layer.get("mediaType") for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+    return any(str(kind).endswith("+zstd") for kind in kinds)
 
 
 def _blob(layout: Path, digest: str) -> dict[str, Any]:

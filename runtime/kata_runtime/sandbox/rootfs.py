@@ -193,7 +193,9 @@ def _root_tree(directory: SandboxDirectory, container_id: str, rootfs: Rootfs, s
     for path in (upper, work, merged):
         path.mkdir(parents=True)
     # The upper directory's own attributes become those of the container's root.
-    upper.chmod(rootfs.path.stat().st_mode & 0o7777)
+    root = rootfs.path.stat()
+    os.chown(upper, root.st_uid, root.st_gid)
+    upper.chmod(root.st_mode & 0o7777)
     with overlay(rootfs.path, upper, work, merged), copied_path(merged) as tree:
         yield tree
 

@@ -47,7 +47,7 @@ class Managed:
     @property
     def exited_at(self) -> Timestamp | None:
         """When it ended; None where it has not."""
-        if self.exit is None:
+        if self.exit is None or not self.exit.at_ns:
             return None
         stamp = Timestamp()
         stamp.FromNanoseconds(self.exit.at_ns)
@@ -69,8 +69,12 @@ class Managed:
         self.known.set()
 
     def never_ran(self) -> None:
-        """It is let go without having been started."""
-        self.ended(Exit(137, time.time_ns(), reason="it was never started"))
+        """It is let go without having been started: there is no end to tell of, as with runc's shim."""
+        self.ended(Exit(0, 0, reason="it was never started"))
+
+    def failed(self) -> None:
+        """It could not be started."""
+        self.ended(Exit(137, time.time_ns(), reason="it could not be started"))
 
     async def flush(self) -> None:
         """Let all output leave, then close the host's ends."""

@@ -102,10 +102,10 @@ class KataSandboxes(SandboxService):
 
     async def create_sandbox(self, request: pb.CreateSandboxRequest) -> pb.CreateSandboxResponse:
         """See SandboxService. Nothing runs yet."""
+        if self._state is not State.NONE or self._pod.begun:
+            raise AlreadyExists(f"there is a sandbox {self._pod.id} already")
         if request.sandbox_id != self._pod.id:
             raise InvalidArgument(f"this shim is for sandbox {self._pod.id}, not for {request.sandbox_id!r}")
-        if self._state is not State.NONE or self._pod.begun:
-            raise AlreadyExists(f"there is a sandbox {request.sandbox_id} already")
         if request.rootfs:
             raise InvalidArgument("a sandbox has no root filesystem of its own: its guest's is in the configuration")
         self._options = _options(request)
@@ -115,6 +115,8 @@ class KataSandboxes(SandboxService):
 
     async def start_sandbox(self, request: pb.StartSandboxRequest) -> pb.StartSandboxResponse:
         """See SandboxService: boot it."""
+        if self._state is State.NONE:
+            raise FailedPrecondition(f"sandbox {request.sandbox_id} has not been created")
         self._check(request.sandbox_id)
         async with self._lock:
             if self._state is not State.CREATED:

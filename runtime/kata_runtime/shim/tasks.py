@@ -136,7 +136,7 @@ class KataTasks(TaskService):
 
     async def _create(self, managed: ManagedContainer, request: task.CreateTaskRequest) -> None:
         with _trace.span("readBundle"):
-            bundle = read_bundle(Path(request.bundle))
+            bundle = read_bundle(Path(request.bundle), mounted=bool(request.rootfs))
         bundle.spec["process"]["terminal"] = request.terminal
         if self._sandboxes.lives:
             if self._sandboxes.of_cri:
@@ -262,7 +262,7 @@ class KataTasks(TaskService):
             await process.exec(managed.spec, managed.host.stdio)
         except BaseException:
             await managed.host.close()
-            managed.never_ran()
+            managed.failed()
             raise
         managed.process = process
         managed.running()

@@ -88,3 +88,12 @@ def test_no_bundle(tmp_path: Path, name: str) -> None:
     with pytest.raises(RootfsError, match="is not an OCI bundle") as caught:
         read_bundle(tmp_path / name)
     assert "--rootfs" in caught.value.hint
+
+
+def test_the_place_of_a_root_filesystem_that_is_mounted_yet_is_made(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "rootfs").rmdir()
+    with pytest.raises(RootfsError, match="is not a directory"):
+        read_bundle(tmp_path)
+    assert read_bundle(tmp_path, mounted=True).rootfs.is_dir()
+    assert read_bundle(tmp_path, mounted=True).rootfs.stat().st_mode & 0o777 == 0o711
