@@ -276,6 +276,33 @@ async def test_a_process_ignores_no_signal_of_the_c_librarys(real: AgentClient) 
     await real.remove("c")
 
 
+async def test_where_and_how_soon_processes_run(real: AgentClient) -> None:
+    """A container's own process, and what is exec'd into it, which has the container's CPUs unless it says others."""
+    asked: dict[str, Any] = {
+        "scheduler": {"policy": "SCHED_BATCH", "nice": 4},
+        "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6},
+    }
+    # Policy and nice value (proc(5), fields 41 and 19).
+    script = "ionice -p $$; cut -d' ' -f19,41 /proc/self/stat; grep Cpus_allowed_list /proc/self/status"
+    every = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    stdout = await real.stdio()
+    await real.run("c", "sh", "-c", f"{script}; exec sleep 100", stdout=stdout, execCPUAffinity={"final": "0"}, **asked)
+    said = await stdout.read_until(b"Cpus_allowed_list")
+    assert said.startswith(b"best-effort: prio 6\n4 3\n")
+    own: dict[str, Any] = {"execCPUAffinity": {"initial": every, "final": "1"}}
+    nothing: dict[str, Any] = {}
+    for number, (extra, cpus) in enumerate([(nothing, "0"), (own, "1")]):
+        stdout = await real.stdio()
+        await real.exec("c", f"e{number}", "sh", "-c", script, stdout=stdout, **asked, **extra)
+        lines = (await stdout.read_all()).decode().splitlines()
+        assert lines[:2] == ["best-effort: prio 6", "4 3"]
+        assert lines[2].split()[1] == cpus
+    stdout = await real.stdio()
+    await real.exec("c", "plain", "sh", "-c", script, stdout=stdout)  # the agent itself has kept its own
+    assert b"\n0 0\n" in await stdout.read_all()
+    await real.remove("c")
+
+
 async def test_an_environment_of_a_megabyte(real: AgentClient) -> None:
     stdout = await real.stdio()
     env = ["PATH=/bin", *(f"V{number}={'x' * 100_000}" for number in range(12))]

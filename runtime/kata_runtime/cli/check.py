@@ -71,6 +71,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         *_programs(config),
         _image(config),
         _root(),
+        *(Finding("configuration", Verdict.OK, f"no effect: {note}") for note in config.notes),
     ]
 
 

@@ -102,7 +102,7 @@ def _foreign(table: str, key: str, value: object) -> tuple[str, str]:
         return "", ""
     if rule.noted:
         return "", f"{where}: {rule.says}"
-    return f"{where} can't be {_describe(value)} here: {rule.says}", ""
+    return f"{where} = {_shown(value)} can't be had here: {rule.says}", ""
 
 
 def _tables(
@@ -172,6 +172,11 @@ def _wrong_value(table: str, detail: ErrorDetails, origin: Mapping[tuple[str, st
 
 
 def _describe(value: object) -> str:
-    """A value for an error message; long ones are cut."""
+    """A value for an error message, with its type."""
+    return f"{_NAMES.get(type(value), type(value).__name__)} ({_shown(value)})"
+
+
+def _shown(value: object) -> str:
+    """Long ones are cut."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return f"{_NAMES.get(type(value), type(value).__name__)} ({text if len(text) <= 60 else text[:57] + '...'})"
+    return text if len(text) <= 60 else text[:57] + "..."

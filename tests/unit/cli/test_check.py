@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,12 @@ def test_what_the_command_says(
 def test_this_host_has_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) in (0, 1)
     assert "QEMU" in capsys.readouterr().out
+
+
+def test_keys_without_an_effect_are_told() -> None:
+    config = replace(Config.default(), notes=("[hypervisor.qemu] msize_9p: for 9p, which is not used",))
+    [told] = [finding for finding in examine(config) if finding.name == "configuration"]
+    assert (told.verdict, told.detail) == (
+        Verdict.OK,
+        "no effect: [hypervisor.qemu] msize_9p: for 9p, which is not used",
+    )
