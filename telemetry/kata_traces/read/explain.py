@@ -1,9 +1,10 @@
-"""A trace in plain words: what dominated a start, or why it failed. At most a dozen lines."""
+"""A trace in plain words: why it failed, or what dominated its start, and what would change that."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kata_traces.read.advice import advice
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.cells import crop, printable
 from kata_traces.read.compare import UNACCOUNTED, median
@@ -15,7 +16,7 @@ from kata_traces.read.units import duration, percent
 
 __all__ = ["MAX_EARLIER", "MAX_LINES", "Start", "explain", "start_of"]
 
-MAX_LINES: Final = 12
+MAX_LINES: Final = 16
 # Earlier traces that are worth reading for their medians.
 MAX_EARLIER: Final = 20
 NAMED: Final = 3
@@ -63,6 +64,7 @@ def explain(trace: Trace, earlier: Sequence[Start] = ()) -> list[str]:
     elif not (trace.live or trace.meta.outcome) and trace.root.open:
         lines += _death(trace)
     lines += _dominated(trace, start)
+    lines += advice(trace)
     if start.reached:
         lines += _compared(start, earlier)
     lines += _gaps(trace, start)

@@ -15,7 +15,7 @@ __all__ = ["Lane", "Role", "Rule", "Stage", "lane", "rule"]
 class Stage(StrEnum):
     """In the order of a sandbox's life, as views show them."""
 
-    CONFIG = "config"
+    CONFIG = "runtime start"
     HOST = "host setup"
     QEMU = "QEMU"
     FIRMWARE = "firmware"

@@ -96,6 +96,8 @@ class Trace:
     # Lines that could not be read, and spans of other traces among them.
     broken: int = 0
     foreign: int = 0
+    # What went wrong last, by collector, where one does not have all of it.
+    undelivered: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def root(self) -> TraceSpan:
@@ -147,7 +149,12 @@ def load_store(store: Store) -> Trace | None:
     """The trace in a store; None where it has no span yet. Raises StoreError where it can't be read."""
     # Asked first: a writer that closes meanwhile is the lesser surprise.
     live = store.live
-    return load(store.lines(), meta=store.meta(), live=live, now=time.time_ns() if live else 0)
+    trace = load(store.lines(), meta=store.meta(), live=live, now=time.time_ns() if live else 0)
+    if trace is not None and not live:
+        from kata_traces.send.delivery import load_progress
+
+        trace.undelivered = {target: p.error for target, p in load_progress(store).items() if p.error}
+    return trace
 
 
 def load(lines: Iterable[bytes | str], *, meta: Meta | None = None, live: bool = False, now: int = 0) -> Trace | None:

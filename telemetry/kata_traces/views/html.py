@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 from kata_common.contract import AGENT_SERVICE as AGENT
+from kata_traces.read.advice import advice
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.failure import failure_of
 from kata_traces.read.remarks import remarks
@@ -104,6 +105,7 @@ def to_page_model(trace: Trace) -> dict[str, Any]:
         "clock": _clock(trace, begin),
         "failure": _failure(trace, order),
         "remarks": list(remarks(trace)),
+        "advice": list(advice(trace)),
         "misfits": [[order[found.span.span_id], found.before, found.after] for found in trace.misfits()],
         "spans": [_row(span, begin, order, values) for span in trace.walk()],
         "values": values.content,

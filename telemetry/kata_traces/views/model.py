@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from kata_traces.read.advice import advice
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.failure import failure_of
 from kata_traces.read.trace import Trace, TraceSpan
@@ -22,6 +23,7 @@ def to_model(trace: Trace) -> dict[str, Any]:
         "command": meta.command,
         "outcome": meta.outcome,
         "failure": _failure(trace),
+        "advice": list(advice(trace)),
         "live": trace.live,
         "services": trace.services,
         "root": trace.root.span_id,

@@ -83,7 +83,7 @@ def test_the_waterfall_of_a_container_start() -> None:
     for lane in ("runtime ", "QEMU ", "kernel ", "agent ", "container "):
         assert any(line.startswith(lane) for line in lines)
     last = " ".join(lines[lines.index(next(line for line in lines if line.startswith("total "))) :])
-    assert last.startswith("total 3.01 s = 13.2 ms (config) + 81.5 ms (host setup)")
+    assert last.startswith("total 3.01 s = 13.2 ms (runtime start) + 81.5 ms (host setup)")
     assert last.endswith("(unaccounted, 0.1 %)")
 
 

@@ -58,6 +58,10 @@ class App {
       $("failure").replaceChildren(...lines.map((line) => el("p", {}, line)),
         el("button", { type: "button", onclick: () => this.select(model.spans[span]) }, "Show it"));
     }
+    if (model.advice.length) {
+      $("advice").hidden = false;
+      $("advice").replaceChildren(...model.advice.map((line) => el("p", {}, line)));
+    }
     if (model.remarks.length) {
       $("remarks").hidden = false;
       $("remarks").replaceChildren(...model.remarks.map((remark) => el("p", {}, remark)));
@@ -130,7 +134,7 @@ class App {
     const active = Boolean(query || service || least || critical || errors || !allLanes);
     const matches = active ? model.spans.filter((span) =>
       (!query || query(span)) && (!service || span.service === service) && (!least || span.duration >= least)
-      && (!critical || span.criticalTime > 0) && (!errors || span.failed) && this.lanes.has(span.lane)) : model.spans;
+      && (!critical || notable(span, model)) && (!errors || span.failed) && this.lanes.has(span.lane)) : model.spans;
     this.matches = matches;
     // Ancestors keep the tree together.
     const kept = active ? new Set(matches) : null;

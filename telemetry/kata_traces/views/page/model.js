@@ -3,6 +3,9 @@
 const OPEN = 1, FAILED = 2;
 const KINDS = ["", "internal", "server", "client", "producer", "consumer"];
 
+// Spans with so much of the whole on the critical path matter.
+const NOTABLE = 0.005;
+
 class Span {
   constructor(row, index, values) {
     let name, service, message, flags;

@@ -33,6 +33,9 @@ function parseCondition(word, model) {
   return (span) => span.text.includes(word);
 }
 
+/** Whether so much of the whole waited for it that it matters. */
+const notable = (span, model) => span.criticalTime > model.root.duration * NOTABLE;
+
 function fieldCondition(field, value, model) {
   const stage = (span) => (span.stage < 0 ? "" : model.stages[span.stage]);
   return {
@@ -40,6 +43,6 @@ function fieldCondition(field, value, model) {
     lane: (span) => model.lanes[span.lane].toLowerCase().includes(value),
     stage: (span) => stage(span).toLowerCase().includes(value),
     name: (span) => span.name.toLowerCase().includes(value),
-    is: (span) => ({ error: span.failed, open: span.open, critical: span.criticalTime > 0 }[value] !== false),
+    is: (span) => ({ error: span.failed, open: span.open, critical: notable(span, model) }[value] !== false),
   }[field];
 }

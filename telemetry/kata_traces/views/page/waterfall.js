@@ -1,8 +1,6 @@
 // The rows of the tree with their bars. Only the rows that are seen exist in the page, so the number of spans is free.
 
 const ROW = 26, OVERSCAN = 8, MAX_INDENT = 14;
-// Names of spans with so much of the whole on the critical path stand out.
-const NOTABLE = 0.005;
 // Of one row: more segments than this are one anyway at the width of a screen.
 const MAX_SEGMENTS = 400;
 
