@@ -6,6 +6,7 @@ python -m support.traces DIR     # writes it as a store under DIR, for `kata-run
 import json
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 SANDBOX = "3f9c2a1b7e54"
@@ -190,6 +191,49 @@ def write_store(trace_dir: Path, make: Maker | None = None, **meta: Any) -> Path
     }
     (directory / "meta.json").write_text(json.dumps(content))
     return directory
+
+
+def slowed(name: str, amount: float, make: Maker | None = None) -> Maker:
+    """A container's start (or `make`) in which `name` takes `amount` ms longer; all that comes after it is later."""
+    make = make or container_start()
+    at = next(e["span"] for e in make.spans if e["span"]["name"] == name)
+    until = int(at["endTimeUnixNano"])
+    for span in (entry["span"] for entry in make.spans):
+        for key in ("startTimeUnixNano", "endTimeUnixNano"):
+            if int(span[key]) >= until:
+                span[key] = str(int(span[key]) + int(amount * MS))
+    return make
+
+
+def fill(trace_dir: Path, count: int, seed: int = 1) -> None:
+    """A store of `count` traces, a minute after one another: pods of three deployments, one in forty failed, one in
+    fifty with a slow kernel.
+    """
+    random = Random(seed)
+    for number in range(count):
+        failed = number % 40 == 7
+        make = container_start(error="no such file or directory" if failed else "")
+        for name, usual in (("boot.kernel", 200.0), ("imports", 120.0), ("virtiofs_mount", 30.0)):
+            slowed(
+                name, random.random() * usual + (2500.0 if name == "boot.kernel" and number % 50 == 3 else 0.0), make
+            )
+        later, trace_id = number * 60_000 * MS, f"{number:032x}"
+        begin = BEGIN + later
+        for span in (entry["span"] for entry in make.spans):
+            span["traceId"] = trace_id
+            for key in ("startTimeUnixNano", "endTimeUnixNano"):
+                span[key] = str(int(span[key]) + later)
+            for event in span["events"]:
+                event["timeUnixNano"] = str(int(event["timeUnixNano"]) + later)
+        app = ("web", "api", "worker")[number % 3]
+        image = f"registry.local/shop/{app}:1.{number // 300}"
+        pod = f"{app}-{random.randrange(16**6):06x}"
+        labels = {"k8s.pod.name": pod, "k8s.namespace.name": "shop", "container.image.name": image}
+        end = max(int(entry["span"]["endTimeUnixNano"]) for entry in make.spans)
+        sandbox = f"{random.randrange(16**12):012x}"
+        meta = {"start": begin, "end": end, "trace_id": trace_id, "labels": labels, "name": app, "command": "sh"}
+        outcome = {"outcome": "error", "failure": "no such file or directory"} if failed else {"outcome": "exit 0"}
+        write_store(trace_dir, make, sandbox_id=sandbox, **meta, **outcome)
 
 
 if __name__ == "__main__":

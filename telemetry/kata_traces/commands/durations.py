@@ -1,39 +1,18 @@
 """Durations and other numbers as people give them on a command line."""
 
 import argparse
-from typing import Final
+
+from kata_traces.read.units import nanoseconds
 
 __all__ = ["parse_count", "parse_duration", "parse_percent", "parse_positive"]
 
-# ns in one of each unit.
-UNITS: Final = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-    "d": 86_400 * 10**9,
-}
-
 
 def parse_duration(text: str, *, default: str = "ms") -> int:
-    """`5ms`, `0.2s`, `800us`, `2h`, or a number of `default`, as ns; without a default it must have a unit.
-
-    Raises argparse.ArgumentTypeError.
-    """
-    number = text.strip().rstrip("nuµmshd ").strip()
-    unit = text.strip()[len(number) :].strip() or default
-    if not unit and number.replace(".", "", 1).isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} has no unit: write {number}s or {number}ms")
+    """See kata_traces.read.units.nanoseconds. Raises argparse.ArgumentTypeError."""
     try:
-        value = float(number) * UNITS[unit]
-        if not 0 <= value < 1e18:
-            raise ValueError
-    except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 5ms, 0.2s or 800us") from None
-    return int(value)
+        return nanoseconds(text, default=default)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_positive(text: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from kata_traces.commands import judge as command_judge
 from kata_traces.commands import listing as command_listing
 from kata_traces.commands import push as command_push
+from kata_traces.commands import serve as command_serve
 from kata_traces.commands import show as command_show
 from kata_traces.commands import terminal as command_terminal
 from kata_traces.commands.durations import parse_duration
@@ -53,6 +54,7 @@ def add_arguments(
         ("top", command_terminal.add_top, "look around in a trace, also while its sandbox runs"),
         ("blame", command_terminal.add_blame, "what the trace waited for, the longest first"),
         ("critical-chain", command_terminal.add_chain, "what the trace waited for, as a tree"),
+        ("serve", command_serve.add_arguments, "all traces in a browser, on 127.0.0.1"),
         ("plot", command_terminal.add_plot, "a picture of the trace, as SVG"),
     ):
         add(commands.add_parser(name, parents=[common], help=text))

@@ -151,7 +151,7 @@ def load_store(store: Store) -> Trace | None:
     live = store.live
     trace = load(store.lines(), meta=store.meta(), live=live, now=time.time_ns() if live else 0)
     if trace is not None and not live:
-        from kata_traces.send.delivery import load_progress
+        from kata_traces.send.ledger import load_progress
 
         trace.undelivered = {target: p.error for target, p in load_progress(store).items() if p.error}
     return trace

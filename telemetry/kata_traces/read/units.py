@@ -2,11 +2,12 @@
 
 import time
 
-__all__ = ["attribute", "duration", "percent"]
+__all__ = ["attribute", "duration", "nanoseconds", "percent"]
 
 # Longer times than that are dates.
 DAYS = 1000 * 86_400 * 10**9
 # Unit, and ns in one of it.
+FACTORS = {"ns": 1, "us": 1e3, "µs": 1e3, "ms": 1e6, "s": 1e9, "m": 60e9, "h": 3600e9, "d": 86_400e9}
 UNITS = (("s", 1_000_000_000), ("ms", 1_000_000), ("µs", 1_000), ("ns", 1))
 
 
@@ -56,3 +57,21 @@ def attribute(key: str, value: object) -> str:
 def percent(part: int, whole: int) -> str:
     """`1.3 %`; of nothing, `0.0 %`."""
     return f"{100 * part / whole if whole else 0:.1f} %"
+
+
+def nanoseconds(text: str, *, default: str = "ms") -> int:
+    """`5ms`, `0.2s`, `800us`, `2h`, or a number of `default`, as ns; without a default it must have a unit.
+
+    Raises ValueError.
+    """
+    number = text.strip().rstrip("nuµmshd ").strip()
+    unit = text.strip()[len(number) :].strip() or default
+    if not unit and number.replace(".", "", 1).isdecimal():
+        raise ValueError(f"{text!r} has no unit: write {number}s or {number}ms")
+    try:
+        value = float(number) * FACTORS[unit]
+        if not 0 <= value < 1e18:
+            raise ValueError
+    except (ValueError, KeyError):
+        raise ValueError(f"{text!r} is no duration: write 5ms, 0.2s or 800us") from None
+    return int(value)

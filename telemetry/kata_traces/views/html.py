@@ -9,9 +9,9 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kata_common.contract import AGENT_SERVICE as AGENT
 from kata_traces.read.advice import advice
@@ -22,31 +22,58 @@ from kata_traces.read.stages import Lane, Stage
 from kata_traces.read.trace import Trace, TraceSpan
 from kata_traces.views.values import portable
 
-__all__ = ["SCRIPTS", "embedded", "render", "to_page_model"]
+__all__ = ["SCRIPTS", "Page", "embedded", "page", "render", "site", "to_page_model"]
 
 # One function around all of them; each may use what stands in those before it.
-SCRIPTS: Final = ("units", "model", "query", "overview", "waterfall", "details", "tables", "app")
+SCRIPTS: Final = ("units", "model", "query", "overview", "waterfall", "details", "tables", "flame", "app", "begin")
+# What `trace serve` adds, and the scripts of its list.
+SERVED: Final = ("served",)
+SITE: Final = ("units", "chart", "comparison", "site")
 # In `flags` of a span.
 OPEN: Final = 1
 FAILED: Final = 2
 
 
+class Page(NamedTuple):
+    """A page, and the Content-Security-Policy that is in it, for a server's header."""
+
+    text: str
+    policy: str
+
+
 def render(trace: Trace) -> str:
     """The whole file."""
-    page = resources.files("kata_traces.views") / "page"
-    style = (page / "page.css").read_text("utf-8")
-    code = "\n".join((page / f"{name}.js").read_text("utf-8") for name in SCRIPTS)
-    script = f'"use strict";\n(() => {{\n{code}\n}})();\n'
-    policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    return page(trace).text
+
+
+def page(trace: Trace, *, served: str = "") -> Page:
+    """The page of a trace. `served` is what `trace serve` calls it: it leads back to the list then, and follows it."""
     meta = trace.meta
     title = " ".join(part for part in ("Trace of", meta.sandbox_id or trace.trace_id, meta.name, meta.command) if part)
-    return _fill(
-        (page / "page.html").read_text("utf-8"),
-        {"policy": policy, "title": html.escape(title), "style": style, "trace": _embed(trace), "script": script},
+    parts = {"title": html.escape(title), "trace": _embed(trace), "served": html.escape(served, quote=True)}
+    scripts = (*SCRIPTS[:-1], *(SERVED if served else ()), SCRIPTS[-1])
+    return _assemble("page", ("page",), scripts, parts, online=bool(served))
+
+
+def site() -> Page:
+    """The list of traces that `trace serve` shows first; what is in it comes from the server."""
+    return _assemble("site", ("page", "site"), SITE, {}, online=True)
+
+
+def _assemble(
+    name: str, styles: Sequence[str], scripts: Sequence[str], parts: Mapping[str, str], *, online: bool
+) -> Page:
+    directory = resources.files("kata_traces.views") / "page"
+    style = "\n".join((directory / f"{part}.css").read_text("utf-8") for part in styles)
+    code = "\n".join((directory / f"{part}.js").read_text("utf-8") for part in scripts)
+    script = f'"use strict";\n(() => {{\n{code}\n}})();\n'
+    connect = "'self'" if online else "'none'"
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
+    template = (directory / f"{name}.html").read_text("utf-8")
+    return Page(_fill(template, {"policy": policy, "style": style, "script": script, **parts}), policy)
 
 
 def embedded(page: str) -> dict[str, Any]:

@@ -279,4 +279,4 @@ def test_values_that_javascript_cannot_hold() -> None:
 
 def test_the_scripts_are_all_in_the_page() -> None:
     folder = Path(html.__file__).parent / "page"
-    assert {path.stem for path in folder.glob("*.js")} == set(html.SCRIPTS)
+    assert {path.stem for path in folder.glob("*.js")} == {*html.SCRIPTS, *html.SERVED, *html.SITE}

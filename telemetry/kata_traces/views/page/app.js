@@ -1,7 +1,7 @@
 // What is shown, and what people do about it.
 
 const MIN_WINDOW = 1000; // ns
-const TABS = ["waterfall", "slowest", "stages", "clock"];
+const TABS = ["waterfall", "slowest", "stages", "flame", "clock"];
 
 class App {
   constructor(model) {
@@ -27,6 +27,7 @@ class App {
     this.waterfall.collapsed = this.collapsed;
     this.details = new Details(model, actions);
     this.tables = new Tables(model, actions);
+    this.flame = new Flame(model, actions);
     this.head();
     this.legend();
     this.controls();
@@ -35,6 +36,35 @@ class App {
     window.addEventListener("hashchange", () => this.fromHash());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.overview.draw());
     this.fromHash();
+  }
+
+  /** Show a newer state of the same trace: what is chosen, folded and zoomed to stays. */
+  replace(model) {
+    const whole = this.from <= 0 && this.to >= this.model.end, folded = new Set([...this.collapsed].map((span) => span.id));
+    const chosen = this.selected && this.selected.id;
+    this.model = model;
+    for (const part of [this.overview, this.waterfall, this.details, this.tables, this.flame]) part.model = model;
+    this.collapsed.clear();
+    for (const span of model.spans) if (folded.has(span.id)) this.collapsed.add(span);
+    this.waterfall.forget();
+    this.head();
+    this.legend();
+    this.selected = this.waterfall.selected = chosen ? model.spans.find((span) => span.id === chosen) || null : null;
+    this.filter();
+    if (this.selected) this.details.show(this.selected);
+    if (whole) this.zoom(0, model.end);
+    this.overview.draw();
+    if (this.tab !== "waterfall") this.openTab(this.tab);
+  }
+
+  /** The address of this view: the span, the tab, what is searched for and zoomed to. */
+  link() {
+    const parts = new URLSearchParams();
+    if (this.selected) parts.set("span", this.selected.id);
+    if (this.tab !== "waterfall") parts.set("tab", this.tab);
+    if ($("search").value) parts.set("q", $("search").value);
+    if (this.from > 0 || this.to < this.model.end) parts.set("at", `${Math.round(this.from)}-${Math.round(this.to)}`);
+    return `${location.href.split("#")[0]}#${parts}`;
   }
 
   head() {
@@ -110,8 +140,21 @@ class App {
     on("collapse", "click", () => this.collapseAll());
     on("expand", "click", () => this.expandAll());
     on("help", "click", () => $("keys").showModal());
+    on("link", "click", () => this.copyLink());
     on("theme", "click", () => this.switchTheme());
     for (const tab of TABS) on(`tab-${tab}`, "click", () => this.openTab(tab));
+  }
+
+  async copyLink() {
+    const address = this.link();
+    try {
+      history.replaceState(null, "", address);
+      await navigator.clipboard.writeText(address);
+      $("link").textContent = "Copied";
+    } catch {
+      $("link").textContent = "In the address";
+    }
+    setTimeout(() => { $("link").textContent = "Link"; }, 1500);
   }
 
   switchTheme() {
@@ -306,6 +349,7 @@ class App {
     }
     if (tab === "slowest") this.tables.slowest([...this.matches]);
     if (tab === "stages") this.tables.stages();
+    if (tab === "flame") this.flame.show();
     if (tab === "clock") this.tables.clock();
     if (tab === "waterfall") this.waterfall.schedule();
   }
@@ -320,9 +364,13 @@ class App {
   }
 
   fromHash() {
-    const found = /^#span=([0-9a-f]+)$/.exec(location.hash);
-    const span = found && this.model.spans.find((one) => one.id === found[1]);
+    const parts = new URLSearchParams(location.hash.slice(1));
+    const span = this.model.spans.find((one) => one.id === parts.get("span"));
+    if (parts.has("q")) this.search(parts.get("q"));
     if (span && span !== this.selected) this.select(span);
+    const window = /^(\d+)-(\d+)$/.exec(parts.get("at") || "");
+    if (window) this.zoom(Number(window[1]), Number(window[2]));
+    if (TABS.includes(parts.get("tab"))) this.openTab(parts.get("tab"));
   }
 
   key(event) {
@@ -400,6 +448,3 @@ class App {
 
 const pressed = (button) => button.getAttribute("aria-pressed") === "true";
 const press = (button) => button.setAttribute("aria-pressed", !pressed(button));
-
-new App(new Model(JSON.parse($("trace").textContent)));
-document.documentElement.dataset.ready = "true";

@@ -14,7 +14,7 @@ class Overview {
     this.canvas.style.height = `${this.height}px`;
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     this.canvas.addEventListener("pointerdown", (event) => this.press(event));
-    this.canvas.addEventListener("dblclick", () => zoom(0, model.end));
+    this.canvas.addEventListener("dblclick", () => zoom(0, this.model.end));
   }
 
   get width() {

@@ -40,6 +40,12 @@ class Waterfall {
     this.schedule();
   }
 
+  /** Rows of spans that are no more. */
+  forget() {
+    for (const row of this.pool.values()) row.remove();
+    this.pool.clear();
+  }
+
   setWindow(from, to) {
     [this.from, this.to] = [from, to];
     this.schedule();

@@ -1,0 +1,1 @@
+"""`trace serve`: many traces in a browser, from this machine alone."""
