@@ -352,7 +352,11 @@ def test_it_fits_and_can_be_read(page: Page, theme: str, width: int) -> None:
 def test_why_it_failed_is_told_at_once(page: Page) -> None:
     page.show(container_start(error="no such file\nand more"), outcome="error")
     # Whole, as the terminal had it, and then where it began.
-    assert page.text("#failure").replace("file", "file, ", 1).startswith("no such file, and moreIt was seen first in crun create (")
+    assert (
+        page.text("#failure")
+        .replace("file", "file, ", 1)
+        .startswith("no such file, and moreIt was seen first in crun create (")
+    )
     page.browser.click("#failure button")
     page.browser.until("document.querySelector('.row[aria-selected=true] .text')?.textContent === 'crun create'")
     page.show(container_start())
