@@ -23,12 +23,14 @@ __all__ = [
     "POD_NAMESPACE",
     "POD_UID",
     "SCHEMA",
+    "SLOW",
     "STEAL",
     "of_pod",
 ]
 
 FAILURE_HINT: Final = "kata.hint"
 ACCELERATOR: Final = "kata.vm.accelerator"
+SLOW: Final = "kata.start.slow"
 LOAD: Final = "kata.host.load"
 HOST_CPUS: Final = "kata.host.cpus"
 STEAL: Final = "kata.host.steal"
@@ -57,6 +59,7 @@ SCHEMA: Final[Mapping[str, tuple[str, str]]] = {
     POD_NAMESPACE: ("root", "the pod's namespace"),
     POD_UID: ("root", "the pod's uid"),
     ACCELERATOR: ("root", "`kvm`, or `tcg`: QEMU emulates the guest's processor"),
+    SLOW: ("root", "true where the start took longer than `slow_start_threshold`"),
     FAILURE_HINT: ("the one that failed", "what to do about it, as stderr said it"),
     LOAD: ("root", "load of the host (one minute) when the sandbox began"),
     HOST_CPUS: ("root", "processors of the host that the runtime may use"),
@@ -66,7 +69,7 @@ SCHEMA: Final[Mapping[str, tuple[str, str]]] = {
     MEMORY_PRESSURE: ("root", "the same for memory"),
 }
 # Of the root, what a list of traces shows and searches.
-LABELS: Final = (CONTAINER_NAME, IMAGE_NAME, POD_NAME, POD_NAMESPACE, POD_UID, ACCELERATOR)
+LABELS: Final = (CONTAINER_NAME, IMAGE_NAME, POD_NAME, POD_NAMESPACE, POD_UID, ACCELERATOR, SLOW)
 
 # By annotation of config.json, the first that is there: containerd's CRI, CRI-O's, nerdctl's.
 _ANNOTATIONS: Final[Mapping[str, tuple[str, ...]]] = {

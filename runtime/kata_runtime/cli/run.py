@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     if options.trace:
         config = replace(
             config,
-            runtime=replace(config.runtime, enable_tracing=True, trace_sampler="always_on"),
+            runtime=replace(config.runtime, enable_tracing=True, trace_sampler="always_on", trace_keep=""),
             agent=replace(config.agent, enable_tracing=True),
         )
     if config.runtime.enable_debug:

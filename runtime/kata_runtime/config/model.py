@@ -112,6 +112,7 @@ class RuntimeConfig:
     trace_level: Literal["essential", "normal", "detailed"] = "normal"
     trace_sampler: Sampler = ""
     trace_sampler_arg: str = ""
+    trace_keep: str = ""
     trace_log_levels: Annotated[tuple[LogLevel, ...], _Schema(strict=False)] = ()
     flight_recorder: bool = True
     slow_start_threshold: Annotated[float, _Schema(ge=0, le=86400)] = 0.0

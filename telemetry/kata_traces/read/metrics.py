@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from kata_common.contract import AGENT_SERVICE as AGENT
+from kata_traces.read.explain import start_of
 from kata_traces.read.trace import Trace, TraceSpan
 
 if TYPE_CHECKING:
@@ -32,16 +33,22 @@ class _Operation:
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
     # For each bucket the span that came last: the example that a dashboard leads to.
     examples: list[TraceSpan | None] = field(default_factory=lambda: [None] * (len(BOUNDS) + 1))
+    # What each example took.
+    taken: list[float] = field(default_factory=lambda: [0.0] * (len(BOUNDS) + 1))
     seconds: float = 0.0
     errors: int = 0
 
     def add(self, span: TraceSpan) -> None:
-        seconds = max(span.duration, 0) / 1e9
+        self.observe(max(span.duration, 0) / 1e9, span)
+        self.errors += span.failed
+
+    def observe(self, seconds: float, span: TraceSpan) -> None:
+        """Count `seconds`; `span` is an example of it."""
         bucket = bisect_left(BOUNDS, seconds)
         self.counts[bucket] += 1
         self.examples[bucket] = span
+        self.taken[bucket] = seconds
         self.seconds += seconds
-        self.errors += span.failed
 
 
 def _operations(trace: Trace) -> dict[tuple[str, str], _Operation]:
@@ -69,7 +76,7 @@ class _Collector:
     """What prometheus_client's exposition asks for."""
 
     def __init__(self, traces: Iterable[Trace]) -> None:
-        self._traces = traces
+        self._traces = list(traces)
 
     def collect(self) -> "Iterator[HistogramMetricFamily | CounterMetricFamily]":
         from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
@@ -87,6 +94,27 @@ class _Collector:
                     errors.add_metric(values, operation.errors)
         yield durations
         yield errors
+        yield self._stages()
+
+    def _stages(self) -> "HistogramMetricFamily":
+        """The stages of each start that reached its first process, with the trace as example."""
+        from prometheus_client.metrics_core import HistogramMetricFamily
+
+        labels = ("sandbox_id", "stage")
+        found = HistogramMetricFamily(
+            "kata_start_stage_seconds", "Stages of a sandbox's start; `all` is the whole of it.", labels=labels
+        )
+        for trace in self._traces:
+            start = start_of(trace)
+            if not start.reached:
+                continue
+            for stage, took in (*start.stages.items(), ("all", start.total)):
+                operation = _Operation()
+                operation.observe(took / 1e9, trace.root)
+                found.add_metric(
+                    (trace.meta.sandbox_id, stage), buckets=_buckets(operation), sum_value=operation.seconds
+                )
+        return found
 
 
 def _buckets(operation: _Operation) -> "list[tuple[str, float] | tuple[str, float, Exemplar]]":
@@ -95,13 +123,13 @@ def _buckets(operation: _Operation) -> "list[tuple[str, float] | tuple[str, floa
     buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
     total = 0
     bounds = (*map(str, BOUNDS), "+Inf")
-    for bound, count, span in zip(bounds, operation.counts, operation.examples, strict=True):
+    for bound, count, span, took in zip(bounds, operation.counts, operation.examples, operation.taken, strict=True):
         total += count
         if span is None:
             buckets.append((bound, total))
             continue
         ids = {"trace_id": span.trace_id, "span_id": span.span_id}
-        buckets.append((bound, total, Exemplar(ids, max(span.duration, 0) / 1e9, span.end / 1e9)))
+        buckets.append((bound, total, Exemplar(ids, took, span.end / 1e9)))
     return buckets
 
 

@@ -32,24 +32,15 @@ from kata_traces.store.spool import AgentMeta, frames
 __all__ = [
     "DEFAULT_TRACE_DIR",
     "Meta",
-    "Retention",
     "Store",
+    "discard",
     "move_aside",
-    "prune",
     "save_meta",
     "stores",
     "write_meta",
 ]
 
 DEFAULT_TRACE_DIR = Path(TRACE_DIR)
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How many finished traces, and how many bytes of them, are kept."""
-
-    traces: int = 100
-    size: int = 256 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -229,22 +220,8 @@ def move_aside(store: Store) -> None:
     )
 
 
-def prune(trace_dir: Path, retention: Retention, keep: Path) -> int:
-    """Remove the oldest finished traces beyond `retention`, never `keep` or a live one. Returns how many went."""
-    kept, size, removed = 0, 0, 0
-    for store in stores(trace_dir):
-        if store.directory == keep or store.live or Lock.held(store.export_lock_path):
-            continue
-        kept += 1
-        size += store.size()
-        if kept > retention.traces or size > retention.size:
-            removed += _remove(store)
-    for leftover in trace_dir.glob(".removing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return removed
-
-
-def _remove(store: Store) -> bool:
+def discard(store: Store) -> bool:
+    """Remove a trace that nobody writes; whether it went."""
     # Its lock is held meanwhile, so that nobody begins to write into what is about to go.
     lock = Lock(store.lock_path)
     try:

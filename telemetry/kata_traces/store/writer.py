@@ -27,9 +27,10 @@ from kata_telemetry.span import Level, Span, Tracer
 from kata_telemetry.values import Value
 from kata_traces.store.abandoned import HEARTBEAT
 from kata_traces.store.errors import StoreError
+from kata_traces.store.keep import Retention, prune
 from kata_traces.store.queue import Queue
 from kata_traces.store.scribe import BATCH, Scribe
-from kata_traces.store.store import Meta, Retention, Store, move_aside, prune, write_meta
+from kata_traces.store.store import Meta, Store, move_aside, write_meta
 
 __all__ = ["StoreWriter"]
 

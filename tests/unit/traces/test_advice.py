@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kata_runtime.sandbox.conditions import Conditions
+from kata_runtime.sandbox.trace.conditions import Conditions
 from kata_telemetry.conventions import (
     ACCELERATOR,
     CPU_PRESSURE,

@@ -21,7 +21,8 @@ from kata_traces.read.trace import load_store
 from kata_traces.store import queue, scribe, store, writer
 from kata_traces.store.abandoned import KILLED, close_abandoned
 from kata_traces.store.errors import StoreError
-from kata_traces.store.store import Meta, Retention, Store, prune, stores, write_meta
+from kata_traces.store.keep import Retention, prune
+from kata_traces.store.store import Meta, Store, stores, write_meta
 from kata_traces.store.writer import StoreWriter
 
 site = Site(package="test", subsystem="unit")

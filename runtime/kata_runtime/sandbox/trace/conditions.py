@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kata_telemetry.conventions import CPU_PRESSURE, HOST_CPUS, IO_PRESSURE, LOAD, MEMORY_PRESSURE, STEAL
+from kata_telemetry.conventions import CPU_PRESSURE, HOST_CPUS, IO_PRESSURE, LOAD, MEMORY_PRESSURE, SLOW, STEAL
 from kata_telemetry.span import Span
 
 __all__ = ["Conditions"]
@@ -46,9 +46,11 @@ class Conditions:
             load = float((proc / "loadavg").read_text().split()[0])
         return cls(time.monotonic(), load, stalled, steal, everything)
 
-    def note(self, span: Span) -> None:
-        """On `span`, what has been since this sample; once."""
+    def note(self, span: Span, threshold: float = 0.0) -> None:
+        """On `span`, what has been since this sample; once. A start that took longer than `threshold` s was slow."""
         if LOAD not in span.attributes:
+            if threshold and time.monotonic() - span.start / 1e9 > threshold:
+                span.set(**{SLOW: True})
             span.set(**self.until(type(self).sample()))
 
     def until(self, later: Self) -> dict[str, float | int]:

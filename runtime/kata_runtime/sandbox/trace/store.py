@@ -105,9 +105,12 @@ class SandboxStore:
             raise HostError(f"{self.directory}: {error.strerror}", hint="is the disk full?") from error
         self.announced = True
 
-    def export(self) -> None:
-        """Send it to the configured collector, by a process that outlives this one for a bounded time."""
-        if self.writer is None or self._link is not None:
+    def export(self, *, over: bool = False) -> None:
+        """Send it to the configured collector, by a process that outlives this one for a bounded time.
+
+        With a rule of what is kept nothing goes out before the sandbox is `over`: only then it is known what the trace is.
+        """
+        if self.writer is None or self._link is not None or (self._config.runtime.trace_keep and not over):
             return
         from kata_traces.send import delivery
         from kata_traces.send.settings import SettingsError
@@ -137,5 +140,7 @@ class SandboxStore:
         self.export()  # also where nothing ever started: a failed boot is what people look for
         in_time = self.writer.close(timeout=5.0, outcome=outcome)
         warn_of_loss(self.writer.lost, self.writer.store.directory, in_time=in_time)
+        if variables.worth_keeping(self._config.runtime, self.writer.store):
+            self.export(over=True)
         if self._link is not None:
             self._link.close()

@@ -168,7 +168,7 @@ class SandboxTrace:
         if self._started:
             return
         self._started = True
-        self._begun.note(self.root)
+        self._begun.note(self.root, self._config.runtime.slow_start_threshold)
         self._runtime.started()
         self._store.export()
         threshold = self._config.runtime.slow_start_threshold

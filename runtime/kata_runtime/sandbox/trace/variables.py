@@ -14,8 +14,9 @@ from kata_telemetry.span import Span, SpanContext
 
 if TYPE_CHECKING:
     from kata_traces.send.settings import Target
+    from kata_traces.store.store import Store
 
-__all__ = ["caller", "disabled", "exporters", "prepare", "sampled"]
+__all__ = ["caller", "check_keep", "disabled", "exporters", "prepare", "sampled", "worth_keeping"]
 
 _log = logging.getLogger("kata.tracing")
 
@@ -53,6 +54,7 @@ def sampled(runtime: RuntimeConfig, root: Span, parent: SpanContext | None) -> b
     """
     from kata_telemetry.sampling import NAMES, Sampler, SamplerError
 
+    check_keep(runtime)
     context, name = root.context, os.environ.get("OTEL_TRACES_SAMPLER", "").strip()
     try:
         if name and name.lower() not in NAMES and not runtime.trace_sampler:
@@ -74,6 +76,31 @@ def _sampled_by(name: str, root: Span, parent: SpanContext | None) -> bool:
     root.set(**verdict.attributes)
     root.context = root.context._replace(state=verdict.state)
     return verdict.sampled
+
+
+def worth_keeping(runtime: RuntimeConfig, store: "Store") -> bool:
+    """Whether a finished trace stays, by `[runtime] trace_keep`; it is gone if not."""
+    if not runtime.trace_keep:
+        return True
+    from kata_traces.store.keep import Keep, settle
+
+    return settle(store, Keep.parse(runtime.trace_keep))
+
+
+def check_keep(runtime: RuntimeConfig) -> None:
+    """Raise ConfigError where `[runtime] trace_keep` can't be."""
+    if not runtime.trace_keep:
+        return
+    from kata_traces.store.keep import Keep, KeepError
+
+    try:
+        rule = Keep.parse(runtime.trace_keep)
+    except KeepError as error:
+        raise ConfigError(f"[runtime] trace_keep: {error}") from error
+    if rule.slow and not runtime.slow_start_threshold:
+        raise ConfigError(
+            "[runtime] trace_keep has 'slow', and nothing says what is", hint="set [runtime] slow_start_threshold"
+        )
 
 
 def exporters(runtime: RuntimeConfig) -> "list[Target]":
