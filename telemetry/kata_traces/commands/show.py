@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 from kata_traces.commands.durations import parse_duration, parse_positive
 from kata_traces.commands.output import format_of, to_stdout, write_file
+from kata_traces.commands.pager import paged
 from kata_traces.read.lookup import LATEST, WHICH, Source, source, trace_dir
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--width", type=parse_positive, default=0, metavar="N", help="columns (default: the terminal's)"
     )
+    parser.add_argument("--no-pager", action="store_true", help="write on, however long it is")
     parser.add_argument("--color", choices=["auto", "always", "never"], default="auto")
     parser.set_defaults(run=_run)
 
@@ -61,10 +65,11 @@ def _run(options: argparse.Namespace) -> int:
         import io
 
         stream = io.StringIO()
-        _show_text(trace, options, stream)
+        _text(trace, options)(stream)
         write_file(options.output, stream.getvalue().encode("utf-8", "backslashreplace"))
         return 0
-    return to_stdout(lambda stream: _show_text(trace, options, stream))
+    text = _text(trace, options)
+    return paged(text, lines=text.lines, pager=not options.no_pager)
 
 
 def _dump(content: Any, **layout: Any) -> str:  # noqa: ANN401 - JSON
@@ -117,10 +122,21 @@ _FORMATS: Final[dict[str, Callable[[Source], str]]] = {
 }
 
 
-def _show_text(trace: "Trace", options: argparse.Namespace, stream: TextIO) -> None:
+@dataclass(frozen=True)
+class _Text:
+    """A text that was laid out for this terminal, and how many lines it has; a pager may be between the two."""
+
+    write: Callable[[IO[str]], None]
+    lines: int
+
+    def __call__(self, stream: IO[str]) -> None:
+        self.write(stream)
+
+
+def _text(trace: "Trace", options: argparse.Namespace) -> _Text:
     from kata_traces.views import text
 
-    terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
+    terminal = not options.output and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     colour = options.color == "always" or (options.color == "auto" and terminal and not os.environ.get("NO_COLOR"))
     width = options.width or shutil.get_terminal_size((100, 24)).columns
     lines = text.render(
@@ -131,13 +147,17 @@ def _show_text(trace: "Trace", options: argparse.Namespace, stream: TextIO) -> N
             min_duration=options.min_duration,
             depth=options.depth,
             fold=not options.unfold,
-            ascii=not (options.output or _takes_unicode(stream)),
+            ascii=not (options.output or _takes_unicode(sys.stdout)),
         ),
     )
-    if colour:
-        text.coloured(lines, stream, max(width, text.MIN_WIDTH))
-    else:
-        text.plain(lines, stream)
+
+    def write(stream: IO[str]) -> None:
+        if colour:
+            text.coloured(lines, stream, max(width, text.MIN_WIDTH))
+        else:
+            text.plain(lines, stream)
+
+    return _Text(write, len(lines))
 
 
 def _takes_unicode(stream: TextIO) -> bool:

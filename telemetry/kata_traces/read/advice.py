@@ -57,7 +57,7 @@ def _emulation(trace: Trace) -> Iterator[str]:
     guest = sum(took for stage, took in stages.items() if stage in IN_GUEST)
     why = ""
     if chosen is not None:
-        reason = crop(printable(str(chosen.attributes.get("reason", ""))), 200)
+        reason = crop(printable(str(chosen.attributes.get("reason", ""))), 320)
         why = f" {reason}." if reason else " The configuration asks for it ([hypervisor.qemu] accelerator)."
     price = f"{duration(guest)} in the guest ({percent(guest, trace.root.duration)})"
     yield (

@@ -18,7 +18,7 @@ __all__ = ["MAX_LINE", "MAX_SAID", "Failure", "failure_of", "path_to"]
 
 # Lines of a message, and characters of a line, that are told.
 MAX_SAID: Final = 24
-MAX_LINE: Final = 400
+MAX_LINE: Final = 640
 # Whose status says how the sandbox ended.
 LIFETIME: Final = "sandbox"
 KILLED_HINT: Final = (

@@ -2,7 +2,7 @@
 
 import time
 
-__all__ = ["attribute", "duration", "nanoseconds", "percent"]
+__all__ = ["attribute", "duration", "nanoseconds", "percent", "step"]
 
 # Longer times than that are dates.
 DAYS = 1000 * 86_400 * 10**9
@@ -75,3 +75,13 @@ def nanoseconds(text: str, *, default: str = "ms") -> int:
     except (ValueError, KeyError):
         raise ValueError(f"{text!r} is no duration: write 5ms, 0.2s or 800us") from None
     return int(value)
+
+
+def step(total: int, count: int) -> int:
+    """A round number of ns that divides `total` into at most `count` parts."""
+    unit = 1
+    while True:
+        for factor in (1, 2, 5):
+            if unit * factor * count >= total:
+                return unit * factor
+        unit *= 10

@@ -10,7 +10,7 @@ from kata_traces.read.cells import printable
 from kata_traces.read.failure import failure_of
 from kata_traces.read.stages import Lane, Stage
 from kata_traces.read.trace import Trace, TraceSpan
-from kata_traces.read.units import duration, percent
+from kata_traces.read.units import duration, percent, step
 
 __all__ = ["render"]
 
@@ -125,11 +125,7 @@ def _x(moment: int, total: int) -> float:
 
 
 def _grid(total: int, height: int) -> Iterator[str]:
-    step = 1
-    while total / step > 12:
-        step *= 5 if str(step)[0] == "2" else 2
-        step = step if str(step)[0] in "125" else int("5" + str(step)[1:])
-    for at in range(0, total + 1, step):
+    for at in range(0, total + 1, step(total, 12)):
         x = _x(at, total)
         yield f'<line class="grid" x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{height - 16}"/>'
         yield f'<text class="faint" x="{x + 3:.1f}" y="{height - 18}" font-size="11">{duration(at, tick=True)}</text>'
@@ -144,7 +140,7 @@ def _stages(trace: Trace, total: int) -> Iterator[str]:
         label = f"{name} {duration(piece.end - piece.start)}"
         yield f'<rect x="{x:.1f}" y="66" width="{max(end - x, 0.5):.1f}" height="14" fill="{colour}">'
         yield f"<title>{_text(label)}</title></rect>"
-        if end - x > 7 * len(name):
+        if end - x > 8 * len(name) + 6:
             yield f'<text x="{x + 4:.1f}" y="77" font-size="11" style="fill:#fff">{_text(name)}</text>'
 
 

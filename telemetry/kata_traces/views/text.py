@@ -7,7 +7,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TextIO
+from typing import IO, Any, Final, NamedTuple
 
 from kata_traces.read.analysis import Split, critical_path, split
 from kata_traces.read.cells import columns, crop, crop_left, headline, printable, wrap
@@ -15,7 +15,7 @@ from kata_traces.read.failure import failure_of
 from kata_traces.read.remarks import remarks
 from kata_traces.read.stages import Lane, Stage
 from kata_traces.read.trace import Trace, TraceEvent, TraceSpan
-from kata_traces.read.units import attribute, duration, percent
+from kata_traces.read.units import attribute, duration, percent, step
 
 __all__ = ["Fragment", "Line", "Options", "coloured", "plain", "render"]
 
@@ -166,7 +166,7 @@ class _Waterfall:
 
     def _axis(self) -> Line:
         """Times above the bars, at even distances."""
-        step = _step(self.total, max(self.bar_width // 11, 1))
+        apart = step(self.total, max(self.bar_width // 11, 1))
         cells = [" "] * self.bar_width
         at = 0
         while at <= self.total:
@@ -174,7 +174,7 @@ class _Waterfall:
             column = min(at * self.bar_width // self.total, self.bar_width - 1)
             if column + len(label) < self.bar_width:
                 cells[column : column + 1 + len(label)] = self.glyphs.tick, *label
-            at += step
+            at += apart
         return [Fragment(" " * (LANE_WIDTH + 1 + self.name_width + 1)), Fragment("".join(cells).rstrip(), "faint")]
 
     def _label(self, row: _Row) -> str:
@@ -330,16 +330,6 @@ def _runs(cells: Iterable[str], bars: tuple[str, ...]) -> Iterator[tuple[str, bo
     yield text, kind
 
 
-def _step(total: int, count: int) -> int:
-    """A round number of ns that divides `total` into at most `count` parts."""
-    unit = 1
-    while True:
-        for factor in (1, 2, 5):
-            if unit * factor * count >= total:
-                return unit * factor
-        unit *= 10
-
-
 def _to_ascii(text: str) -> str:
     return text.replace("µ", "u").encode("ascii", "replace").decode("ascii")
 
@@ -376,14 +366,14 @@ def _theme() -> dict[str, str]:
     return styles | {"stage.NONE": "red"}
 
 
-def plain(lines: Iterable[Line], stream: TextIO) -> None:
+def plain(lines: Iterable[Line], stream: IO[str]) -> None:
     """Without colour: for pipes and files."""
     for line in lines:
         if not line or not all(fragment.style.startswith("stage.") for fragment in line):
             stream.write("".join(fragment.text for fragment in line).rstrip() + "\n")
 
 
-def coloured(lines: Iterable[Line], stream: TextIO, width: int) -> None:
+def coloured(lines: Iterable[Line], stream: IO[str], width: int) -> None:
     """With colour, as far as TERM says that the terminal has it; whether to is the caller's to decide."""
     from rich.console import Console
     from rich.text import Text

@@ -383,7 +383,7 @@ def test_a_killed_writer() -> None:
 def test_an_explanation_is_short_and_prints(trace: Trace) -> None:
     lines = explain(trace, [start_of(trace)])
     assert 1 <= len(lines) <= MAX_LINES + MAX_SAID
-    assert all(line.isprintable() and len(line) <= 400 for line in lines)
+    assert all(line.isprintable() and len(line) <= 640 for line in lines)
 
 
 def test_explain_compares_with_earlier_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ class SandboxStore:
     def export(self, *, over: bool = False) -> None:
         """Send it to the configured collector, by a process that outlives this one for a bounded time.
 
-        With a rule of what is kept nothing goes out before the sandbox is `over`: only then it is known what the trace is.
+        With a rule of what is kept nothing goes out before the sandbox is `over`: its worth is known only then.
         """
         if self.writer is None or self._link is not None or (self._config.runtime.trace_keep and not over):
             return
