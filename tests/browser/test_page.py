@@ -374,3 +374,53 @@ def test_the_grid_is_as_high_as_the_rows_before_anybody_draws(page: Page) -> Non
     assert abs(below[0]) <= 1
     assert abs(below[1]) <= 1
     assert below[2] > 300
+
+
+@pytest.mark.parametrize("count", [1, 50, 20_000])
+def test_flame_graph_and_icicle(page: Page, count: int) -> None:
+    """The tree of self time, however many spans: zoomed by the keyboard, turned round, and back to a search."""
+    make = container_start() if count < 20_000 else large(count)
+    del make.spans[count:]
+    page.show(make)
+    page.browser.click("#tab-flame")
+    nodes = "[...document.querySelectorAll('.flame button')]"
+    page.browser.until(f"{nodes}.length > 0 && {nodes}[0].textContent === 'rootSpan'")
+    assert page.browser.run(f"return {nodes}.length") <= 4000
+    if count == 1:
+        return
+    tops = page.browser.run(f"return {nodes}.slice(0, 2).map((n) => parseFloat(n.style.top))")
+    assert tops[0] < tops[1]
+    page.browser.run(f"{nodes}[1].focus()")
+    page.browser.keys(ENTER)
+    page.browser.until("document.querySelector('.flame .focus').textContent === 'create'")
+    page.browser.run(
+        "[...document.querySelectorAll('.page-head button')].find((b) => b.textContent === 'Flame').click()"
+    )
+    page.browser.until(f"parseFloat({nodes}[0].style.top) > parseFloat({nodes}[1].style.top)")
+    page.browser.run(f"{nodes}[1].focus()")
+    page.browser.keys("s")
+    page.browser.until("document.getElementById('search').value === 'name:\"create\"'")
+
+
+def test_advice_is_told_beside_the_failure(page: Page) -> None:
+    make = container_start()
+    make.spans[0]["span"]["attributes"].append({"key": "kata.vm.accelerator", "value": {"stringValue": "tcg"}})
+    page.show(make)
+    assert page.text("#advice").startswith("QEMU emulates the guest's processor")
+    # What does not matter is not on the critical path that is shown.
+    page.browser.click("#only-critical")
+    page.browser.until("document.getElementById('count').textContent.includes(' of ')")
+    assert int(page.text("#count").partition(" ")[0]) < 30
+
+
+def test_a_link_brings_back_the_view(page: Page) -> None:
+    page.show(container_start())
+    page.search("crun")
+    page.browser.click("#zoom-in")
+    page.browser.click("#tab-stages")
+    page.browser.click("#link")
+    page.browser.until("document.getElementById('link').textContent !== 'Link'")
+    address = page.browser.run("return location.href")
+    assert "q=crun" in address
+    assert "tab=stages" in address
+    assert "at=" in address

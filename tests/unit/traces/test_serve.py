@@ -335,4 +335,4 @@ def test_hostile_texts_stay_texts(client: Client, tmp_path: Path) -> None:
 
 
 def test_summaries_are_of_any_trace() -> None:
-    assert Summary(*("x",) * 8, 0, 0, 0, False).row()["id"] == "x"
+    assert Summary(*("x",) * 8, 0, 0, 0, False).to_row()["id"] == "x"

@@ -21,7 +21,7 @@ function percentileOf(values, share) {
 
 /** What of a row is charted: a stage of its start, the start, or the whole. */
 function measure(row, stage) {
-  if (stage === "") return row.started || null;
+  if (stage === "") return row.started || (row.failure ? row.duration : null);
   if (stage === "whole") return row.duration;
   return row.stages[stage] ?? null;
 }
@@ -31,7 +31,7 @@ function drawChart(rows, stage) {
   const points = rows.map((row) => [row.start, measure(row, stage), row]).filter(([, value]) => value !== null && value > 0).reverse();
   chart.setAttribute("viewBox", `0 0 ${width} ${CHART_HEIGHT}`);
   if (!points.length) {
-    chart.replaceChildren(svg("text", { x: 12, y: 30 }, "no trace with a start is found"));
+    chart.replaceChildren(svg("text", { x: 12, y: 30 }, "no such trace has this"));
     $("chart-note").textContent = "";
     return;
   }

@@ -2,7 +2,7 @@
 
 const STAGES = ["runtime start", "host setup", "QEMU", "firmware", "kernel", "initramfs", "agent", "sandbox", "container", "exec", "workload", "stop"];
 // Rows that are in the page at once, and how long (ms) typing may pause before it is searched.
-const MAX_SHOWN = 100, TYPING = 60, UNREAD_AGAIN = 700;
+const MAX_SHOWN = 60, TYPING = 60, UNREAD_AGAIN = 700;
 // Making one for each row would cost more than all the rest of it.
 const CLOCK = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
 const COLUMNS = [

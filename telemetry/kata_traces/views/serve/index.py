@@ -4,6 +4,7 @@ A trace is read once and again only when its files have changed. Reading a thous
 it; until then they are found by what their meta.json says.
 """
 
+import json
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from kata_telemetry.conventions import CONTAINER_NAME, IMAGE_NAME, POD_NAME, POD_NAMESPACE
 from kata_traces.read.explain import start_of
@@ -30,7 +32,7 @@ MAX_GUESTS: Final = 500
 MAX_GUEST_BYTES: Final = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Summary:
     """One trace in a list. Times in ns; `stages` of its start as far as it was read, `text` is what is searched."""
 
@@ -52,14 +54,25 @@ class Summary:
     slowest: dict[str, int] = field(default_factory=dict)
     text: str = ""
 
-    def row(self) -> dict[str, Any]:
-        """For the page, without what is only searched."""
+    @property
+    def row(self) -> str:
+        """For the page, without what is only searched: JSON, made once, since lists are asked for with each letter."""
+        known = _rows.get(self)
+        if known is None:
+            known = _rows[self] = json.dumps(self.to_row(), separators=(",", ":"))
+        return known
+
+    def to_row(self) -> dict[str, Any]:
+        """The content of `row`."""
         names = ("id", "trace_id", "name", "pod", "image", "command", "state", "failure", "duration", "spans", "live")
         return {name: getattr(self, name) for name in names} | {
             "start": self.start // 1_000_000,  # ms: JavaScript's numbers hold no ns of today
             "started": self.started,
             "stages": [self.stages.get(stage, 0) for stage in Stage],
         }
+
+
+_rows: "WeakKeyDictionary[Summary, str]" = WeakKeyDictionary()
 
 
 def failed(summary: Summary) -> bool:

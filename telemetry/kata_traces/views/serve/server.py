@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             identity = unquote(url.path.removeprefix("/trace/"))
             self._page(html.page(self.server.index.load(identity), served=identity))
         elif url.path == "/api/traces":
-            self._json(self._traces(query.get("q", [""])[0]))
+            self._send(HTTPStatus.OK, "application/json", self._traces(query.get("q", [""])[0]).encode())
         elif url.path.startswith("/api/trace/"):
             identity = unquote(url.path.removeprefix("/api/trace/"))
             self._json(html.to_page_model(self.server.index.load(identity)))
@@ -184,12 +184,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         raise RefusedError(HTTPStatus.FORBIDDEN, "open the address with the token that `trace serve` printed")
 
-    def _traces(self, query: str) -> dict[str, Any]:
+    def _traces(self, query: str) -> str:
         summaries, unread = self.server.index.all()
         test = parse(query)
         found = [summary for summary in summaries if test(summary)]
-        rows = [summary.row() for summary in found[:MAX_ROWS]]
-        return {"rows": rows, "found": len(found), "all": len(summaries), "unread": unread}
+        rows = ",".join(summary.row for summary in found[:MAX_ROWS])
+        counts = {"found": len(found), "all": len(summaries), "unread": unread}
+        return f'{{"rows":[{rows}],{json.dumps(counts)[1:]}'
 
     def _compare(self, query: dict[str, list[str]]) -> dict[str, Any]:
         sides = []
