@@ -19,7 +19,7 @@ from kata_runtime.process import find_program, launch
 from kata_runtime.sandbox.cgroup import CgroupPlace, HostCgroup, hierarchies, opened
 from kata_telemetry.span import Site
 
-__all__ = ["Cages", "Placement", "placed", "placement_of", "remove_leftover"]
+__all__ = ["Cages", "Placement", "placed", "placement_of", "reachable_score", "remove_leftover"]
 
 _trace = Site(package="virtcontainers", subsystem="cgroup")
 _log = logging.getLogger("kata.cgroup")
@@ -29,6 +29,7 @@ _OVERHEAD = "/kata_overhead"
 # Seconds that systemd may take to make a scope.
 _SCOPE_TIMEOUT = 10.0
 _IN_SCOPE = "in the scope"
+_CAP_SYS_RESOURCE = 24  # linux/capability.h
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,26 @@ async def placed(
             if placement.cgroups_path:
                 raise
             _log.info("the sandbox has no cgroup of its own: %s", error)
-            cages = Cages(Cage((), placement.oom_score_adj), Cage((), placement.oom_score_adj))
+            score = reachable_score(placement.oom_score_adj)
+            cages = Cages(Cage((), score), Cage((), score))
         yield cages
+
+
+def reachable_score(asked: int | None, process: Path = Path("/proc/self")) -> int | None:
+    """What of an oom_score_adj can be had; None leaves the one that this process has.
+
+    To lower it takes CAP_SYS_RESOURCE, which root in a container need not have; then it stays, as with containerd's
+    restrict_oom_score_adj, and the log says so.
+    """
+    if asked is None:
+        return None
+    fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
+    able = int(fields["CapEff"], 16) >> _CAP_SYS_RESOURCE & 1
+    own = int((process / "oom_score_adj").read_text())
+    if asked < own and not able:
+        _log.warning("process.oomScoreAdj stays %d on the host: %d takes CAP_SYS_RESOURCE", own, asked)
+        return None
+    return asked
 
 
 async def _make(
@@ -97,7 +116,7 @@ async def _make(
     overhead = cgroup if apart is None else stack.enter_context(opened(apart, tops))
     if placement.whole:
         overhead.join()
-    score = placement.oom_score_adj
+    score = reachable_score(placement.oom_score_adj)
     return Cages(Cage(cgroup.procs, score), Cage(overhead.procs, score))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.errors import HostError
-from kata_runtime.sandbox.placement import Placement, placed, placement_of, remove_leftover
+from kata_runtime.sandbox.placement import Placement, placed, placement_of, reachable_score, remove_leftover
 
 
 @pytest.fixture
@@ -108,3 +108,22 @@ async def test_systemd_refuses(tmp_path: Path, tops: list[Path], monkeypatch: py
     with pytest.raises(HostError, match=r"cri-kata_a\.scope in kube\.slice: Failed to connect to bus"):
         async with placed(Placement("kube.slice:cri:a"), "s1", only=True, record=tmp_path / "r", tops=tops):
             pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "capabilities", "had"),
+    [
+        (None, 0, "0000000000000000", None),
+        (500, 0, "0000000000000000", 500),
+        (0, 0, "0000000000000000", 0),
+        (-998, 0, "000001fffeffffff", None),
+        (-998, 0, "000001ffffffffff", -998),
+        (5, 10, "000001fffeffffff", None),
+    ],
+)
+def test_who_may_not_lower_its_score_keeps_it(
+    tmp_path: Path, asked: int | None, own: int, capabilities: str, had: int | None
+) -> None:
+    (tmp_path / "status").write_text(f"Name:\tx:y\nCapEff:\t{capabilities}\n")
+    (tmp_path / "oom_score_adj").write_text(f"{own}\n")
+    assert reachable_score(asked, tmp_path) == had
