@@ -64,6 +64,7 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
 # openat2(2) gives up where a rename anywhere on the machine could have led it astray, and asks to be tried again.
 _TRIES = 128
+_SYS_PIDFD_GETFD = 438
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _M_ARENA_MAX = -8  # mallopt(3)
 _SYS_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -277,6 +278,12 @@ def set_io_priority(pid: int, priority: int) -> None:
     """ioprio_set(2); `priority` as in linux/ioprio.h, pid 0 is the calling thread."""
     number = ctypes.c_long(_SYS_IOPRIO_SET[os.uname().machine])
     _checked(_libc.syscall(number, _IOPRIO_WHO_PROCESS, pid, priority))
+
+
+def take_descriptor(pidfd: int, number: int) -> int:
+    """pidfd_getfd(2): a copy of descriptor `number` of another process."""
+    call = ctypes.c_long(_SYS_PIDFD_GETFD)
+    return _checked(_libc.syscall(call, ctypes.c_int(pidfd), ctypes.c_int(number), ctypes.c_uint(0)))
 
 
 def use_one_heap() -> None:

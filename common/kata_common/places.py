@@ -13,6 +13,8 @@ AGENT_SOCKET = "agent.sock"
 VIRTIOFSD_SOCKET = "virtiofs.sock"
 # Kata's name.
 MANAGEMENT_SOCKET = "shim-monitor.sock"
+# Ours: for who wants to be in a container, with descriptors.
+CONTROL_SOCKET = "control.sock"
 # Of hybrid vsock: port N of the host is `vsock.sock_N` in a directory of its own. It has to be reached by a descriptor
 # or as working directory, for an id may leave no room for it in a socket's path.
 PORTS = "ports"

@@ -23,7 +23,7 @@ PACKAGES = {
 }
 # Rooms in the order a request travels: a room imports those of later rows, and those that are in no row.
 ROWS = {
-    "kata_runtime": [{"cli", "shim"}, {"sandbox"}, {"hypervisor", "guest"}],
+    "kata_runtime": [{"cli"}, {"engine"}, {"shim"}, {"sandbox"}, {"hypervisor", "guest"}],
     "kata_agent": [{"main"}, {"server"}, {"services"}, {"container"}, {"process"}, {"guest"}],
     "kata_traces": [{"commands"}, {"views", "forwarder"}, {"read"}, {"send"}, {"store"}, {"sdk"}],
 }
@@ -41,9 +41,12 @@ HOMES = {
     "pydantic_core": ("kata_runtime.config.",),
 }
 # The doors to child processes: the agent's is its reaper, since PID 1 must know all of its children, the shim's
-# forks the daemon without loading what the other doors need, and the pager is the user's own program.
+# forks the daemon without loading what the other doors need, a stand-in is this process once more, an engine's
+# command starts the shim as containerd does, and the pager is the user's own program.
 DOORS = {
     "kata_agent.process.reaper",
+    "kata_runtime.engine.standin",
+    "kata_runtime.engine.tasks",
     "kata_runtime.image.tools",
     "kata_runtime.process",
     "kata_runtime.shim.start",

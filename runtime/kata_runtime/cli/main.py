@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from kata_common import descriptors
 from kata_common.text import told
+from kata_runtime.complaint import LOGGER, complain
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
 
@@ -35,6 +36,7 @@ class _Plain(logging.Formatter):
 
 def _parser() -> argparse.ArgumentParser:
     from kata_runtime.cli import check, control, run
+    from kata_runtime.engine.store import DEFAULT_ROOT
     from kata_runtime.image import command as image
     from kata_traces.commands import main as trace
     from kata_traces.commands import metrics
@@ -53,6 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         help="form of the log file (default: text, that is name=value)",
     )
     parser.add_argument(
+        "--root",
+        metavar="DIR",
+        default=DEFAULT_ROOT,
+        help=f"where engines' containers are known (default: {DEFAULT_ROOT})",
+    )
+    parser.add_argument(
+        "--systemd-cgroup", action="store_true", help="accepted: containers' cgroups are in their guests"
+    )
+    parser.add_argument(
         "--show-default-config-paths", action="store_true", help="print where configuration is looked for, and exit"
     )
     parser.add_argument("--version", action="store_true", help="print the version, and exit")
@@ -67,8 +78,22 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=lambda options: image.run(options, print))
     control.add_arguments(trace.add_arguments(commands))
     metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))
+    _add_containers(commands)
     commands.add_parser("version", help="print the version")
     return parser
+
+
+def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Commands for what runs."""
+    from kata_runtime.cli import execute, listing, stop
+    from kata_runtime.engine import create, life, resources
+
+    listing.add_arguments(commands)
+    execute.add_arguments(commands.add_parser("exec", help="run one more command in a container"))
+    stop.add_arguments(commands.add_parser("stop", help="end sandboxes or containers"))
+    create.add_arguments(commands.add_parser("create", help="create a container of an OCI bundle (for engines)"))
+    life.add_arguments(commands)
+    resources.add_arguments(commands)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,10 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(parser, options)
     except KataError as error:
-        print(told(f"kata-runtime: {error}"), file=sys.stderr)
-        if error.hint:
-            print(told(f"  hint: {error.hint}"), file=sys.stderr)
-        return error.exit_code
+        return complain(error)
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,7 +126,7 @@ def _configure_log(options: argparse.Namespace) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Plain("kata-runtime: %(levelname)s: %(message)s"))
     # What a guest says is for the log file: it must not speak to a person in our name.
-    handler.addFilter(lambda record: record.name != "kata.agent")
+    handler.addFilter(lambda record: record.name not in ("kata.agent", LOGGER))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 

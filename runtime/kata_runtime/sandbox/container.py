@@ -1,6 +1,7 @@
 """A container of a sandbox, from the host's point of view."""
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from enum import StrEnum
@@ -46,6 +47,9 @@ class Container:
         """`lifetime` parents the spans that outlast the call which began them."""
         self.id = valid_id(container_id)
         self.init = Process(self.id, "", agent, vm.transport, lifetime)
+        # OCI's, of its first process, as the guest has it.
+        self.process_spec: Mapping[str, object] = {}
+        self.created_ns = time.time_ns()
         self._state = ContainerState.CREATING
         self._agent = agent
         self._vm = vm
@@ -86,6 +90,8 @@ class Container:
                 await self._stack.aclose()
                 raise
         self.init.serve()
+        process = spec.get("process")
+        self.process_spec = process if isinstance(process, Mapping) else {}
         self._state = ContainerState.CREATED
 
     async def start(self) -> None:

@@ -1,5 +1,6 @@
 """A process of a container: its first one, or one that was added (exec)."""
 
+import asyncio
 import json
 import logging
 import time
@@ -54,6 +55,9 @@ class Process:
         self.container_id = container_id
         self.exec_id = exec_id
         self.state = ProcessState.CREATED
+        # How it ended, once `known` is set.
+        self.end: Exit | None = None
+        self.known = asyncio.Event()
         self._agent = agent
         self._transport = transport
         self._lifetime = lifetime
@@ -122,6 +126,8 @@ class Process:
     def ended(self, end: Exit) -> None:
         """It has ended, as `wait` or the sandbox knows."""
         self.state = ProcessState.STOPPED
+        self.end = end
+        self.known.set()
         extra = {"container": self.container_id, "exec": self.exec_id, "status": end.status}
         _log.info("process ended", extra=extra)
         self._span.set(exit_status=end.status)

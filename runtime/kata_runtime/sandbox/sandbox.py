@@ -197,9 +197,12 @@ class Sandbox:
             await self.stop()
             raise
         self._set_state(SandboxState.READY)
+        from kata_runtime.sandbox.control import serve_control
         from kata_runtime.sandbox.management import serve_management
 
         await self._stack.enter_async_context(serve_management(self._directory.run / places.MANAGEMENT_SOCKET, self))
+        control = serve_control(self._directory.run / places.CONTROL_SOCKET, self, self._trace.root)
+        await self._stack.enter_async_context(control)
         assert self._agent is not None
         self._guard = asyncio.create_task(self._watch(vm, self._agent))
 
@@ -476,7 +479,7 @@ class Sandbox:
 
 async def _import_client() -> None:
     with _trace.span("importAgentClient"):
-        for name in ("kata_runtime.guest.agent", "kata_runtime.sandbox.management"):
+        for name in ("kata_runtime.guest.agent", "kata_runtime.sandbox.management", "kata_runtime.sandbox.control"):
             await asyncio.to_thread(importlib.import_module, name)
 
 

@@ -1,8 +1,10 @@
 """The stdio of one process: descriptors on the host, vsock streams to the guest, and what copies between them."""
 
 import asyncio
+import os
 import socket
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,13 @@ from kata_runtime.guest.stdio import copy_in, copy_out
 from kata_runtime.guest.transport import Transport
 from kata_telemetry.span import Site
 
-__all__ = ["Stdio", "Streams"]
+__all__ = ["Stdio", "Streams", "own_descriptor"]
 
 _trace = Site(package="virtcontainers", subsystem="container")
+
+
+# `ExitStack.callback`, or its like.
+Closer = Callable[[Callable[[int], None], int], object]
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,22 @@ class Stdio:
     stdin: int | None = None
     stdout: int | None = None
     stderr: int | None = None
+
+
+def own_descriptor(descriptor: int, owner: Closer, *, writing: bool) -> int:
+    """The same pipe or terminal by a descriptor of our own, which does not block and whose flags are nobody else's.
+
+    What has a position (a file) or can't be opened again (a socket) is used as it came.
+    """
+    if not (stat.S_ISFIFO(os.fstat(descriptor).st_mode) or os.isatty(descriptor)):
+        return descriptor
+    flags = (os.O_WRONLY if writing else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        own = os.open(f"/proc/self/fd/{descriptor}", flags)
+    except OSError:
+        return descriptor
+    owner(os.close, own)
+    return own
 
 
 class Streams:

@@ -4,6 +4,7 @@
     fifo:///path     the same
     file:///path     a file that output is added to
     binary:///path?argument=value    a program that gets the output
+    fd://PID/N      descriptor N of process PID: ours, for the commands of an OCI runtime (kata_runtime.engine)
 
 Semantics are those of containerd's own shims (pkg/process/io.go in 1.6): a fifo is held open both ways, so that a
 client may go away and come back without the container noticing. All descriptors are non-blocking.
@@ -20,7 +21,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from kata_runtime.process import launch
-from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.streams import Stdio, own_descriptor
 from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
 from kata_telemetry.span import Site
 
@@ -100,8 +101,22 @@ class HostStdio:
         with _trace.span("openInput"):
             return self._open_fifo_in(name)
 
+    def _take(self, url: SplitResult, *, writing: bool) -> int:
+        from kata_common.linux import take_descriptor
+
+        number = url.path.removeprefix("/")
+        if not (url.netloc.isdecimal() and number.isdecimal()):
+            raise InvalidArgument(f"{url.geturl()}: expected fd://PID/N")
+        pidfd = os.pidfd_open(int(url.netloc))
+        try:
+            return own_descriptor(self._own(take_descriptor(pidfd, int(number))), self._stack.callback, writing=writing)
+        finally:
+            os.close(pidfd)
+
     def _open_fifo_in(self, name: str) -> int:
         url = urlsplit(name)
+        if url.scheme == "fd":
+            return self._take(url, writing=False)
         if url.scheme not in ("", "fifo"):
             raise InvalidArgument(f"stdin {name}: only a fifo can be an input")
         descriptor = self._own(os.open(unquote(url.path), os.O_RDONLY | _FLAGS))
@@ -120,6 +135,8 @@ class HostStdio:
             path = Path(unquote(url.path))
             path.parent.mkdir(parents=True, exist_ok=True)
             return self._own(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS, 0o640))
+        if url.scheme == "fd":
+            return self._take(url, writing=True)
         if url.scheme not in ("", "fifo"):
             raise InvalidArgument(f"{name}: output goes to a fifo, to file:// or to binary://, not to {url.scheme}://")
         try:

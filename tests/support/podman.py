@@ -1,0 +1,104 @@
+"""Debian's Podman on directories of its own, with our runtime or another one."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.bundles import IMAGE
+from support.kata import TIMEOUT, Kata
+
+__all__ = ["BUSY", "Podman", "missing"]
+
+BUSY = "localhost/busy:latest"
+_ENGINE = """\
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+tmp_dir = "{home}/libpod"
+static_dir = "{home}/static"
+volume_path = "{home}/volumes"
+infra_image = "{image}"
+[containers]
+log_driver = "k8s-file"
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+"""
+_STORAGE = """\
+[storage]
+driver = "vfs"
+graphroot = "{home}/graph"
+runroot = "{home}/run"
+"""
+# Podman hands on neither environment nor options.
+_WRAPPER = """\
+#!/bin/sh
+{exports}
+exec {program} --root {home}/oci --config {config} "$@"
+"""
+
+
+def missing() -> str:
+    """Why there is no Podman; empty where there is one."""
+    absent = [name for name in ("podman", "conmon", "runc") if shutil.which(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else ""
+
+
+@dataclass(frozen=True)
+class Podman:
+    """Podman with everything that it keeps below `home`."""
+
+    home: Path
+    kata: Kata
+
+    def prepare(self) -> None:
+        """Write its configuration, and import an image of busybox."""
+        (self.home / "tmp").mkdir(parents=True)
+        (self.home / "containers.conf").write_text(_ENGINE.format(home=self.home, image=BUSY))
+        (self.home / "storage.conf").write_text(_STORAGE.format(home=self.home))
+        command = self.kata.command()
+        kept = {name: value for name, value in self.kata.env().items() if name.startswith("KATA_")}
+        wrapper = self.home / "kata-runtime"
+        wrapper.write_text(
+            _WRAPPER.format(
+                exports="\n".join(f"export {name}='{value}'" for name, value in kept.items()),
+                program=command[0],
+                home=self.home,
+                config=command[2],
+            )
+        )
+        wrapper.chmod(0o755)
+        archive = self.home / "busy.tar"
+        subprocess.run(["tar", "-C", IMAGE / "default-rootfs", "-cf", archive, "."], check=True)
+        done = self("import", str(archive), BUSY.removeprefix("localhost/"))
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def root(self) -> Path:
+        """The `--root` of the runtime's commands."""
+        return self.home / "oci"
+
+    def __call__(
+        self, *arguments: str, runtime: str = "", stdin: bytes | None = None, timeout: float = TIMEOUT
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `podman ARGUMENTS` to its end."""
+        environment = {
+            **os.environ,
+            "CONTAINERS_CONF": str(self.home / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self.home / "storage.conf"),
+            "TMPDIR": str(self.home / "tmp"),
+        }
+        argv = ["podman", "--runtime", runtime or str(self.home / "kata-runtime"), *arguments]
+        done = subprocess.run(
+            argv, env=environment, input=stdin or b"", capture_output=True, timeout=timeout, check=False
+        )
+        return subprocess.CompletedProcess(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def close(self) -> None:
+        """Remove all containers, pods and images."""
+        for arguments in (("pod", "rm", "-f", "-a"), ("rm", "-f", "-a"), ("rmi", "-f", "-a")):
+            self(*arguments)
+        # Of storage: mounted over themselves by Podman.
+        for name in ("graph", "run"):
+            subprocess.run(["umount", "-R", "-q", self.home / name], check=False, capture_output=True)
+        shutil.rmtree(self.home)
