@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+from kata_common.text import printable
 from kata_runtime.engine.life import state_of
 from kata_runtime.engine.store import Store
 from kata_runtime.errors import SandboxError
@@ -89,7 +90,7 @@ def _show(options: argparse.Namespace, *, quiet: bool = False) -> int:
 
 def _shown(command: list[str]) -> str:
     """A command in a table: one line, escaped, cut."""
-    text = " ".join(word if word.isprintable() else repr(word)[1:-1] for word in command)
+    text = printable(" ".join(command).replace("\n", " "))
     return text if len(text) <= 40 else text[:39] + "…"
 
 
