@@ -100,6 +100,8 @@ class Rpc(NamedTuple):
 RPCS: Final[dict[str, Rpc]] = {
     "CreateSandbox": Rpc(Level.ESSENTIAL),
     "DestroySandbox": Rpc(Level.ESSENTIAL),
+    # It forgets itself.
+    "ForgetSandbox": Rpc(None),
     "CreateContainer": Rpc(Level.ESSENTIAL),
     "StartContainer": Rpc(Level.ESSENTIAL),
     "RemoveContainer": Rpc(Level.ESSENTIAL),

@@ -19,7 +19,7 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateSandboxRequest(_message.Message):
-    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder", "domainname")
+    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder", "domainname", "entropy")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class CreateSandboxRequest(_message.Message):
     TRACING_FIELD_NUMBER: _ClassVar[int]
     PIDNS_HOLDER_FIELD_NUMBER: _ClassVar[int]
     DOMAINNAME_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_FIELD_NUMBER: _ClassVar[int]
     hostname: str
     dns: _containers.RepeatedScalarFieldContainer[str]
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
@@ -38,9 +39,14 @@ class CreateSandboxRequest(_message.Message):
     tracing: Tracing
     pidns_holder: bool
     domainname: str
-    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ...) -> None: ...
+    entropy: bytes
+    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ..., entropy: _Optional[bytes] = ...) -> None: ...
 
 class DestroySandboxRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ForgetSandboxRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -44,6 +44,11 @@ class AgentServiceStub:
                 request_serializer=kata__protos_dot_agent__pb2.DestroySandboxRequest.SerializeToString,
                 response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ForgetSandbox = channel.unary_unary(
+                '/grpc.AgentService/ForgetSandbox',
+                request_serializer=kata__protos_dot_agent__pb2.ForgetSandboxRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
         self.CreateContainer = channel.unary_unary(
                 '/grpc.AgentService/CreateContainer',
                 request_serializer=kata__protos_dot_agent__pb2.CreateContainerRequest.SerializeToString,
@@ -168,6 +173,14 @@ class AgentServiceServicer:
 
     def DestroySandbox(self, request, context):
         """Destroys what is left, flushes spans (StreamSpans ends after the last one) and powers the guest off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForgetSandbox(self, request, context):
+        """Undoes CreateSandbox and all that the guest has learnt since: it becomes a template, whose clones are told anew.
+        No container may be left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,6 +338,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
             'DestroySandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.DestroySandbox,
                     request_deserializer=kata__protos_dot_agent__pb2.DestroySandboxRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'ForgetSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetSandbox,
+                    request_deserializer=kata__protos_dot_agent__pb2.ForgetSandboxRequest.FromString,
                     response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
             ),
             'CreateContainer': grpc.unary_unary_rpc_method_handler(
@@ -491,6 +509,33 @@ class AgentService:
             target,
             '/grpc.AgentService/DestroySandbox',
             kata__protos_dot_agent__pb2.DestroySandboxRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/ForgetSandbox',
+            kata__protos_dot_agent__pb2.ForgetSandboxRequest.SerializeToString,
             kata__protos_dot_agent__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -540,3 +540,18 @@ async def test_details_and_health(agent: AgentClient) -> None:
     reply = await agent.health.Check(pb.CheckRequest())
     assert reply.status == pb.HealthCheckResponse.SERVING
     assert (await agent.health.Version(pb.CheckRequest())).agent_version
+
+
+async def test_a_sandbox_is_forgotten_and_another_made(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    assert await _code(agent.rpc.ForgetSandbox(pb.ForgetSandboxRequest())) is grpc.StatusCode.FAILED_PRECONDITION
+    await agent.remove("c1")
+    await agent.rpc.ForgetSandbox(pb.ForgetSandboxRequest())
+    assert await _code(agent.create("c2", "true")) is grpc.StatusCode.FAILED_PRECONDITION
+    await agent.rpc.CreateSandbox(pb.CreateSandboxRequest(sandbox_id="another", hostname="other"))
+    stdout = await agent.stdio()
+    await agent.run("c1", "echo", "again", stdout=stdout)
+    assert await stdout.read_all() == b"again\n"
+    assert (await agent.wait("c1")).status == 0
+    await agent.remove("c1")

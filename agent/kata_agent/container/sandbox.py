@@ -200,6 +200,17 @@ class Sandbox:
         await container.remove(timeout)
         self._containers.pop(container_id, None)
 
+    async def forget(self) -> None:
+        """Be as before `create`. Raises PreconditionError where containers are left."""
+        if self._containers or self._destroying.is_set():
+            raise PreconditionError(f"sandbox {self.id} has containers, or ends: it can't be forgotten")
+        self._namespaces.close()
+        self._namespaces = SharedNamespaces(self._shared_directory)
+        await self._mounts.clear()
+        self._oom = asyncio.Queue(MAX_OOM_EVENTS)
+        self._network = None
+        self.id = ""
+
     async def crun_version(self) -> str:
         """Empty where there is no crun."""
         return await self._tools.crun.version()

@@ -15,7 +15,7 @@ from kata_agent.errors import InvalidError, SetupError
 from kata_common import linux
 from kata_common.linux import MountFlag
 
-__all__ = ["Details", "details", "prepare", "reseed", "set_time"]
+__all__ = ["Details", "details", "prepare", "renew", "reseed", "set_time"]
 
 _SAFE: Final = MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
 # Mount point, type, flags, data; in order. What the initramfs has already mounted is left as it is.
@@ -43,6 +43,7 @@ RNDRESEEDCRNG: Final = 0x5207
 SIOCSIFFLAGS: Final = 0x8914
 IFF_UP_RUNNING: Final = 0x41
 MAX_ENTROPY: Final = 4096
+MACHINE_ID: Final = Path("/run/machine-id")
 
 
 def prepare(done: Callable[[str], None] = lambda _: None) -> None:
@@ -127,6 +128,19 @@ def reseed(data: bytes) -> None:
             os.close(fd)
     except OSError as error:
         raise SetupError(f"can't reseed the kernel's random numbers: {error.strerror}") from error
+
+
+def renew(entropy: bytes) -> None:
+    """Be one guest among the clones of a template: random numbers and a machine id of its own.
+
+    Raises InvalidError, SetupError.
+    """
+    reseed(entropy)
+    if "random" in sys.modules:
+        sys.modules["random"].seed()
+    with suppress(OSError):
+        # machine-id(5); /etc/machine-id of the image is a link to it.
+        MACHINE_ID.write_text(f"{os.urandom(16).hex()}\n")
 
 
 class Details(NamedTuple):

@@ -8,6 +8,7 @@ below undoes its work when cancelled.
 
 import asyncio
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import grpc
 
+from kata_agent.container import guest
 from kata_agent.errors import AgentError, PreconditionError
 from kata_agent.server.tracing import Setting, Tracing
 from kata_common.contract import ERROR_KEY, HOST_CID, RPCS, Level, snake_case
@@ -110,6 +112,9 @@ class Funnel:
             raise PreconditionError("only the host may call the agent")
         tracing = self._tracing
         since = tracing.clock.now()
+        if method == "CreateSandbox" and request.entropy and os.getpid() == 1:
+            # Before the first id is drawn. Only where the kernel is the guest's: a test may run the agent elsewhere.
+            guest.renew(request.entropy)
         setting = setting_of(request)
         if setting:
             # Before the span, so that CreateSandbox itself is in the trace.

@@ -59,14 +59,18 @@ class Tracing:
         dial: Callable[[], Awaitable[socket.socket]] | None = None,
     ) -> None:
         self.clock = GuestClock()
-        self.parent: Span | SpanContext | None = None
-        self._enabled = False
         self._boot = boot
         self._dial = dial
+        self._open: set[Span] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know nothing of what is wanted."""
+        self.parent: Span | SpanContext | None = None
+        self._enabled = False
         self._forward = False
         self._ending = asyncio.Event()
         self._root: Span | None = None
-        self._open: set[Span] = set()
         # Everything, until it is known what is wanted.
         self._tracer = Tracer(
             AGENT_SERVICE,
@@ -87,6 +91,20 @@ class Tracing:
         self._leisure = asyncio.Event()
         self._first_started = False
         self._closed = False
+
+    def forget(self) -> None:
+        """This guest becomes a template: what it has recorded is not its clones', and neither is its boot."""
+        if self._buffer is not None:
+            self._buffer.close()
+        # Whoever waits for spans gets none.
+        self._leisure.set()
+        self._ending.set()
+        self._boot = None
+        self.clock.forget()
+        self._open.clear()
+        # What is still open has the former tracer, whose sink forgets it.
+        self._tracer.ended = self._tracer.opened = lambda _: None
+        self._begin()
 
     @property
     def enabled(self) -> bool:

@@ -67,6 +67,7 @@ LINKS = {
     "etc/hostname": "/run/hostname",
     "etc/mtab": "/proc/self/mounts",
     "etc/resolv.conf": "/run/resolv.conf",
+    "etc/machine-id": "/run/machine-id",
     "var/run": "/run",
 }
 

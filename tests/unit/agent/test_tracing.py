@@ -209,3 +209,27 @@ async def test_what_ends_while_the_boot_is_told_is_not_owed() -> None:
     tracing.begin("early", None, 1, site, Kind.SERVER).finish()
     tracing.configure(RECORDER)
     assert sorted(await collect(tracing)) == ["boot.agent", "early"]
+
+
+async def test_a_template_forgets_all_that_it_has_recorded() -> None:
+    boots: list[object] = []
+    tracing = Tracing(lambda _, parent: boots.append(parent))
+    call(tracing, "the template's")
+    tracing.configure(ON, "template")
+    tracing.first_started()
+    open_still = tracing.begin("forgetting", None, 1, site, Kind.SERVER)
+    waiting = asyncio.create_task(collect(tracing))
+    await asyncio.sleep(0)
+    tracing.forget()
+    assert await waiting == []
+    open_still.finish()
+    assert not tracing.clock.known
+    call(tracing, "before it is known what is wanted")
+    tracing.configure(ON, "clone")
+    call(tracing, "wanted")
+    streaming = asyncio.create_task(collect(tracing))
+    await asyncio.sleep(0)
+    assert not streaming.done()  # the clone's first process comes first
+    tracing.close()
+    assert await streaming == ["before it is known what is wanted", "wanted"]
+    assert boots == []
