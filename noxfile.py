@@ -147,7 +147,8 @@ def bench(session: nox.Session) -> None:
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other
-    session.run(sys.executable, "-P", f"tests/bench/{program}.py", *arguments, external=True)
+    program = f"tests/bench/{program}.py"
+    session.run(sys.executable, "-P", program, *arguments, external=True, env={"PYTHONPATH": "tests"})
 
 
 @nox.session

@@ -4,6 +4,8 @@ Tests below tests/vm, tests/faults and tests/hostile are marked `vm`. For each o
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
+- its sandboxes are clones of a template where its configuration is like that of the template, which is made with the
+  guest's image, once. Tests of a boot are marked `cold`; with KATA_TEST_COLD=1 all tests are.
 - after it, no process, mount, socket or directory of ours may be left (`support.leaks`).
 """
 
@@ -20,7 +22,7 @@ import pytest
 
 from kata_telemetry import logs
 from support import leaks
-from support.kata import Kata, build_image
+from support.kata import Kata, build_image, drop_in, made_template
 
 # How long an example takes is the machine's affair; pytest-timeout ends a test that hangs.
 hypothesis.settings.register_profile("house", deadline=None)
@@ -96,6 +98,9 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     directory = _artifacts(request.node)
     configuration = directory / "configuration.toml"
     configuration.write_text(f'[runtime]\ntrace_dir = "{directory}/traces"\n')
+    cold = request.node.get_closest_marker("cold") is not None or bool(os.environ.get("KATA_TEST_COLD"))
+    # Beside whatever configuration.toml the test writes there.
+    drop_in(directory, template=not cold)
     environment = {"KATA_LOGS_DIR": str(directory / "logs"), "KATA_CONF_FILE": str(configuration)}
     before = leaks.look()
     with pytest.MonkeyPatch.context() as patch:
@@ -109,9 +114,11 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def guest_image() -> None:
-    """The guest's image, up to date with this checkout's agent."""
+def guest_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The guest's image, up to date with this checkout's agent, and a template of it."""
     build_image()
+    with made_template(tmp_path_factory.mktemp("template")):
+        yield
 
 
 @pytest.fixture

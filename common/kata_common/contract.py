@@ -11,12 +11,15 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "AGENT_SERVICE",
+    "CALL_REPLY",
+    "CALL_REQUEST",
     "CLOCK_ANSWER",
     "CLOCK_QUESTION",
     "CONNECTED",
     "ERROR_KEY",
     "HOST_CID",
     "LOCALHOST_PORT",
+    "MAX_CALL",
     "REFUSED",
     "RPCS",
     "Level",
@@ -43,6 +46,8 @@ class Port(IntEnum):
     CLOCK = 1028
     # LOCALHOST_PORT in, CONNECTED or a refusal out, then the bytes of that connection.
     LOCALHOST = 1029
+    # One call without gRPC: CALL_REQUEST in, CALL_REPLY out. The end of the connection cancels it.
+    CALLS = 1030
     # The trace forwarder, on the host (`kata_telemetry.wire`).
     FORWARDER = 10240
 
@@ -52,6 +57,13 @@ CLOCK_QUESTION: Final = Struct(">8s")
 # The same bytes, CLOCK_MONOTONIC and CLOCK_REALTIME in ns.
 CLOCK_ANSWER: Final = Struct(">8sqq")
 LOCALHOST_PORT: Final = Struct(">H")
+# Lengths of the message, of the method's name and of its metadata (key and value in turn, each ended by a zero byte),
+# which follow in the order name, metadata, message.
+CALL_REQUEST: Final = Struct(">IBH")
+# The length of what follows, and gRPC's status. With OK the message follows, else a Marker or nothing, a zero byte, and
+# text.
+CALL_REPLY: Final = Struct(">IB")
+MAX_CALL: Final = 4 << 20
 CONNECTED: Final = b"\0"
 REFUSED: Final = b"\1"
 

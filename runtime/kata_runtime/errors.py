@@ -6,6 +6,7 @@
     ├── ImageError               the guest image or a container image
     ├── RootfsError              a root filesystem or bundle given by the user
     ├── SandboxError             a sandbox in the wrong state, or an id that is taken
+    ├── TemplateError            a template can't be used, or not be made: a cold start is no worse for it
     ├── ProcessError             a helper program failed (argv, exit status, what it said)
     ├── HypervisorError          QEMU did not start, died, or refused a command
     │   ├── QmpError             QEMU's own answer (command, class, description)
@@ -34,6 +35,7 @@ __all__ = [
     "QmpError",
     "RootfsError",
     "SandboxError",
+    "TemplateError",
     "quoted",
 ]
 
@@ -66,6 +68,10 @@ class RootfsError(KataError):
 
 class SandboxError(KataError):
     """The sandbox is not in a state in which this can be done, or its id is taken."""
+
+
+class TemplateError(KataError):
+    """A template, or the place for them, can't be used, or one can't be made."""
 
 
 class ProcessError(KataError):

@@ -105,16 +105,23 @@ def _mount_long(mount: Mount, target: Path, flags: int, options: Sequence[str], 
         raise failure[0]
 
 
+_private = False
+
+
 def private_mount_namespace() -> None:
     """Give this process a mount namespace of its own, so that its mounts end with it however it ends.
 
-    Mounts of the host still arrive (slave). Needs a process without other threads.
+    Mounts of the host still arrive (slave). Needs a process without other threads; a second call does nothing.
 
     Raises:
         RootfsError: not permitted.
     """
+    global _private  # noqa: PLW0603 - a process has one
+    if _private:
+        return
     _unshare(linux.CLONE_NEWNS, "a mount namespace can't be made")
     _mount("none", Path("/"), "", MountFlag.REC | MountFlag.SLAVE, "", "mount propagation can't be changed")
+    _private = True
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import subprocess
-import time
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -32,7 +32,7 @@ __all__ = [
     "describe",
     "find_program",
     "launch",
-    "own_start",
+    "leave_behind",
     "run",
     "run_foreign",
     "run_python",
@@ -88,14 +88,6 @@ def absolute(search: str) -> str:
 def describe(status: int) -> str:
     """An exit status, or the negative number of a signal, in words."""
     return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
-
-
-def own_start() -> int:
-    """When this process was made, by CLOCK_MONOTONIC (ns); up to a clock tick (10 ms) too early."""
-    # proc(5): field 22, in ticks since boot; the name before it may contain anything but ends with the last ')'.
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    started = int(fields[19]) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-    return time.monotonic_ns() - max(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started, 0)
 
 
 class Child:
@@ -343,6 +335,37 @@ def run_python(program: str, *arguments: str, timeout: float) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+
+def leave_behind(module: str, request: bytes, *, keep: Iterable[str] = (), pass_fds: Sequence[int] = ()) -> None:
+    """Start a Python module of ours that outlives us and ends by itself; `request` is its stdin.
+
+    Its environment is a helper's, with the variables `keep`. Nobody waits for it, and what it writes is lost.
+
+    Raises:
+        HostError: it can't be started.
+    """
+    # A file without a name: what is asked may hold credentials, and a command line is everybody's to read.
+    stdin = os.memfd_create("request", os.MFD_CLOEXEC)
+    kept = {name: os.environ[name] for name in (*_ENVIRONMENT, *keep) if name in os.environ}
+    try:
+        os.write(stdin, request)
+        os.lseek(stdin, 0, os.SEEK_SET)
+        # By a process between, which ends at once: the other one is init's to collect, however long we live.
+        subprocess.run(
+            [find_program("setsid", package="util-linux"), "--fork", sys.executable, "-P", "-m", module],
+            check=True,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            cwd="/",
+            pass_fds=tuple(pass_fds),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostError(f"{sys.executable} can't be started: {error}") from error
+    finally:
+        os.close(stdin)
 
 
 def _spawn_foreign(path: str, argv: Sequence[str], data: bytes, environment: Mapping[str, str]) -> Child:

@@ -24,6 +24,7 @@ __all__ = [
     "POD_UID",
     "SCHEMA",
     "SLOW",
+    "START_PATH",
     "STEAL",
     "of_pod",
 ]
@@ -31,6 +32,7 @@ __all__ = [
 FAILURE_HINT: Final = "kata.hint"
 ACCELERATOR: Final = "kata.vm.accelerator"
 SLOW: Final = "kata.start.slow"
+START_PATH: Final = "kata.start.path"
 LOAD: Final = "kata.host.load"
 HOST_CPUS: Final = "kata.host.cpus"
 STEAL: Final = "kata.host.steal"
@@ -60,6 +62,7 @@ SCHEMA: Final[Mapping[str, tuple[str, str]]] = {
     POD_UID: ("root", "the pod's uid"),
     ACCELERATOR: ("root", "`kvm`, or `tcg`: QEMU emulates the guest's processor"),
     SLOW: ("root", "true where the start took longer than `slow_start_threshold`"),
+    START_PATH: ("root", "where the VM came from: `cold` (it booted), `template` (a clone), `pool` (a clone that ran)"),
     FAILURE_HINT: ("the one that failed", "what to do about it, as stderr said it"),
     LOAD: ("root", "load of the host (one minute) when the sandbox began"),
     HOST_CPUS: ("root", "processors of the host that the runtime may use"),
@@ -69,7 +72,7 @@ SCHEMA: Final[Mapping[str, tuple[str, str]]] = {
     MEMORY_PRESSURE: ("root", "the same for memory"),
 }
 # Of the root, what a list of traces shows and searches.
-LABELS: Final = (CONTAINER_NAME, IMAGE_NAME, POD_NAME, POD_NAMESPACE, POD_UID, ACCELERATOR, SLOW)
+LABELS: Final = (CONTAINER_NAME, IMAGE_NAME, POD_NAME, POD_NAMESPACE, POD_UID, ACCELERATOR, SLOW, START_PATH)
 
 # By annotation of config.json, the first that is there: containerd's CRI, CRI-O's, nerdctl's.
 _ANNOTATIONS: Final[Mapping[str, tuple[str, ...]]] = {

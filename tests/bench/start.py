@@ -7,6 +7,8 @@ is the ratio of medians, absolute times are only printed. There are two bare boo
 - tuned: the same kernel with the machine, kernel image and parameters of a sandbox (docs/decisions/0005-boot.md). What
   a sandbox costs beyond it is the initramfs, the agent, and the container.
 
+Beside them a cold start, a clone of a template, and a guest of the pool, each with and without tracing.
+
 With `--collectors` whole traced runs are compared instead: without a collector, with one that is away, and one that
 takes connections and never answers. With `--tracing` tracing off, on and detailed are compared
 (tests/bench/tracing.py).
@@ -23,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.hypervisor.machine import MachineSpec
@@ -32,22 +33,17 @@ from kata_runtime.hypervisor.qemu.argv import to_argv
 from kata_runtime.hypervisor.qemu.spec import Channels, QemuSpec
 from kata_runtime.image import DEFAULT_CACHE, DEFAULT_OUTPUT, Artifacts, cpio
 from kata_runtime.process import find_program
+from support import start_paths as paths
+from support.start_paths import Contestant
 
 __all__ = ["Contestant", "first_output", "main", "stock_boot", "take_turns", "tuned_boot"]
 
 _MARK = b"first output"
 _TIMEOUT = 120
 _STOCK, _TUNED = "bare boot, stock", "bare boot, tuned"
+# As in the sandboxes' own options (SandboxOptions.from_environment).
+_IMAGE = Path(os.environ.get("KATA_IMAGE_DIR") or DEFAULT_OUTPUT)
 _RUNTIME = str(Path(sys.executable).with_name("kata-runtime"))
-_COLD, _TRACED = "kata-runtime run", "kata-runtime run --trace"
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """`measure()` runs one round and returns seconds."""
-
-    name: str
-    measure: Callable[[], float]
 
 
 def main() -> int:
@@ -68,19 +64,20 @@ def main() -> int:
         contestants = [
             Contestant(_STOCK, stock_boot(Path(scratch))),
             Contestant(_TUNED, tuned_boot(Path(scratch))),
-            Contestant(_COLD, lambda: first_output([_RUNTIME, "run"])),
-            Contestant(_TRACED, lambda: first_output([_RUNTIME, "run", "--trace"])),
+            *paths.contestants(Path(scratch), first_output),
         ]
-        samples = take_turns(contestants, options.rounds)
+        with paths.ready(Path(scratch)):
+            samples = take_turns(contestants, options.rounds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  to stock  to tuned")
     for name, values in samples.items():
         ratios = [medians[name] / medians[base] for base in (_STOCK, _TUNED)]
         spread = f"{medians[name]:7.3f}s {min(values):7.3f}s {max(values):7.3f}s"
         print(f"{name:28} {spread}  {ratios[0]:8.2f}  {ratios[1]:8.2f}")
-    cold = medians[_COLD] / medians[_STOCK]
+    cold = medians[paths.COLD] / medians[_STOCK]
     print(f"cold start is {cold:.2f} times the stock boot (limit {options.limit:g})")
-    print(f"tracing on both sides adds {100 * (medians[_TRACED] / medians[_COLD] - 1):+.1f} %")
+    for plain, traced in paths.TRACED.items():
+        print(f"{plain}: tracing on both sides adds {100 * (medians[traced] / medians[plain] - 1):+.1f} %")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"seconds": samples, "medians": medians}, indent=1))
     return 0 if cold <= options.limit else 1
@@ -124,7 +121,7 @@ def _whole_run(endpoint: str) -> float:
 
 def _static_init(scratch: Path) -> Path:
     """An initramfs with busybox alone, which prints the mark and powers off."""
-    busybox = (Artifacts.at(DEFAULT_OUTPUT).default_rootfs / "bin/busybox").resolve()
+    busybox = (Artifacts.at(_IMAGE).default_rootfs / "bin/busybox").resolve()
     initrd = scratch / "initrd"
     script = f"#!/bin/busybox sh\necho {_MARK.decode()}\nexec /bin/busybox poweroff -f\n"
     entries = [
@@ -159,7 +156,7 @@ def stock_boot(scratch: Path) -> Callable[[], float]:
 
 def tuned_boot(scratch: Path) -> Callable[[], float]:
     """QEMU with the same kernel, machine and parameters as a sandbox's, without its devices."""
-    artifacts = Artifacts.at(DEFAULT_OUTPUT)
+    artifacts = Artifacts.at(_IMAGE)
     accel, _ = accelerator.choose("auto", accelerator.kvm_usability())
     machine = MachineSpec(
         name="bench",

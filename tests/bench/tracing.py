@@ -128,7 +128,7 @@ async def _sandbox(name: str, way: _Way, scratch: Path) -> AsyncIterator[_Side]:
         flight_recorder=way.recorder,
         trace_dir=str(scratch / name),
     )
-    config = Config(QemuConfig(), AgentConfig(enable_tracing=way.traced), runtime, ())
+    config = Config(QemuConfig(), AgentConfig(enable_tracing=way.traced), runtime)
     sandbox_id = f"bench-{name}-{os.getpid()}"
     trace = SandboxTrace.open(config, sandbox_id, command="bench")
     options = SandboxOptions().from_environment(sandbox_id)

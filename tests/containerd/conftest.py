@@ -9,7 +9,6 @@ import pytest
 
 from support.containerd import Containerd, CriSettings, major_version, make_image, missing, running, write_shim
 from support.cri.client import Cri, bridge, open_cri
-from support.kata import build_image
 from support.kata_containers import KataContainers
 from support.netns import made
 
@@ -41,12 +40,6 @@ def containerd(shims: Path, image: Path) -> Iterator[Containerd]:
     """A containerd of this test's own."""
     with running(shims, image) as containerd:
         yield containerd
-
-
-@pytest.fixture(scope="session")
-def guest_image() -> None:
-    """The guest's image, up to date with this checkout's agent."""
-    build_image()
 
 
 @pytest.fixture

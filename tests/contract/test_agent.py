@@ -14,7 +14,9 @@ from typing import Any
 import grpc
 import pytest
 
+from kata_common.contract import Port
 from kata_protos import agent_pb2 as pb
+from kata_runtime.guest.call import make_call, request_of
 from support.agent import AgentClient, agent_client, real_crun_reason
 
 pytestmark = pytest.mark.slow  # processes, many of them
@@ -554,4 +556,54 @@ async def test_a_sandbox_is_forgotten_and_another_made(agent: AgentClient) -> No
     await agent.run("c1", "echo", "again", stdout=stdout)
     assert await stdout.read_all() == b"again\n"
     assert (await agent.wait("c1")).status == 0
+    await agent.remove("c1")
+
+
+async def plain(agent: AgentClient, name: str, request: Any) -> tuple[int, bytes]:
+    """A call without gRPC, on a connection of its own."""
+    stream = await agent.dial(Port.CALLS)
+    try:
+        return await make_call(stream.socket, name, (), request.SerializeToString())
+    finally:
+        stream.close()
+
+
+async def test_calls_without_grpc(agent: AgentClient) -> None:
+    code, data = await plain(agent, "CreateContainer", pb.CreateContainerRequest(container_id="c1", oci=b"{}"))
+    assert (grpc.StatusCode.FAILED_PRECONDITION.value[0], b"there is no sandbox") == (code, data[1:20])
+    assert await plain(agent, "CreateSandbox", pb.CreateSandboxRequest(sandbox_id="s", hostname="h")) == (0, b"")
+    stdout = await agent.stdio()
+    await agent.create("c1", "sh", "-c", "echo out; exit 7", stdout=stdout)
+    assert (await plain(agent, "StartContainer", pb.StartContainerRequest(container_id="c1")))[0] == 0
+    code, data = await plain(agent, "WaitProcess", pb.WaitProcessRequest(container_id="c1"))
+    assert (code, pb.WaitProcessResponse.FromString(data).status) == (0, 7)
+    assert await stdout.read_all() == b"out\n"
+    request = pb.CreateContainerRequest(container_id="c2", oci=agent.spec("not-there"))
+    code, data = await plain(agent, "CreateContainer", request)
+    assert code
+    assert data.startswith(b"command-not-found\0")
+    assert (await plain(agent, "Check", pb.CheckRequest()))[0] == 0
+    assert (await plain(agent, "StreamSpans", pb.StreamSpansRequest()))[0] == 12
+    assert (await plain(agent, "WaitProcess", pb.CreateSandboxRequest(dns=["\0"])))[0]
+    await agent.remove("c1")
+
+
+async def test_a_call_ends_with_its_connection(agent: AgentClient) -> None:
+    await agent.create_sandbox()
+    await agent.run("c1", "sleep", "100")
+    assert agent.agent
+    stream = await agent.dial(Port.CALLS)
+    await stream.send(request_of("WaitProcess", (), pb.WaitProcessRequest(container_id="c1").SerializeToString()))
+    running = agent.agent._calls._tasks
+    async with asyncio.timeout(10):
+        while not running:
+            await agent.health.Check(pb.CheckRequest())
+        stream.close()
+        while running:
+            await agent.health.Check(pb.CheckRequest())
+    for nonsense in (b"", b"\xff" * 7, b"\0" * 7 + b"more", request_of("Nothing", (), b"")):
+        stream = await agent.dial(Port.CALLS)
+        await stream.send(nonsense)
+        stream.half_close()
+        await stream.read_all()
     await agent.remove("c1")

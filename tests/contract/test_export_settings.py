@@ -44,7 +44,7 @@ def run(directory: Path, variables: dict[str, str], **keys: Any) -> tuple[Store,
     """A sandbox's trace from its begin to its end, and its exporter's exit status; None where there is none."""
     os.environ.update(variables)
     runtime = RuntimeConfig(enable_tracing=True, trace_dir=str(directory / "traces"), **keys)
-    trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(), runtime, ()), "s1", command="test")
+    trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(), runtime), "s1", command="test")
     trace.started()
     trace.close("exit 0")
     store = Store(directory / "traces" / "s1")

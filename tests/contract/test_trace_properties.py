@@ -146,7 +146,7 @@ async def do(client: Client, made: Container, what: str, exec_id: str) -> None:
 
 async def scenario(directory: Path, sandbox: list[Plan]) -> Trace:
     runtime = RuntimeConfig(enable_tracing=True, trace_dir=str(directory / "traces"))
-    config = Config(QemuConfig(), AgentConfig(enable_tracing=True), runtime, ())
+    config = Config(QemuConfig(), AgentConfig(enable_tracing=True), runtime)
     trace = SandboxTrace.open(config, "s1", command="test")
     read, write = os.pipe()
     os.write(write, f"{CANARY}\n".encode())

@@ -23,7 +23,7 @@ from support.holds import Hold, Holds, virtiofsd
 from support.kata import Kata
 from support.netns import made
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.cold]
 
 MILLISECOND = 1_000_000
 

@@ -215,7 +215,7 @@ def _close(*descriptors: int) -> None:
 async def hostile_guest(scratch: Path, logs: Path) -> AsyncIterator[HostileGuest]:
     """A sandbox of this process, whose mount namespace is one of its own; `scratch` is on the host."""
     runtime = RuntimeConfig(trace_dir=str(scratch / "traces"))
-    config = Config(QemuConfig(), AgentConfig(), runtime, ())
+    config = Config(QemuConfig(), AgentConfig(), runtime)
     sandbox_id = f"hostile-{os.getpid()}"
     trace = SandboxTrace.open(config, sandbox_id, command="hostile")
     options = SandboxOptions(logs_dir=logs).from_environment(sandbox_id)

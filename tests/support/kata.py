@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Kata", "Span", "build_image", "read_spans"]
+__all__ = ["TEMPLATES", "Kata", "Span", "build_image", "drop_in", "made_template", "read_spans"]
 
+# Those of this run of tests alone, in memory.
+TEMPLATES = Path(f"/dev/shm/kata-tests-{os.getpid()}")
 # An emulated guest on a busy machine; a run takes some five seconds.
 TIMEOUT = 120
 _MAIN = "\nfrom kata_runtime.cli.main import main\nimport sys\nsys.exit(main())"
@@ -20,6 +23,33 @@ def build_image() -> None:
     """Bring the guest's image up to date with this checkout's agent; KATA_IMAGE_DIR names another place for it."""
     output = ["--output", os.environ["KATA_IMAGE_DIR"]] if os.environ.get("KATA_IMAGE_DIR") else []
     subprocess.run([str(Kata.program), "image", "build", *output], check=True, stdin=subprocess.DEVNULL)
+
+
+def drop_in(directory: Path, *, template: bool) -> None:
+    """Let sandboxes that are configured by `directory`/configuration.toml be clones of the tests' template, or boot."""
+    (directory / "config.d").mkdir(parents=True, exist_ok=True)
+    wanted = json.dumps(template)
+    text = f'[factory]\nenable_template = {wanted}\ntemplate_path = "{TEMPLATES}"\ntemplate_on_demand = false\n'
+    (directory / "config.d/factory.toml").write_text(text)
+
+
+@contextmanager
+def made_template(scratch: Path) -> Iterator[None]:
+    """A template for sandboxes of the default configuration, for the block; none where the host has no room for one."""
+    if os.environ.get("KATA_TEST_COLD"):
+        yield
+        return
+    kata = Kata(scratch)
+    drop_in(scratch, template=True)
+    made = kata("factory", "init")
+    if b"there is no room for a template" in made.stderr:
+        print(made.stderr.decode(errors="replace"), "so the tests' sandboxes boot", file=sys.stderr)
+    else:
+        assert made.returncode == 0, made.stderr.decode(errors="replace")
+    try:
+        yield
+    finally:
+        kata("factory", "destroy")
 
 
 @dataclass(frozen=True)
@@ -69,6 +99,8 @@ class Kata:
     def command(self, *arguments: str) -> list[str]:
         """The argv of `kata-runtime ARGUMENTS`."""
         config = self.directory / "configuration.toml"
+        if not (self.directory / "config.d").exists():
+            drop_in(self.directory, template=not os.environ.get("KATA_TEST_COLD"))
         tables = {"runtime": {"trace_dir": str(self.trace_dir)}} | self.settings
         tables["runtime"].setdefault("trace_dir", str(self.trace_dir))
         text = (

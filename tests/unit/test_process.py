@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kata_runtime.birth import own_start
 from kata_runtime.errors import HostError, ProcessError
-from kata_runtime.process import Child, Privileges, find_program, launch, own_start, run
+from kata_runtime.process import Child, Privileges, find_program, launch, run
 
 SH = "/bin/sh"
 

@@ -87,6 +87,7 @@ def test_agent_calls_lie_under_the_runtimes(kata: Kata) -> None:
     assert one(trace, "create_container").attributes["container_id"] == trace.meta.sandbox_id
 
 
+@pytest.mark.cold
 def test_the_boot_is_told_in_stages(kata: Kata) -> None:
     kata.tracing(runtime=True, agent=True).run("true")
     trace = the_trace(kata)

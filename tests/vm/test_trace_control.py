@@ -173,6 +173,7 @@ def test_a_killed_vm_is_an_error_on_what_was_going_on(running: Running, mode: st
     assert not {"create", "Start"} & failed
 
 
+@pytest.mark.cold
 def test_on_and_off_in_a_sandbox_that_began_without(running: Running) -> None:
     kata = running.kata
     running.start()
@@ -196,6 +197,7 @@ def test_on_and_off_in_a_sandbox_that_began_without(running: Running) -> None:
     assert check(trace, Rules(unaccounted=100, services=("kata", "kata-agent"))) == []
 
 
+@pytest.mark.cold
 def test_on_without_a_flight_recorder_begins_with_a_root(running: Running) -> None:
     kata = running.kata.configure("runtime", flight_recorder=False)
     running.start()
@@ -238,6 +240,7 @@ def test_a_sampler_that_says_no(kata: Kata) -> None:
     assert not kata.trace_dir.exists()
 
 
+@pytest.mark.cold
 def test_a_failed_start_is_traced_although_nobody_asked(kata: Kata) -> None:
     kata.configure("hypervisor.qemu", kernel_params="rdinit=/nowhere")
     done = kata.run("true", options=["--name", NAME])
@@ -266,6 +269,7 @@ def test_a_container_that_can_not_be_made_is_traced_on_both_sides(kata: Kata, tm
     assert {"create_container", "createContainer"} <= {span.name for span in trace.spans if span.failed}
 
 
+@pytest.mark.cold
 def test_a_slow_start_is_traced(running: Running) -> None:
     kata = running.kata.configure("runtime", slow_start_threshold=0.5)
     running.start()

@@ -15,6 +15,7 @@ from kata_agent.process.pump import PumpThread
 from kata_agent.process.reaper import Reaper
 from kata_agent.process.streams import StreamRoom
 from kata_agent.server.boot import Boot
+from kata_agent.server.calls import CallServer
 from kata_agent.server.clock import ClockServer
 from kata_agent.server.funnel import Funnel
 from kata_agent.server.listeners import Acceptor, Endpoints
@@ -111,6 +112,11 @@ class Agent:
         await self._server.start()
         stack.push_async_callback(self._server.stop, 0)
         stack.callback(self._relay.close)
+        health = Health()
+        calls = funnel.plain(agent_pb2, "AgentService", service) | funnel.plain(agent_pb2, "Health", health)
+        self._calls = CallServer(calls)
+        stack.callback(self._calls.close)
+        stack.callback(Acceptor(self._endpoints, Port.CALLS, self._calls.accepted).close)
         # Last: whoever gets through is served.
         self._acceptor = Acceptor(self._endpoints, Port.AGENT, self._relay.accepted)
         stack.callback(self._acceptor.close)
@@ -133,6 +139,7 @@ class Agent:
         self._acceptor.close()
         # Spans that ended with the call itself are in; no more will come.
         self.tracing.close()
+        await self._calls.drained()
         await self._server.stop(GRACE)
         if self._relay:
             with suppress(TimeoutError):

@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 
-from kata_agent.container import guest
 from kata_agent.errors import AgentError, PreconditionError
+from kata_agent.guest import machine
 from kata_agent.server.tracing import Setting, Tracing
 from kata_common.contract import ERROR_KEY, HOST_CID, RPCS, Level, snake_case
 from kata_telemetry.propagation import extract
 from kata_telemetry.span import Kind, Site
 
-__all__ = ["Funnel"]
+__all__ = ["Funnel", "Plain"]
 
 _trace = Site(package="agent", subsystem="rpc")
 _log = logging.getLogger("kata.agent")
@@ -35,6 +35,14 @@ MAX_DETAILS: Final = 2048
 HOST: Final = f"vsock:{HOST_CID}:"
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+class Plain(NamedTuple):
+    """A method: from bytes to bytes."""
+
+    parse: Callable[[bytes], Any]
+    answer: Handler
+    write: Callable[[Any], bytes]
 
 
 def setting_of(request: Any) -> Setting | None:  # noqa: ANN401 - any message
@@ -84,6 +92,20 @@ class Funnel:
                 )
         return grpc.method_handlers_generic_handler(descriptor.full_name, table)
 
+    def plain(self, messages: ModuleType, name: str, handlers: object) -> dict[str, Plain]:
+        """The same methods for whoever is not gRPC, those that stream left out: what parses, what answers, what writes.
+
+        What answers gets a context with `peer`, `invocation_metadata` and `abort` as gRPC's.
+        """
+        found = {}
+        for method in messages.DESCRIPTOR.services_by_name[name].methods:
+            handler = getattr(handlers, snake_case(method.name), None)
+            if handler is not None and not method.server_streaming:
+                request = getattr(messages, method.input_type.name).FromString
+                reply = getattr(messages, method.output_type.name).SerializeToString
+                found[method.name] = Plain(request, self._unary(method.name, handler), reply)
+        return found
+
     def _unary(self, method: str, handler: Callable[[Any], Awaitable[Any]]) -> Handler:
         level = RPCS[method].level
 
@@ -114,7 +136,7 @@ class Funnel:
         since = tracing.clock.now()
         if method == "CreateSandbox" and request.entropy and os.getpid() == 1:
             # Before the first id is drawn. Only where the kernel is the guest's: a test may run the agent elsewhere.
-            guest.renew(request.entropy)
+            machine.renew(request.entropy)
         setting = setting_of(request)
         if setting:
             # Before the span, so that CreateSandbox itself is in the trace.

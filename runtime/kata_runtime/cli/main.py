@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from kata_common import descriptors
 from kata_common.text import told
+from kata_runtime.birth import is_prepared
 from kata_runtime.complaint import LOGGER, complain
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
@@ -34,12 +35,9 @@ class _Plain(logging.Formatter):
         return told(super().format(record))
 
 
-def _parser() -> argparse.ArgumentParser:
-    from kata_runtime.cli import check, control, run
+def _parser(*, alone: bool = False) -> argparse.ArgumentParser:
+    """The whole command line, or `alone` the one that knows `run` alone."""
     from kata_runtime.engine.store import DEFAULT_ROOT
-    from kata_runtime.image import command as image
-    from kata_traces.commands import main as trace
-    from kata_traces.commands import metrics
 
     parser: argparse.ArgumentParser = _Parser(
         prog="kata-runtime",
@@ -68,7 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version, and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _add_run(commands)
+    if not alone:
+        _add_others(commands)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from kata_runtime.cli import run
+
     run.add_arguments(commands.add_parser("run", help="run a command in a container in a new VM"))
+
+
+def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from kata_runtime.cli import check, control, factory
+    from kata_runtime.image import command as image
+    from kata_traces.commands import main as trace
+    from kata_traces.commands import metrics
+
     check.add_arguments(commands.add_parser("check", help="say whether this host can run containers in VMs"))
     images = commands.add_parser("image", help="build the guest's image").add_subparsers(
         required=True, metavar="COMMAND"
@@ -76,11 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     build = images.add_parser("build", help="build it where its inputs have changed")
     image.add_arguments(build)
     build.set_defaults(run=lambda options: image.run(options, print))
+    factory.add_arguments(commands.add_parser("factory", help="guests that have booted before they are wanted"))
     control.add_arguments(trace.add_arguments(commands))
     metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))
     _add_containers(commands)
     commands.add_parser("version", help="print the version")
-    return parser
 
 
 def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -101,7 +116,12 @@ def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code."""
     descriptors.fill()
-    parser = _parser()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    status = _elsewhere(given)
+    if status is not None:
+        return status
+    # What others need is not imported for a start.
+    parser = _parser(alone=_past_config(given)[1][:1] == ["run"])
     options = parser.parse_args(arguments)
     _configure_log(options)
     try:
@@ -112,6 +132,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+
+
+def _elsewhere(arguments: list[str]) -> int | None:
+    """`run` by a process of the pool that is ready, before anything else is imported; its exit code.
+
+    None where there is none, or where this is one.
+    """
+    path, rest = _past_config(arguments)
+    if rest[:1] != ["run"] or is_prepared():
+        return None
+    from kata_runtime.config import load
+
+    try:
+        factory = load(path).factory
+    except KataError:
+        return None  # whoever does it says what is wrong
+    if not factory.vm_cache_number or not Path(factory.vm_cache_endpoint).exists():
+        return None
+    from kata_runtime.birth import own_start
+    from kata_runtime.pool.client import run_elsewhere
+
+    return run_elsewhere(factory.vm_cache_endpoint, arguments, own_start())
+
+
+def _past_config(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """The configuration that comes first, and what follows."""
+    if arguments[:1] == ["--config"] and len(arguments) > 2:
+        return Path(arguments[1]), arguments[2:]
+    return None, arguments
 
 
 def _configure_log(options: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kata_runtime import loop
+from kata_runtime.birth import own_start
 from kata_runtime.cli import terminal
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config
@@ -20,7 +22,6 @@ from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci.bundle import Bundle
 from kata_runtime.oci.names import names_of
-from kata_runtime.process import own_start
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
 from kata_runtime.sandbox.placement import placement_of
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     session.tell(_trace, ("startRuntime", started, begin), ("loadConfig", begin, time.monotonic_ns()))
     try:
         with use(session.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
-            status = asyncio.run(_Run(request, session).main())
+            status = loop.run(_Run(request, session).main())
         session.conclude(f"exit {status}")
         return status
     finally:
@@ -201,6 +202,7 @@ class _Run:
                 self._container = container
                 self._session.trace.started()
                 await hooks.run(AFTER_START, "running", sandbox.pid)
+                sandbox.settle()
                 with _trace.stage("Wait", lasts=True):
                     return await sandbox.wait_container(container)
         except KataError as error:

@@ -102,7 +102,7 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         **_off(_CONFIDENTIAL, "confidential_guest", "sev_snp_guest", "snp_guest_policy:int", "snp_id_auth:str",
                "snp_id_block:str", "initdata:str"),
         **_off("the image is one: remove it", "guest_extension_images:list"),
-        **_off("there are no templates: remove it", "boot_from_template", "boot_to_template", "device_state_path:str"),
+        **_off("see [factory]", "boot_from_template", "boot_to_template", "device_state_path:str"),
         **_off(_REMOVE, "selinux_label:str"),
     },
     "agent.kata": {
@@ -128,16 +128,8 @@ _TABLES: dict[str, dict[str, KataKey]] = {
                  compact_period_psi_percent_limit=1, compact_psi_percent_limit=5, compact_sec_max=300, compact_order=9,
                  compact_threshold=1024, compact_force_times=(1 << 63) - 1),
     },
-    "factory": {
-        **_off("there are no templates: remove it", "enable_template"),
-        **_off("there are no VMs in store: remove it", "vm_cache_number:int"),
-        **_noted("for enable_template and vm_cache_number", template_path="/run/vc/vm/template",
-                 vm_cache_endpoint="/var/run/kata-containers/cache.sock"),
-    },
-    "hypervisor.qemu.factory": {
-        **_off("there are no templates: remove it", "enable_template"),
-        **_noted("for enable_template", template_path="/run/vc/vm/template"),
-    },
+    # Of the one in Rust; see ALIASES.
+    "hypervisor.qemu.factory": {},
     "runtime": {
         "internetworking_model": KataKey(("tcfilter",), "interfaces are redirected by tc: remove it"),
         "hypervisor_name": KataKey(("qemu",), "the hypervisor is QEMU: remove it"),
@@ -178,6 +170,8 @@ KATA_TABLES = frozenset({
 # Keys that one of Kata's runtimes has by another name, or in another table.
 ALIASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("hypervisor.qemu", "seccomp_sandbox"): ("hypervisor.qemu", "seccompsandbox"),
+    ("hypervisor.qemu.factory", "enable_template"): ("factory", "enable_template"),
+    ("hypervisor.qemu.factory", "template_path"): ("factory", "template_path"),
     ("agent.kata", "create_container_timeout"): ("runtime", "create_container_timeout"),
 }
 # Words of [hypervisor.qemu] kernel_params that Kata's agent reads (src/agent/src/config.rs), and what is to be used

@@ -19,7 +19,7 @@ from kata_runtime.config import model
 from kata_runtime.config.model import Config
 from kata_runtime.errors import ConfigError
 
-__all__ = ["DEFAULT_PATHS", "load"]
+__all__ = ["DEFAULT_PATHS", "config_from_json", "load"]
 
 # Kata's search order (docs/how-to and src/runtime/pkg/katautils/config-settings.go.in).
 DEFAULT_PATHS = (
@@ -164,7 +164,7 @@ class _Cache:
         try:
             kept = json.loads(self._path(sources).read_bytes())
             if kept["key"] == key:
-                return cast("Config", _restored(Config.default(), kept["config"]))
+                return config_from_json(kept["config"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return None
@@ -192,3 +192,8 @@ def _restored(default: Any, kept: Any) -> Any:  # noqa: ANN401 - as json has it,
         values = {name.name: _restored(getattr(default, name.name), kept[name.name]) for name in fields(default)}
         return type(default)(**values)
     return tuple(kept) if isinstance(default, tuple) else kept
+
+
+def config_from_json(kept: object) -> Config:
+    """What `dataclasses.asdict` made of a configuration, after its way through JSON. Raises KeyError, TypeError."""
+    return cast("Config", _restored(Config.default(), kept))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["AgentConfig", "Config", "QemuConfig", "RuntimeConfig"]
+__all__ = ["AgentConfig", "Config", "FactoryConfig", "QemuConfig", "RuntimeConfig"]
 
 # QEMU's own seccomp filter as strict as it gets for what we ask of QEMU after its start.
 QEMU_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -126,6 +126,19 @@ class RuntimeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FactoryConfig:
+    """`[factory]`: guests that have booted before they are wanted."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    enable_template: bool = True
+    template_path: AbsolutePath = ""
+    template_on_demand: bool = True  # ours
+    vm_cache_number: Annotated[int, _Schema(ge=0, le=64)] = 0
+    vm_cache_endpoint: AbsolutePath = "/var/run/kata-containers/cache.sock"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration, which `files` it was read from (the later ones win), and what of them has no effect:
     `notes`, for the log.
@@ -134,6 +147,7 @@ class Config:
     qemu: QemuConfig = field(default_factory=QemuConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    factory: FactoryConfig = field(default_factory=FactoryConfig)
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -9,12 +9,17 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, SchemaValidator
 
 from kata_runtime.config.kata_keys import ALIASES, KATA_KEYS, KATA_TABLES, agent_parameters
-from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeConfig
+from kata_runtime.config.model import AgentConfig, Config, FactoryConfig, QemuConfig, RuntimeConfig
 from kata_runtime.errors import ConfigError
 
 __all__ = ["Document", "validate"]
 
-TABLES: dict[str, type] = {"hypervisor.qemu": QemuConfig, "agent.kata": AgentConfig, "runtime": RuntimeConfig}
+TABLES: dict[str, type] = {
+    "hypervisor.qemu": QemuConfig,
+    "agent.kata": AgentConfig,
+    "runtime": RuntimeConfig,
+    "factory": FactoryConfig,
+}
 KEYS = {table: [entry.name for entry in fields(kind)] for table, kind in TABLES.items()}
 # Ours, and those of Kata's that may stand in a file.
 _KNOWN_TABLES = frozenset({*TABLES, *KATA_KEYS})
@@ -88,7 +93,8 @@ def validate(documents: list[Document]) -> Config:
     if problems:
         raise ConfigError("\n".join(problems), hint="; ".join(dict.fromkeys(hint for hint in hints if hint)))
     files = tuple(file for file, _ in documents)
-    return Config(built["hypervisor.qemu"], built["agent.kata"], built["runtime"], files, tuple(notes))
+    tables = (built["hypervisor.qemu"], built["agent.kata"], built["runtime"], built["factory"])
+    return Config(*tables, files, tuple(notes))
 
 
 def _foreign(table: str, key: str, value: object) -> tuple[str, str]:

@@ -1,17 +1,20 @@
 """The runtime's end of the agent's API: every call goes through one funnel (span, deadline, errors)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError, Message
 
-from kata_common.contract import ERROR_KEY, RPCS, Marker
+from kata_common.contract import ERROR_KEY, RPCS, Marker, Port
 from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 from kata_runtime.errors import AgentError, CommandNotExecutableError, CommandNotFoundError
+from kata_runtime.guest.call import make_call
 from kata_telemetry.propagation import inject
 from kata_telemetry.span import Kind, Site
 
@@ -32,19 +35,38 @@ _ABOUT = ("container_id", "exec_id")
 _MAX_MESSAGE = 16 << 20
 
 
+# Connects to a port of the guest, see `Transport`.
+Dial = Callable[[int], Awaitable[tuple[socket.socket, int]]]
+_Running = grpc.aio.Call | asyncio.Future[object]
+# The last answer before the power goes: gRPC knows when the host has it.
+_BY_GRPC: Final = frozenset({"DestroySandbox"})
+_ANSWERS: Final[dict[str, type[Message]]] = {
+    method.name: getattr(pb, method.output_type.name)
+    for method in pb.DESCRIPTOR.services_by_name["AgentService"].methods
+}
+
+
+def _name_of(code: int) -> str:
+    return next((status.name for status in grpc.StatusCode if status.value[0] == code), f"status {code}")
+
+
 class AgentClient:
     """A connected agent. Methods are the RPCs; all raise `AgentError`."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, dial: Dial | None = None) -> None:
+        self._dial = dial
         self.service = agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
         self.health = agent_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
-        self._running: set[grpc.aio.Call] = set()
+        self._running: set[_Running] = set()
         self._lost = ""
 
     @classmethod
     @asynccontextmanager
-    async def connected(cls, address: str) -> AsyncIterator["AgentClient"]:
-        """A client for the agent at a gRPC address (`unix:…`); it dials with the first call."""
+    async def connected(cls, address: str, dial: Dial | None = None) -> AsyncIterator["AgentClient"]:
+        """A client for the agent at a gRPC address (`unix:…`); it dials with the first call.
+
+        With `dial`, which connects to a port of the guest, most calls do without gRPC.
+        """
         options = [
             # The address is a path, which strict HTTP/2 servers refuse as :authority.
             ("grpc.default_authority", "kata-agent"),
@@ -54,7 +76,7 @@ class AgentClient:
             ("grpc.enable_http_proxy", 0),
         ]
         async with grpc.aio.insecure_channel(address, options=options) as channel:
-            yield cls(channel)
+            yield cls(channel, dial)
 
     async def call(
         self,
@@ -72,18 +94,43 @@ class AgentClient:
         with _span(name, request, lasts=timeout is None):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
-            call = method(request, timeout=timeout, metadata=tuple(inject()))
+            if self._dial is not None and name not in _BY_GRPC:
+                call: _Running = asyncio.ensure_future(self._plain(name, request, timeout))
+            else:
+                call = method(request, timeout=timeout, metadata=tuple(inject()))
             self._running.add(call)
             try:
-                return await call
+                return cast("_Response", await cast("Awaitable[object]", call))
             except grpc.aio.AioRpcError as error:
                 raise _translated(name, error) from error
             except asyncio.CancelledError as error:
+                call.cancel()
                 if not self._lost:
                     raise
                 raise AgentError(name, "UNAVAILABLE", self._lost) from error
             finally:
                 self._running.discard(call)
+
+    async def _plain(self, name: str, request: object, timeout: float | None) -> object:
+        """The same without gRPC."""
+        assert self._dial is not None
+        assert isinstance(request, Message)
+        try:
+            async with asyncio.timeout(timeout):
+                stream, _ = await self._dial(Port.CALLS)
+                with stream:
+                    code, data = await make_call(stream, name, tuple(inject()), request.SerializeToString())
+        except TimeoutError as error:
+            raise AgentError(name, "DEADLINE_EXCEEDED", f"no answer within {timeout:g} s") from error
+        except OSError as error:
+            raise AgentError(name, "UNAVAILABLE", str(error)) from error
+        if code:
+            marker, _, text = data.decode("utf-8", "replace").partition("\0")
+            raise _KINDS.get(marker, AgentError)(name, _name_of(code), text or "no reason given")
+        try:
+            return _ANSWERS[name].FromString(data)
+        except DecodeError as error:
+            raise AgentError(name, "INTERNAL", f"its answer can't be read: {error}") from error
 
     async def check(self, *, timeout: float) -> None:
         """Ask whether the agent serves. It is asked all the time, so this leaves no span.

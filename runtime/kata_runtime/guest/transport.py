@@ -18,7 +18,7 @@ from typing import Protocol, Self
 from kata_common.contract import Port
 from kata_runtime.guest.relay import relay
 
-__all__ = ["CONNECT_TIMEOUT", "HybridTransport", "KernelTransport", "Transport", "be_patient"]
+__all__ = ["CONNECT_TIMEOUT", "HybridTransport", "KernelTransport", "Transport", "be_patient", "readable"]
 
 # Seconds. Guests that listen answer in milliseconds; an emulated one on a busy host needs more patience.
 CONNECT_TIMEOUT = 30.0
@@ -93,7 +93,7 @@ class HybridTransport:
             await asyncio.to_thread(_connect_blocking, stream, str(self._hybrid), self._timeout)
         await loop.sock_sendall(stream, b"CONNECT %d\n" % port)
         while True:
-            await _readable(stream)
+            await readable(stream)
             # What follows the line is the guest's: only look, then take the line alone.
             seen = stream.recv(_MAX_ANSWER, socket.MSG_PEEK)
             line, newline, _ = seen.partition(b"\n")
@@ -177,7 +177,8 @@ def _connect_blocking(stream: socket.socket, path: str, timeout: float) -> None:
     stream.setblocking(False)
 
 
-async def _readable(stream: socket.socket) -> None:
+async def readable(stream: socket.socket) -> None:
+    """Return when there is something to be read, or its end."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(stream, ready.set)

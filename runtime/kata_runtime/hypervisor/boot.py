@@ -55,6 +55,8 @@ class Boot:
     def __init__(self, hypervisor: str, on_console: Callable[[str], None] | None = None) -> None:
         self.hypervisor = hypervisor
         self.marks: dict[BootStage, int] = {BootStage.MACHINE: time.monotonic_ns()}
+        # Whether it is a clone's, so that all before it answered was another guest's boot.
+        self.restored = False
         self._on_console = on_console
         self._ready = asyncio.Event()
 
@@ -62,6 +64,10 @@ class Boot:
     def stage(self) -> BootStage:
         """How far it has come."""
         return max(self.marks, key=_ORDER.index)
+
+    def hear(self, on_console: Callable[[str], None] | None) -> None:
+        """From now on somebody else gets the lines of the console."""
+        self._on_console = on_console
 
     def line(self, text: str, when: int) -> None:
         """A line of the console, and when it came (CLOCK_MONOTONIC, ns)."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -11,12 +12,14 @@ from kata_common import marks
 from kata_runtime.errors import HypervisorError
 from kata_runtime.hypervisor.boot import Boot
 from kata_runtime.hypervisor.findings import Finding, Verdict
-from kata_runtime.hypervisor.machine import Device, End, MachineSpec, Surroundings, Terms
+from kata_runtime.hypervisor.machine import Device, End, Identity, MachineSpec, Surroundings, Terms
 
 __all__ = ["BOOTS", "FakeHypervisor", "FakeMachine"]
 
 # What a guest says on its console that boots as it should.
 BOOTS = ("Linux version 6.1", marks.INITRAMFS, marks.AGENT_START, marks.READY)
+# What it saves.
+SAVED = b"a fake machine"
 _KILLED = -9
 _SPEC = MachineSpec(name="fake", kernel=Path(), initrd=Path(), image=Path(), memory=0, vcpus=0)
 # Beyond the highest process id that Linux gives (proc(5), pid_max).
@@ -75,6 +78,13 @@ class FakeMachine:
         self._places -= 1
         self.devices.append(device)
 
+    async def save(self, fd: int) -> None:
+        """See Machine."""
+        self._require_running()
+        self.devices.clear()
+        self.paused = True
+        os.write(fd, SAVED)
+
     async def pause(self) -> None:
         """See Machine."""
         self._require_running()
@@ -109,11 +119,20 @@ class FakeHypervisor:
         """See Hypervisor."""
         machine = FakeMachine(spec, Boot(self.name, where.on_console))
         self.machines.append(machine)
-        machine.say(*self._says)
+        if spec.saved_fd < 0:
+            machine.say(*self._says)
+        elif os.pread(spec.saved_fd, len(SAVED), 0) == SAVED:
+            machine.boot.restored = machine.paused = True
+        else:
+            raise HypervisorError("that is nothing that was saved")
         try:
             yield machine
         finally:
             machine.kill()
+
+    def identity(self, spec: MachineSpec) -> Identity:
+        """See Hypervisor."""
+        return Identity({"memory": spec.memory, "vcpus": spec.vcpus}, (spec.kernel, spec.initrd, spec.image))
 
     def examine(self, _root: Path) -> Iterator[Finding]:
         """See Hypervisor."""

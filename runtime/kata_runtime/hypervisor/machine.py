@@ -4,7 +4,7 @@ Nothing here is of one hypervisor. What implements it has a folder of its own (`
 is one without a machine, for tests. Where templates, pools and devices that come later fit in: docs/decisions/0034.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ __all__ = [
     "Device",
     "End",
     "Hypervisor",
+    "Identity",
     "Machine",
     "MachineSpec",
     "NetDevice",
@@ -88,7 +89,11 @@ Device = Vsock | VhostUserFs | NetDevice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
-    """A machine and what its guest boots; `memory` in MiB. With `hotplug` devices can come while it runs."""
+    """A machine and what its guest boots; `memory` in MiB. With `hotplug` devices can come while it runs.
+
+    With `memory_fd` its memory is that file, which is of this size and stays when the rest is saved (`Machine.save`).
+    With `saved_fd` it does not boot: it is as it was when that was written (`Machine.save`), paused.
+    """
 
     name: str
     kernel: Path
@@ -98,6 +103,8 @@ class MachineSpec:
     vcpus: int
     devices: tuple[Device, ...] = ()
     hotplug: bool = False
+    memory_fd: int = -1
+    saved_fd: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,8 @@ class Surroundings:
     cage: Cage = Cage()  # noqa: RUF009 - it is frozen
     logs_dir: Path | None = None
     on_console: Callable[[str], None] | None = None
+    # Returns when the memory of a machine that was saved has its content; its hypervisor may start before.
+    filled: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,14 @@ class End:
 
     def __str__(self) -> str:
         return "it has ended" if self.status is None else describe(self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Settings by name, and the files that are read for it: programs, kernel, images."""
+
+    settings: Mapping[str, object]
+    files: tuple[Path, ...]
 
 
 class Machine(Protocol):
@@ -179,6 +196,16 @@ class Machine(Protocol):
         """
         ...
 
+    async def save(self, fd: int) -> None:
+        """Take every device away that was plugged, stop, and write all but the memory, which is a file, to `fd`.
+
+        It can't go on afterwards.
+
+        Raises:
+            HypervisorError: the guest keeps a device, or it was refused, or failed.
+        """
+        ...
+
     async def pause(self) -> None:
         """Stop its processors; nothing of the guest runs until `resume`.
 
@@ -217,6 +244,16 @@ class Hypervisor(Protocol):
 
         Raises:
             HypervisorError: it did not start; the hypervisor's words are in it.
+            HostError: a program is missing.
+        """
+        ...
+
+    def identity(self, spec: MachineSpec) -> "Identity":
+        """What shapes the guest that `launch` would boot: guests of equal identity can be clones of each other.
+
+        `prepare` has been called.
+
+        Raises:
             HostError: a program is missing.
         """
         ...

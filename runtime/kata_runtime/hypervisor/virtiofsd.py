@@ -11,7 +11,7 @@ from kata_runtime.hypervisor.helper import HelperStart
 from kata_runtime.process import Child, ask, find_program, launch
 from kata_telemetry.span import Level, Site, use
 
-__all__ = ["PROGRAMS", "is_c_program", "start_virtiofsd", "to_argv"]
+__all__ = ["PROGRAMS", "find_virtiofsd", "is_c_program", "start_virtiofsd", "to_argv"]
 
 _trace = Site(package="virtcontainers", subsystem="virtiofsd")
 
@@ -86,6 +86,11 @@ def _c_words(option: str) -> list[str]:
     return ["-o", name.replace("-", "_")] if option.startswith("--") and name in _C_FLAGS else [option]
 
 
+def find_virtiofsd(program: str) -> str:
+    """The path of the configured `program`; empty means wherever the distribution has it. Raises HostError."""
+    return find_program(program or "virtiofsd", package="virtiofsd", also=PROGRAMS)
+
+
 @asynccontextmanager
 async def start_virtiofsd(
     program: str,
@@ -104,13 +109,14 @@ async def start_virtiofsd(
     Raises:
         HostError: virtiofsd is not installed.
     """
-    path = find_program(program or "virtiofsd", package="virtiofsd", also=PROGRAMS)
+    path = find_virtiofsd(program)
     async with AsyncExitStack() as stack:
         span = _trace.start("startVirtiofsd", level=Level.ESSENTIAL, program=path)
         start = HelperStart(span, _SERVES)
         stack.callback(start.over)
         with use(span), socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(socket_path))
+            stack.callback(socket_path.unlink, missing_ok=True)
             listener.listen(1)
             c = await is_c_program(path)
             argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra, c=c)

@@ -7,7 +7,6 @@ sandbox that fails to start has stopped itself.
 """
 
 import asyncio
-import importlib
 import logging
 import os
 from collections import Counter
@@ -29,18 +28,17 @@ from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages, Placement, placed
 from kata_runtime.sandbox.process import Exit, Process
-from kata_runtime.sandbox.rootfs import GUEST_SHARED, Rootfs
+from kata_runtime.sandbox.rootfs import Rootfs
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.template.clone import obtain_vm
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.trace import SandboxTrace
-from kata_runtime.sandbox.vm import SHARED_TAG, Sizes, StartVm, Vm, VmRequest, find_artifacts, start_vm
-from kata_runtime.sandbox.watch import first_failure
-from kata_telemetry.conventions import ACCELERATOR
+from kata_runtime.sandbox.vm import Sizes, StartVm, Vm, VmRequest, find_artifacts, import_client
+from kata_runtime.sandbox.watch import first_failure, tell_of_end
 from kata_telemetry.span import Level, Site, Span, current, use
 
 if TYPE_CHECKING:
-    from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.guest.clock import Reading
 
@@ -72,7 +70,8 @@ class SandboxOptions:
     own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
     no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
     namespace's localhost reach the guest's. `placement` is its place in the host's cgroups; None leaves its processes
-    where their maker is. `obtain_vm` is how the sandbox comes by its VM.
+    where their maker is. `obtain_vm` is how the sandbox comes by its VM: by default from a template, where there is
+    one, else by a boot.
     """
 
     hostname: str = ""
@@ -88,7 +87,7 @@ class SandboxOptions:
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
-    obtain_vm: StartVm = start_vm
+    obtain_vm: StartVm = obtain_vm
 
     def __post_init__(self) -> None:
         if not is_hostname(self.hostname):
@@ -183,10 +182,11 @@ class Sandbox:
                         self._network,
                         on_console=AgentLog(self.id, self._trace.root).line,
                         cages=cages,
+                        meanwhile=import_client,
                     )
                     with _hypervisor_trace.stage("StartVM"):
                         vm = self._vm = await self._stack.enter_async_context(self.options.obtain_vm(request))
-                        self._trace.root.set(**{ACCELERATOR: vm.accelerator})
+                        vm.tell(self._trace.root)
                         await self._booted(vm)
                         boot = current()
                     with _agent_trace.stage("StartVM"):
@@ -231,7 +231,7 @@ class Sandbox:
 
     async def _booted(self, vm: Vm) -> None:
         # The agent's client costs 100 ms of imports; the guest needs longer to boot, so they are free now.
-        imports = asyncio.create_task(_import_client())
+        imports = asyncio.create_task(import_client())
         try:
             await wait_ready(vm.machine, self.config.agent.dial_timeout)
         except BaseException as error:
@@ -247,7 +247,7 @@ class Sandbox:
 
         agent = await self._stack.enter_async_context(vm.connect())
         self._agent = agent
-        watch = asyncio.create_task(_tell_of_end(vm, agent), name="VM watch")
+        watch = asyncio.create_task(tell_of_end(vm, agent), name="VM watch")
         self._stack.callback(watch.cancel)
         reading = None
         try:
@@ -256,13 +256,16 @@ class Sandbox:
             with use(boot):
                 self._trace.record_boot(vm.machine.boot, reading)
         self._trace.announce(vm.cid)
+        from kata_runtime.sandbox.telling import ENTROPY, module, storages
+
         request = pb.CreateSandboxRequest(
             hostname=self.options.hostname or hostname_of(self.id),
             domainname=self.options.domainname,
             sandbox_id=self.id,
-            storages=self._storages(),
+            storages=storages(self.shm, self.options.shm_size),
             dns=self.options.dns,
-            kernel_modules=[_module(line) for line in self.config.agent.kernel_modules],
+            kernel_modules=[module(line) for line in self.config.agent.kernel_modules],
+            entropy=os.urandom(ENTROPY),
             sandbox_pidns=self.options.share_pid,
             pidns_holder=self.options.hold_pid,
             tracing=self._trace.for_agent(boot, reading),
@@ -281,15 +284,31 @@ class Sandbox:
             self._timekeeper = asyncio.create_task(kept, name="timekeeper")
             self._stack.callback(self._timekeeper.cancel)
 
-    def _storages(self) -> "list[pb.Storage]":
+    def settle(self) -> None:
+        """The first process runs: what could wait until now may be done."""
+        if self._vm is not None and self._vm.wanting and self.config.factory.template_on_demand:
+            from kata_runtime.sandbox.template.background import make_in_background
+
+            self._vm = replace(self._vm, wanting=None)
+            make_in_background(self.config, self.options.image_dir)
+
+    async def retire(self) -> Vm:
+        """Be forgotten by the guest and watch it no more, so that it can be saved: its VM. Only `stop` may follow.
+
+        Raises:
+            AgentError: the guest does not forget.
+        """
         from kata_protos import agent_pb2 as pb
 
-        found = [pb.Storage(driver="virtio-fs", source=SHARED_TAG, fstype="virtiofs", mount_point=GUEST_SHARED)]
-        if self.options.shm_size:
-            options = ["noexec", "nosuid", "nodev", "mode=1777", f"size={self.options.shm_size}"]
-            shm = pb.Storage(driver="ephemeral", source="shm", fstype="tmpfs", options=options, mount_point=self.shm)
-            found.append(shm)
-        return found
+        self._require(SandboxState.READY)
+        assert self._agent is not None
+        assert self._vm is not None
+        await self._trace.switch(runtime=self._trace.state.runtime, agent=False)
+        await self._agent.call(self._agent.service.ForgetSandbox, pb.ForgetSandboxRequest())
+        for task in (self._guard, self._timekeeper):
+            if task is not None:
+                task.cancel()
+        return self._vm
 
     async def update_network(self) -> None:
         """Give the guest the interfaces that have come into its network namespace since it started.
@@ -475,21 +494,3 @@ class Sandbox:
     def _require(self, state: SandboxState) -> None:
         if self.state is not state:
             raise SandboxError(f"sandbox {self.id} is {self.state}, not {state}")
-
-
-async def _import_client() -> None:
-    with _trace.span("importAgentClient"):
-        for name in ("kata_runtime.guest.agent", "kata_runtime.sandbox.management", "kata_runtime.sandbox.control"):
-            await asyncio.to_thread(importlib.import_module, name)
-
-
-async def _tell_of_end(vm: Vm, agent: "AgentClient") -> None:
-    await vm.machine.wait()
-    agent.lost("the VM has ended")
-
-
-def _module(line: str) -> "pb.KernelModule":
-    from kata_protos import agent_pb2 as pb
-
-    name, *parameters = line.split()
-    return pb.KernelModule(name=name, parameters=parameters)

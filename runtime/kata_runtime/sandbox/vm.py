@@ -1,8 +1,10 @@
 """Puts one VM together: virtiofsd, vsock and the machine, each an async context, and the way to the agent."""
 
+import asyncio
+import importlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -23,7 +25,7 @@ from kata_runtime.errors import ImageError
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
 from kata_runtime.hypervisor.factory import hypervisor_of
 from kata_runtime.hypervisor.helper import HelperStart
-from kata_runtime.hypervisor.machine import Machine, MachineSpec, Surroundings, VhostUserFs, Vsock
+from kata_runtime.hypervisor.machine import Hypervisor, Machine, MachineSpec, Surroundings, Terms, VhostUserFs, Vsock
 from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
 from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
@@ -33,12 +35,27 @@ from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
 from kata_runtime.sandbox.state import SandboxDirectory
-from kata_telemetry.span import Site
+from kata_telemetry.conventions import ACCELERATOR, START_PATH
+from kata_telemetry.span import Site, Span, SpanContext
 
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
 
-__all__ = ["SHARED_TAG", "Sizes", "StartVm", "Vm", "VmRequest", "find_artifacts", "start_vm"]
+__all__ = [
+    "SHARED_TAG",
+    "Served",
+    "Sizes",
+    "StartVm",
+    "Vm",
+    "VmRequest",
+    "boot_vm",
+    "find_artifacts",
+    "import_client",
+    "machine_spec",
+    "serve_vm",
+    "start_vm",
+    "surroundings",
+]
 
 _trace = Site(package="virtcontainers", subsystem="sandbox")
 
@@ -69,6 +86,10 @@ class VmRequest:
     network: Network | None = None
     on_console: Callable[[str], None] | None = None
     cages: Cages = field(default_factory=Cages)
+    # The network namespace of a machine without a network of its sandbox's.
+    namespace: str = ""
+    # What may be done while the guest has not answered yet.
+    meanwhile: Callable[[], Awaitable[None]] | None = None
 
 
 ConnectAgent = Callable[[], AbstractAsyncContextManager["AgentClient"]]
@@ -91,6 +112,19 @@ class Vm:
     helpers: tuple[Child, ...] = ()
     cid: int = 0
     accelerator: str = ""
+    # Where it came from, empty where nobody says; the trace of its template's own boot; the request whose template
+    # is missing or broken, and should be made when there is time.
+    origin: str = ""
+    link: SpanContext | None = None
+    wanting: VmRequest | None = None
+
+    def tell(self, root: Span) -> None:
+        """Say on a trace's root what it is."""
+        root.set(**{ACCELERATOR: self.accelerator})
+        if self.origin:
+            root.set(**{START_PATH: str(self.origin)})
+        if self.link is not None:
+            root.link(self.link)
 
 
 # How a sandbox comes by its VM. `start_vm` boots one.
@@ -115,6 +149,13 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
     return replace(built, **found)
 
 
+async def import_client() -> None:
+    """Import what speaks to an agent, which costs 100 ms: while the guest boots they are free."""
+    with _trace.span("importAgentClient"):
+        for name in ("kata_runtime.guest.agent", "kata_runtime.sandbox.management", "kata_runtime.sandbox.control"):
+            await asyncio.to_thread(importlib.import_module, name)
+
+
 @asynccontextmanager
 async def start_vm(request: VmRequest) -> AsyncIterator[Vm]:
     """Boot a VM for the block; its guest is booting when this yields.
@@ -123,36 +164,81 @@ async def start_vm(request: VmRequest) -> AsyncIterator[Vm]:
         HostError: a program or device is missing.
         HypervisorError: the machine did not start.
     """
-    directory, network = request.directory, request.network
     hypervisor = hypervisor_of(request.config)
-    terms = hypervisor.prepare(directory.sandbox_id)
+    terms = hypervisor.prepare(request.directory.sandbox_id)
+    async with boot_vm(request, hypervisor, terms) as vm:
+        yield vm
+
+
+@asynccontextmanager
+async def boot_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms) -> AsyncIterator[Vm]:
+    """The same by a hypervisor that has been prepared."""
+    network = request.network
+    async with serve_vm(request, terms) as served:
+        cards = network.devices(served.theirs, vhost=terms.vhost_net) if network else ()
+        spec = replace(machine_spec(request), devices=(*served.devices, *cards))
+        machine = await served.stack.enter_async_context(hypervisor.launch(spec, surroundings(request)))
+        yield served.vm(machine)
+
+
+def surroundings(request: VmRequest) -> Surroundings:
+    """Where the machine runs."""
+    namespace = request.network.namespace if request.network else request.namespace
+    return Surroundings(namespace, request.cages.machine, request.logs_dir, request.on_console)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a machine's devices need, without the machine. `stack` ends it all; `devices` are those that all VMs have.
+
+    `theirs` holds the machine's ends of the helpers' sockets. They must not stay open here, or nobody would see that it
+    ended.
+    """
+
+    stack: AsyncExitStack
+    theirs: ExitStack
+    devices: tuple[Vsock, VhostUserFs]
+    transport: Transport
+    share: ShareRootfs
+    helpers: "_Helpers"
+    accelerator: str
+
+    def vm(self, machine: Machine) -> Vm:
+        """With the machine that has been given the devices."""
+        machine.boot.helpers_served_at(max(start.ready_ns for start in self.helpers.starts))
+        self.theirs.close()
+        vsock = self.devices[0]
+        cid = vsock.cid if vsock.vhost_fd >= 0 else 0
+        connect = partial(_connect, self.transport)
+        return Vm(machine, self.transport, connect, self.share, tuple(self.helpers.children), cid, self.accelerator)
+
+
+@asynccontextmanager
+async def serve_vm(request: VmRequest, terms: Terms) -> AsyncIterator[Served]:
+    """Run what serves a machine's devices for the block.
+
+    Raises:
+        HostError: a program or device is missing.
+    """
+    directory = request.directory
     async with AsyncExitStack() as stack:
         stack.enter_context(_shared(directory))
-        # The machine's ends of the helpers' sockets. They must not stay open here, or nobody would see that it ended.
         theirs = stack.enter_context(ExitStack())
         helpers = _Helpers(stack, theirs, request.logs_dir, request.cages.helpers)
         vsock, transport = await _vsock(helpers, directory, terms.privileges)
         shared = await _virtiofs(helpers, request.config, directory)
-        cards = network.devices(theirs, vhost=terms.vhost_net) if network else ()
-        spec = replace(_machine_spec(request), devices=(vsock, shared, *cards))
-        where = Surroundings(
-            network.namespace if network else "", request.cages.machine, request.logs_dir, request.on_console
+        yield Served(
+            stack, theirs, (vsock, shared), transport, partial(share_rootfs, directory), helpers, terms.accelerator
         )
-        machine = await stack.enter_async_context(hypervisor.launch(spec, where))
-        machine.boot.helpers_served_at(max(start.ready_ns for start in helpers.starts))
-        theirs.close()
-        cid = vsock.cid if vsock.vhost_fd >= 0 else 0
-        connect, share = partial(_connect, transport), partial(share_rootfs, directory)
-        yield Vm(machine, transport, connect, share, tuple(helpers.children), cid, terms.accelerator)
 
 
 def _connect(transport: Transport) -> AbstractAsyncContextManager["AgentClient"]:
     from kata_runtime.guest.agent import AgentClient
 
-    return AgentClient.connected(transport.grpc_address)
+    return AgentClient.connected(transport.grpc_address, transport.connect)
 
 
-def _machine_spec(request: VmRequest) -> MachineSpec:
+def machine_spec(request: VmRequest) -> MachineSpec:
     """The machine without its devices."""
     config, sizes, artifacts = request.config.hypervisor, request.sizes, request.artifacts
     return MachineSpec(

@@ -4,13 +4,17 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from kata_runtime.errors import AgentError, quoted
 from kata_runtime.hypervisor.machine import Machine
 from kata_runtime.process import Child, describe
 
-__all__ = ["Answering", "first_failure"]
+if TYPE_CHECKING:
+    from kata_runtime.guest.agent import AgentClient
+    from kata_runtime.sandbox.vm import Vm
+
+__all__ = ["Answering", "first_failure", "tell_of_end"]
 
 # Seconds for a VM to be seen to have ended after a helper, which ends by itself when the machine's end of its socket
 # closes: that is before the kernel has taken its memory apart and tells of its end.
@@ -70,3 +74,9 @@ async def _answers(agent: Answering, timeout: float) -> bool:
     except AgentError:
         return False
     return True
+
+
+async def tell_of_end(vm: "Vm", agent: "AgentClient") -> None:
+    """Wait for the end of a VM, and let who waits for its agent know."""
+    await vm.machine.wait()
+    agent.lost("the VM has ended")

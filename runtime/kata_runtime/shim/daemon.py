@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from kata_protos.containerd import sandbox_pb2, task_pb2, task_v3_pb2
+from kata_runtime import loop
 from kata_runtime.errors import KataError
 from kata_runtime.shim import log
 from kata_runtime.shim.events import Publisher
@@ -44,7 +45,7 @@ def main(launch: Launch, listener: socket.socket, open_service: OpenService) -> 
     mine = path.stat().st_ino
     try:
         with log_fields(namespace=launch.namespace, sandbox=launch.group.sandbox_id):
-            asyncio.run(serve(launch, listener, open_service))
+            loop.run(serve(launch, listener, open_service))
     except KataError as error:
         _log.error("the shim can't go on: %s%s", error, f" ({error.hint})" if error.hint else "")
         return 1

@@ -166,6 +166,8 @@ class Pod:
     def started(self) -> None:
         """A process runs: from here on the trace costs the workload's start nothing."""
         self.session.trace.started()
+        if self.begun:
+            self.running.settle()
 
     async def end(self, outcome: str, failure: BaseException | None = None) -> None:
         """Stop the sandbox and all in it. Goes on when the caller is cancelled; safe to repeat."""

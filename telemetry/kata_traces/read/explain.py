@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from kata_telemetry.conventions import START_PATH
 from kata_traces.read.advice import advice
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.cells import crop, printable
@@ -37,6 +38,8 @@ class Start:
     total: int
     reached: bool
     stages: dict[str, int]
+    # Where the VM came from: a clone's start and a boot are not alike.
+    path: str = ""
 
 
 def start_of(trace: Trace) -> Start:
@@ -51,7 +54,8 @@ def start_of(trace: Trace) -> Start:
         if took > 0:
             name = piece.stage.value if piece.stage else UNACCOUNTED
             stages[name] = stages.get(name, 0) + took
-    return Start(end, max(end - root.start, 0), bool(ends or begins), stages)
+    path = str(root.attributes.get(START_PATH, ""))
+    return Start(end, max(end - root.start, 0), bool(ends or begins), stages, path)
 
 
 def explain(trace: Trace, earlier: Sequence[Start] = ()) -> list[str]:
@@ -128,9 +132,11 @@ def _dominated(trace: Trace, start: Start) -> Iterator[str]:
 
 
 def _compared(start: Start, earlier: Sequence[Start]) -> Iterator[str]:
+    earlier = [other for other in earlier if other.path == start.path]
     if not earlier:
         return
-    others = f"the median of {len(earlier)} earlier start{'s' if len(earlier) > 1 else ''}"
+    kind = f"{start.path} start" if start.path else "start"
+    others = f"the median of {len(earlier)} earlier {kind}{'s' if len(earlier) > 1 else ''}"
     usual_total = median([other.total for other in earlier])
     unusual = []
     for name, took in start.stages.items():

@@ -18,6 +18,9 @@ class Stage(StrEnum):
     CONFIG = "runtime start"
     HOST = "host setup"
     QEMU = "QEMU"
+    # Of a clone, in place of a boot.
+    RESTORE = "restore"
+    HOTPLUG = "hotplug"
     FIRMWARE = "firmware"
     KERNEL = "kernel"
     INITRAMFS = "initramfs"
@@ -76,6 +79,10 @@ STAGE_OF: Final[dict[str, Rule]] = {
     "StartVM": Rule(Stage.QEMU),
     # It waits for the monitor while QEMU starts, which is `boot.qemu`: whichever ends first, the blame must not change.
     "launchQemu": Rule(Stage.QEMU, Role.WAITS),
+    "findTemplate": Rule(Stage.RESTORE),
+    "copyMemory": Rule(Stage.RESTORE),
+    "restoreVM": Rule(Stage.RESTORE),
+    "HotplugDevices": Rule(Stage.HOTPLUG),
     "boot.firmware": Rule(Stage.FIRMWARE),
     "boot.kernel": Rule(Stage.KERNEL),
     "boot.initramfs": Rule(Stage.INITRAMFS),

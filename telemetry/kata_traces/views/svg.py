@@ -33,6 +33,8 @@ STAGES: Final = {
     Stage.CONFIG: "#8a919e",
     Stage.HOST: "#3b6fd4",
     Stage.QEMU: "#a14fc4",
+    Stage.RESTORE: "#7f9fd1",
+    Stage.HOTPLUG: "#5f86b8",
     Stage.FIRMWARE: "#c77fdf",
     Stage.KERNEL: "#b07d12",
     Stage.INITRAMFS: "#d8a93b",

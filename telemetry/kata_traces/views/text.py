@@ -346,6 +346,8 @@ _STAGES: Final[Mapping[Stage, str]] = {
     Stage.CONFIG: "bright_black",
     Stage.HOST: "blue",
     Stage.QEMU: "magenta",
+    Stage.RESTORE: "bright_cyan",
+    Stage.HOTPLUG: "cyan",
     Stage.FIRMWARE: "bright_magenta",
     Stage.KERNEL: "yellow",
     Stage.INITRAMFS: "bright_yellow",

@@ -117,11 +117,6 @@ def test_drop_ins_without_a_main_file(files: Files) -> None:
             "",
         ),
         (
-            "[hypervisor.qemu.factory]\nenable_template = true",
-            "[hypervisor.qemu.factory] enable_template = true can't be had here",
-            "",
-        ),
-        (
             '[hypervisor.qemu]\nmsize_9p = "1"',
             "[hypervisor.qemu] msize_9p: expected an integer, got a string ('1')",
             "",

@@ -45,7 +45,7 @@ def test_the_firmware_ends_where_the_guests_clock_begins(tmp_path: Path, last_li
     must seem to be what was waited for.
     """
     runtime = RuntimeConfig(enable_tracing=True, trace_dir=str(tmp_path))
-    trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(enable_tracing=True), runtime, ()), "s1", command="x")
+    trace = SandboxTrace.open(Config(QemuConfig(), AgentConfig(enable_tracing=True), runtime), "s1", command="x")
     site = Site(package="test", subsystem="unit")
     begin = trace.clock.now()
     boot = Boot("QEMU")

@@ -3,9 +3,9 @@
 from kata_runtime.hypervisor.machine import Device, MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.boot import CPUS, KERNEL_PARAMETERS, KERNEL_PARAMETERS_OF, MACHINE_OPTIONS
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, TEMPLATE_PORTS, Channels, QemuSpec
 
-__all__ = ["hotplug_ports", "kernel_command_line", "to_argv"]
+__all__ = ["hotplug_ports", "kernel_command_line", "ports_of", "to_argv"]
 
 
 def kernel_command_line(spec: QemuSpec) -> str:
@@ -27,7 +27,7 @@ def to_argv(spec: QemuSpec, channels: Channels) -> list[str]:
         *_memory(machine),
         *_boot(spec),
         *_monitors(channels),
-        *(_ports() if machine.hotplug else ()),
+        *_ports(machine),
         *(argument for device in machine.devices for argument in _device(device)),
         *(("-sandbox", spec.seccomp) if spec.seccomp else ()),
     ]
@@ -50,9 +50,13 @@ def _machine(spec: QemuSpec) -> list[str]:
 
 def _memory(machine: MachineSpec) -> list[str]:
     # Shared, because vhost-user backends (virtiofsd, vsock) work in the guest's memory.
+    backend = "memory-backend-memfd"
+    if machine.memory_fd >= 0:
+        backend = f"memory-backend-file,mem-path=/proc/self/fd/{machine.memory_fd}"
     return [
         "-m", f"{machine.memory}M",
-        "-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on",
+        "-object", f"{backend},id=memory,size={machine.memory}M,share=on",
+        *(("-incoming", "defer") if machine.saved_fd >= 0 else ()),
     ]  # fmt: skip
 
 
@@ -106,15 +110,22 @@ def _shared(shared: VhostUserFs) -> list[str]:
     ]  # fmt: skip
 
 
-def hotplug_ports() -> list[str]:
+def hotplug_ports(count: int = HOTPLUG_PORTS) -> list[str]:
     """Names of the places for devices that come later."""
-    return [f"port-{number}" for number in range(HOTPLUG_PORTS)]
+    return [f"port-{number}" for number in range(count)]
 
 
-def _ports() -> list[str]:
+def ports_of(machine: MachineSpec) -> list[str]:
+    """Those that a machine has."""
+    if not machine.hotplug:
+        return []
+    return hotplug_ports(HOTPLUG_PORTS if machine.memory_fd < 0 else TEMPLATE_PORTS)
+
+
+def _ports(machine: MachineSpec) -> list[str]:
     # Functions of one device: the firmware and the kernel look at a slot less for each.
     arguments = []
-    for number, port in enumerate(hotplug_ports()):
+    for number, port in enumerate(ports_of(machine)):
         where = f"addr=1e.{number:x}" + (",multifunction=on" if number == 0 else "")
         arguments += ["-device", f"pcie-root-port,id={port},chassis={number + 1},slot={number},{where}"]
     return arguments

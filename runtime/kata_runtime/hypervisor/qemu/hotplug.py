@@ -1,12 +1,18 @@
 """Devices that come while the guest runs, by QMP."""
 
+import asyncio
 from contextlib import suppress
+from typing import Final
 
-from kata_runtime.errors import HypervisorError
+from kata_runtime.errors import HypervisorError, QmpError
 from kata_runtime.hypervisor.machine import Device, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.qmp import Qmp
 
-__all__ = ["add_device"]
+__all__ = ["add_device", "remove_device"]
+
+# Of the removal of a character device: how often, and every how many seconds.
+_TRIES: Final = 200
+_PAUSE: Final = 0.01
 
 
 async def add_device(qmp: Qmp, device: Device, port: str) -> None:
@@ -75,3 +81,30 @@ async def _with_fds(qmp: Qmp, fds: dict[str, int], command: str, arguments: dict
             with suppress(HypervisorError):
                 await qmp.execute("closefd", {"fdname": name})
         raise
+
+
+async def remove_device(qmp: Qmp, name: str, *, timeout: float = 20.0) -> None:
+    """Unplug the device `name`, and what stands behind it, within `timeout` seconds.
+
+    Raises:
+        HypervisorError: QEMU refused, or the guest keeps it.
+    """
+    front = f"{name}-device"
+    with qmp.expecting("DEVICE_DELETED", lambda data: data.get("device") == front) as gone:
+        await qmp.execute("device_del", {"id": front})
+        try:
+            async with asyncio.timeout(timeout):
+                await gone
+        except TimeoutError:
+            raise HypervisorError(f"the guest keeps its device {name}") from None
+    for _ in range(_TRIES):
+        try:
+            await qmp.execute("chardev-remove", {"id": name})
+        except QmpError as error:
+            if "not found" in error.description:
+                return  # the kernel's vsock has none
+            # QEMU lets go of it a moment after it has told of the device's end, and nothing tells when.
+            await asyncio.sleep(_PAUSE)
+        else:
+            return
+    raise HypervisorError(f"QEMU keeps what stands behind {name}")

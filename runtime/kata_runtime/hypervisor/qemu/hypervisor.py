@@ -1,21 +1,24 @@
 """QEMU as a hypervisor: what the configuration says of it, and what this host lets it do."""
 
+import itertools
 import logging
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
 
 from kata_runtime.config.model import QemuConfig
 from kata_runtime.errors import KataError
 from kata_runtime.hypervisor.findings import Finding, Verdict
-from kata_runtime.hypervisor.machine import MachineSpec, Surroundings, Terms
+from kata_runtime.hypervisor.machine import Identity, MachineSpec, Surroundings, Terms
 from kata_runtime.hypervisor.qemu import accelerator
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator, Usability
+from kata_runtime.hypervisor.qemu.argv import to_argv
 from kata_runtime.hypervisor.qemu.machine import QemuMachine, launch_qemu
-from kata_runtime.hypervisor.qemu.spec import QemuSpec
+from kata_runtime.hypervisor.qemu.spec import TEMPLATE_PORTS, Channels, QemuSpec
 from kata_runtime.hypervisor.qemu.tsc import TscMeter, tsc_reader
 from kata_runtime.process import Privileges, find_program
 from kata_runtime.told import first_time
@@ -56,8 +59,19 @@ class Qemu:
 
     def launch(self, spec: MachineSpec, where: Surroundings) -> AbstractAsyncContextManager[QemuMachine]:
         """See Hypervisor."""
+        return launch_qemu(self._whole(spec, self._tsc.khz()), where, privileges=self._privileges)
+
+    def identity(self, spec: MachineSpec) -> Identity:
+        """See Hypervisor."""
+        # What QEMU would be told, without what differs from start to start and shapes nothing.
+        plain = replace(spec, name="", devices=(), hotplug=True, memory_fd=-1, saved_fd=-1)
+        whole = self._whole(plain, 0)
+        settings = {"argv": to_argv(whole, Channels(0, 0, 0)), "ports": TEMPLATE_PORTS, "cpu": host_cpu()}
+        return Identity(settings, (Path(whole.program), spec.kernel, spec.initrd, spec.image))
+
+    def _whole(self, spec: MachineSpec, tsc_khz: int) -> QemuSpec:
         config = self._config
-        whole = QemuSpec(
+        return QemuSpec(
             spec,
             program=self._program(),
             accelerator=self._accelerator,
@@ -65,9 +79,8 @@ class Qemu:
             seccomp=config.seccompsandbox,
             machine_type=config.machine_type,
             cpu_features=config.cpu_features,
-            tsc_khz=self._tsc.khz(),
+            tsc_khz=tsc_khz,
         )
-        return launch_qemu(whole, where, privileges=self._privileges)
 
     def examine(self, root: Path) -> Iterator[Finding]:
         """See Hypervisor."""
@@ -101,6 +114,18 @@ def creates_vm(device: Path) -> Usability:
     except OSError as error:
         return Usability(False, f"{device} creates no VM: {error.strerror}")
     return Usability(True)
+
+
+def host_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Model and flags of the host's first processor: with KVM they are the guest's."""
+    with cpuinfo.open() as file:
+        lines = list(itertools.islice(file, 40))
+    wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "Features")
+    first: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        first.setdefault(name.strip(), value.strip())
+    return "; ".join(first.get(name, "") for name in wanted)
 
 
 def _choose(config: QemuConfig) -> Accelerator:

@@ -5,7 +5,7 @@ import functools
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from kata_runtime.errors import HypervisorError, quoted
 from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.hypervisor.console import Console
 from kata_runtime.hypervisor.machine import Device, End, Surroundings
-from kata_runtime.hypervisor.qemu import hotplug
+from kata_runtime.hypervisor.qemu import hotplug, migration
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
-from kata_runtime.hypervisor.qemu.argv import hotplug_ports, to_argv
+from kata_runtime.hypervisor.qemu.argv import ports_of, to_argv
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
+from kata_runtime.hypervisor.qemu.spec import Channels, QemuSpec
 from kata_runtime.process import Child, Privileges, describe, launch
 from kata_telemetry.span import Site
 
@@ -36,12 +36,15 @@ _FIRMWARE_MARKS = (("SeaBIOS", BootStage.FIRMWARE), ("Booting from", BootStage.K
 class QemuMachine:
     """A running QEMU: see `Machine`."""
 
-    def __init__(self, child: Child, boot: Boot, console: Console, qmp: Qmp) -> None:
+    def __init__(self, child: Child, boot: Boot, console: Console, qmp: Qmp, ports: Sequence[str]) -> None:
+        """`ports` are the places for devices that come later."""
         self.boot = boot
         self._child = child
         self._console = console
         self._qmp = qmp
-        self._free_ports = hotplug_ports()
+        self._places = len(ports)
+        self._free_ports = list(ports)
+        self._plugged: list[str] = []
 
     @property
     def pid(self) -> int:
@@ -74,7 +77,7 @@ class QemuMachine:
         """See Machine."""
         if not self._free_ports:
             raise HypervisorError(
-                f"the VM has no place for {device.id}: only {HOTPLUG_PORTS} devices can come while it runs",
+                f"the VM has no place for {device.id}: only {self._places} devices can come while it runs",
                 hint="network interfaces that are there before the container is created need no such place",
             )
         port = self._free_ports.pop(0)
@@ -84,6 +87,17 @@ class QemuMachine:
         except HypervisorError:
             self._free_ports.insert(0, port)
             raise
+        self._plugged.append(device.id)
+
+    async def save(self, fd: int) -> None:
+        """See Machine."""
+        with _trace.stage("saveVM"):
+            for device in self._plugged:
+                with _trace.span("HotplugRemoveDevice", device=device):
+                    await hotplug.remove_device(self._qmp, device)
+            self._plugged.clear()
+            await self.pause()
+            await migration.save(self._qmp, fd)
 
     async def pause(self) -> None:
         """See Machine."""
@@ -112,7 +126,8 @@ async def launch_qemu(
         with _trace.stage("launchQemu", accelerator=spec.accelerator) as span:
             span.set(vcpus=machine.vcpus, memory_mib=machine.memory)
             ours, channels, theirs = _channels(stack)
-            devices = (fd for device in machine.devices for fd in device.fds)
+            devices = [fd for device in machine.devices for fd in device.fds]
+            devices += [machine.memory_fd] if machine.memory_fd >= 0 else []
             launched = launch(
                 to_argv(spec, channels),
                 pass_fds=[*devices, channels.qmp, channels.console, channels.firmware],
@@ -140,7 +155,13 @@ async def launch_qemu(
                 raise await _launch_error(child, error) from error
             if spec.accelerator is Accelerator.KVM:
                 await _confirm_kvm(qmp)
-        yield QemuMachine(child, boot, console, qmp)
+        if machine.saved_fd >= 0:
+            if where.filled is not None:
+                await where.filled()
+            with _trace.stage("restoreVM"):
+                await migration.restore(qmp, machine.saved_fd)
+            boot.restored = True
+        yield QemuMachine(child, boot, console, qmp, ports_of(machine))
 
 
 def _cage(where: Surroundings) -> Cage:

@@ -6,10 +6,10 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kata_runtime.errors import HypervisorError, QmpError
 from kata_telemetry.span import Kind, Site
@@ -41,12 +41,21 @@ class Transcript:
             path.write_text("".join(f"{line}\n" for line in self._lines))
 
 
+class _Expected(NamedTuple):
+    """An event that somebody waits for."""
+
+    name: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    came: "asyncio.Future[Mapping[str, Any]]"
+
+
 class Qmp:
     """A monitor that is connected. Commands run one after another, as QEMU does them anyway."""
 
     def __init__(self, client: "QMPClient", transcript: Transcript) -> None:
         self._client = client
         self._transcript = transcript
+        self._expected: set[_Expected] = set()
         self._one_at_a_time = asyncio.Lock()
         self._sending = asyncio.Lock()
 
@@ -77,9 +86,10 @@ class Qmp:
             raise HypervisorError(
                 f"QEMU's monitor did not answer: {str(error) or f'nothing within {timeout:g} s'}"
             ) from error
-        events = asyncio.create_task(_record_events(listener, transcript))
+        qmp = cls(client, transcript)
+        events = asyncio.create_task(qmp._follow(listener))
         try:
-            yield cls(client, transcript)
+            yield qmp
         finally:
             events.cancel()
             try:
@@ -87,6 +97,31 @@ class Qmp:
                     await client.disconnect()
             except (QMPError, TimeoutError, OSError, EOFError):
                 pass  # QEMU has gone, or goes: what there is to know about that, its exit status says
+
+    async def _follow(self, listener: "AsyncIterator[Mapping[str, Any]]") -> None:
+        try:
+            async for event in listener:
+                self._transcript.add("<--", event)
+                data = event.get("data", {})
+                for expected in self._expected:
+                    if event["event"] == expected.name and expected.matches(data) and not expected.came.done():
+                        expected.came.set_result(data)
+        finally:
+            for expected in self._expected:
+                expected.came.cancel()
+
+    @contextmanager
+    def expecting(
+        self, name: str, matches: Callable[[Mapping[str, Any]], bool]
+    ) -> Iterator["asyncio.Future[Mapping[str, Any]]"]:
+        """The data of the first event of this name from here on that matches, as a future."""
+        expected = _Expected(name, matches, asyncio.get_running_loop().create_future())
+        self._expected.add(expected)
+        try:
+            yield expected.came
+        finally:
+            self._expected.discard(expected)
+            expected.came.cancel()
 
     async def send_fd(self, name: str, fd: int) -> None:
         """Give QEMU a copy of a file descriptor, which later commands call `name`.
@@ -136,8 +171,3 @@ def _what(arguments: Mapping[str, object] | None) -> dict[str, str]:
     """The arguments that say what a command was about; the others may be long."""
     wanted = ("driver", "id", "device", "qom-type", "node-name")
     return {f"qmp.{key}": str(value) for key, value in (arguments or {}).items() if key in wanted}
-
-
-async def _record_events(listener: "AsyncIterator[Mapping[str, object]]", transcript: Transcript) -> None:
-    async for event in listener:
-        transcript.add("<--", event)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from kata_runtime.hypervisor.machine import MachineSpec
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 
-__all__ = ["HOTPLUG_PORTS", "Channels", "QemuSpec"]
+__all__ = ["HOTPLUG_PORTS", "TEMPLATE_PORTS", "Channels", "QemuSpec"]
 
 # How many devices can come while a guest runs, where it has places for them at all (`MachineSpec.hotplug`).
 HOTPLUG_PORTS = 4
+# The same of a template, whose clones get everything that way; a multifunction device has eight functions.
+TEMPLATE_PORTS = 8
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
@@ -55,6 +56,7 @@ async def start_vsock_backend(
         stack.callback(start.over)
         with use(span), ExitStack() as handed_over:
             ports = _make_ports(directory, privileges)
+            stack.callback(_remove, ports, hybrid_path, agent_path)
             ours, theirs = socket.socketpair()
             stack.enter_context(ours)  # closed twice is closed
             handed_over.enter_context(theirs)
@@ -95,6 +97,13 @@ def _make_ports(directory: Path, privileges: Privileges | None) -> Path:
         os.chown(unfinished, 0, privileges.gid)
         unfinished.chmod(0o2710)
     return unfinished.rename(ports)
+
+
+def _remove(ports: Path, *listeners: Path) -> None:
+    """Leave the names free for another one."""
+    shutil.rmtree(ports, ignore_errors=True)
+    for path in listeners:
+        path.unlink(missing_ok=True)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -130,16 +130,27 @@ class Network:
         interfaces = {endpoint.interface.name: endpoint.interface.index for endpoint in self._endpoints}
         self._record.write_text(json.dumps({"namespace": self._namespace.path, "interfaces": interfaces}))
 
-    def devices(self, stack: ExitStack, *, vhost: bool) -> tuple[NetDevice, ...]:
+    def devices(self, stack: ExitStack, *, vhost: bool, lend: bool = False) -> tuple[NetDevice, ...]:
         """What the machine has to be given; the file descriptors are `stack`'s from now on.
 
-        With `vhost` the host's kernel moves the packets where it can, also those of devices that come later.
+        With `vhost` the host's kernel moves the packets where it can, also those of devices that come later. With
+        `lend` they are copies, and the devices may be given to another machine until `lend_no_more`.
         """
         self._vhost = vhost
-        return tuple(self._device(endpoint, stack) for endpoint in self._endpoints if endpoint.fd >= 0)
+        return tuple(self._device(endpoint, stack, lend=lend) for endpoint in self._endpoints if endpoint.fd >= 0)
 
-    def _device(self, endpoint: _Endpoint, stack: ExitStack) -> NetDevice:
-        fd, endpoint.fd = endpoint.fd, -1
+    def lend_no_more(self) -> None:
+        """Whoever has been lent the devices keeps them."""
+        for endpoint in self._endpoints:
+            if endpoint.fd >= 0:
+                os.close(endpoint.fd)
+                endpoint.fd = -1
+
+    def _device(self, endpoint: _Endpoint, stack: ExitStack, *, lend: bool = False) -> NetDevice:
+        if lend:
+            fd = os.dup(endpoint.fd)
+        else:
+            fd, endpoint.fd = endpoint.fd, -1
         stack.callback(os.close, fd)
         vhost_fd = -1
         if self._vhost and _VHOST_NET.exists():

@@ -43,12 +43,14 @@ class BootSpans:
     def record(
         self, boot: Boot, reading: "Reading | None", clock: Clock, *, agent_tells: bool, error: object = None
     ) -> None:
-        """Make the spans; with `agent_tells` only those of which the agent knows nothing.
+        """Make the spans; with `agent_tells` only those of which the agent knows nothing. A clone's boot was another's.
 
         `reading` is the offset of the guest's clock, which begins with the kernel. Without it the kernel begins where
         the firmware's last line was read: after that the firmware still copies the kernel and the initramfs, and on a
         busy host the line is read late. The stage that a failed boot did not get beyond has its `error`.
         """
+        if boot.restored:
+            return
         marks = dict(boot.marks)
         if reading is not None and BootStage.FIRMWARE in marks:
             kernel = reading.offset_ns - clock.to_host(0)

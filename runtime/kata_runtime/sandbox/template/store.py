@@ -1,0 +1,443 @@
+"""Where templates lie: files in memory that only we may touch, found out where they are not what we left.
+
+    <template_path>/lock           whoever makes one holds it (flock), so that it is free again however that ends
+                    <key>.memory   the guest's memory, sparse, as large as the guest believes it to be
+                    <key>.state    its devices and processors, as the hypervisor saved them
+                    <key>.json     what the other two must look like; written last, so without it there is no template
+
+Both files are unnamed (O_TMPFILE) until the template is whole: one whose maker was killed leaves nothing. Whoever opens
+a template holds its files, whatever becomes of their names.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from kata_runtime.errors import TemplateError
+
+__all__ = ["PLACES", "Identity", "Meta", "Template", "TemplateStore", "identify", "memory_backed"]
+
+# Of the files and what is in them. Another format is another template.
+FORMAT: Final = 1
+# Kata's place, and one that is in memory also where /run is not.
+PLACES: Final = (Path("/run/vc/vm/template"), Path("/dev/shm/kata-template"))  # noqa: S108 - checked before it is used
+# How many there may be, and how much memory they may take together (bytes). The longest unused go first.
+MOST: Final = 4
+MOST_BYTES: Final = 2 << 30
+# What a start reads before it believes a word of it, in bytes.
+_META_SIZE: Final = 1 << 16
+_STATE_SIZE: Final = 64 << 20
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+_PARTS: Final = ("json", "memory", "state")
+
+Identity = tuple[str, int, int, int, int, int]
+
+
+def identify(path: Path) -> Identity:
+    """What tells one version of a file from another: name, device, inode, size, times of change (ns). Raises OSError.
+
+    A file that is written anew, or replaced, has another time of change (ctime), and nobody can set that.
+    """
+    found = path.stat()
+    return (str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of a template. `inputs` are the files that it was made from; `memory` in MiB.
+
+    The fields from `memory_bytes` on are what its files must look like. `trace` is the W3C traceparent of its own
+    boot's root, empty where that was not traced.
+    """
+
+    key: str
+    made: float
+    memory: int
+    vcpus: int
+    inputs: tuple[Identity, ...]
+    settings: Mapping[str, Any]
+    trace: str = ""
+    memory_bytes: int = 0
+    memory_blocks: int = 0
+    memory_mtime_ns: int = 0
+    state_sha256: str = ""
+    format: int = FORMAT
+
+    @property
+    def stale(self) -> bool:
+        """Whether one of the files that it was made from is another one now, or gone."""
+        try:
+            return any(identify(Path(known[0])) != known for known in self.inputs)
+        except OSError:
+            return True
+
+    @classmethod
+    def parse(cls, text: bytes) -> "Meta":
+        """Raises ValueError."""
+        try:
+            fields = json.loads(text)
+            fields["inputs"] = tuple(tuple(known) for known in fields["inputs"])
+            meta = cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"its description can't be read: {error}") from error
+        if meta.format != FORMAT:
+            raise ValueError(f"its format is {meta.format}, not {FORMAT}")
+        return meta
+
+
+class Template:
+    """One that is whole, and ours: its files stay as they are while this is open. A context manager."""
+
+    def __init__(self, meta: Meta, memory_fd: int, state_fd: int) -> None:
+        self.meta = meta
+        self.memory_fd = memory_fd
+        self.state_fd = state_fd
+
+    def __enter__(self) -> "Template":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.memory_fd)
+        os.close(self.state_fd)
+
+    def new_memory(self) -> int:
+        """A file in memory, of a fixed size, for a copy of the guest's memory; the caller's to close.
+
+        The devices' helpers work in it, so a private mapping of the template's own would not do.
+        """
+        target = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(target, self.meta.memory_bytes)
+        # Whoever has it mapped must not find it shorter.
+        fcntl.fcntl(target, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return target
+
+    def copy_memory(self, target: int) -> None:
+        """Copy the guest's memory to what `new_memory` made. Takes some 60 ms, during which other threads run.
+
+        Raises:
+            TemplateError: it can't be read whole.
+        """
+        # A descriptor of its own: where it stands is nobody else's business.
+        with open(f"/proc/self/fd/{target}", "r+b", buffering=0) as file:
+            try:
+                self._copy(file.fileno())
+            except OSError as error:
+                raise TemplateError(f"its memory can't be copied: {error.strerror}") from error
+
+    def _copy(self, target: int) -> None:
+        at = 0
+        while at < self.meta.memory_bytes:
+            try:
+                at = os.lseek(self.memory_fd, at, os.SEEK_DATA)
+            except OSError:
+                break  # ENXIO: nothing but a hole up to the end
+            end = os.lseek(self.memory_fd, at, os.SEEK_HOLE)
+            os.lseek(target, at, os.SEEK_SET)
+            while at < end:
+                copied = os.sendfile(target, self.memory_fd, at, end - at)
+                if not copied:
+                    raise TemplateError("its memory ends too early")
+                at += copied
+
+
+def memory_backed(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether `path`, or what of its parents is there, is on a tmpfs."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    device = path.stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    for line in mountinfo.read_text().splitlines():
+        # proc(5): ID, parent, device, root, mount point, options, optional fields up to "-", type.
+        fields = line.split()
+        if fields[2] == name:
+            return fields[fields.index("-") + 1] == "tmpfs"
+    return False
+
+
+class TemplateStore:
+    """The templates in one directory. Nothing is made before there is something to keep."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def at(cls, configured: str) -> "TemplateStore":
+        """The store at `[factory] template_path`; by default, which Kata's files write down, at the first of `PLACES`
+        that is in memory.
+
+        Raises:
+            TemplateError: there is none in memory.
+        """
+        places = (Path(configured),) if configured not in ("", str(PLACES[0])) else PLACES
+        for place in places:
+            if memory_backed(place):
+                return cls(place)
+        hint = "correct [factory] template_path, mount a tmpfs there, or set enable_template = false"
+        raise TemplateError(f"templates belong in memory, and {' and '.join(map(str, places))} is no tmpfs", hint=hint)
+
+    def find(self, key: str) -> Template | None:
+        """The template of this key; None where there is none.
+
+        Raises:
+            TemplateError: it is not what we left, or not ours alone: it must not be used, and be made again.
+        """
+        with self._opened() as directory:
+            if directory is None:
+                return None
+            try:
+                meta = self._meta(directory, key)
+            except FileNotFoundError:
+                return None
+            try:
+                template = self._open(directory, meta)
+            except FileNotFoundError as error:
+                raise TemplateError(f"template {key[:12]} lacks a file") from error
+            with suppress(OSError):  # when it was last used
+                os.utime(f"{key}.json", dir_fd=directory, follow_symlinks=False)
+            return template
+
+    def _open(self, directory: int, meta: Meta) -> Template:
+        fds: list[int] = []
+        try:
+            for part in ("memory", "state"):
+                fds.append(self._part(directory, f"{meta.key}.{part}"))
+            memory, state = (os.fstat(fd) for fd in fds)
+            seen = (memory.st_size, memory.st_blocks, memory.st_mtime_ns)
+            if seen != (meta.memory_bytes, meta.memory_blocks, meta.memory_mtime_ns):
+                raise TemplateError(f"template {meta.key[:12]}: its memory has been changed since it was made")
+            if state.st_size > _STATE_SIZE or _sha256(fds[1]) != meta.state_sha256:
+                raise TemplateError(f"template {meta.key[:12]}: its state has been changed since it was made")
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return Template(meta, fds[0], fds[1])
+
+    def _meta(self, directory: int, key: str) -> Meta:
+        fd = self._part(directory, f"{key}.json")
+        try:
+            meta = Meta.parse(os.read(fd, _META_SIZE))
+        except ValueError as error:
+            raise TemplateError(f"template {key[:12]}: {error}") from error
+        finally:
+            os.close(fd)
+        if meta.key != key:
+            raise TemplateError(f"template {key[:12]} says that it is {str(meta.key)[:12]!r}")
+        return meta
+
+    def _part(self, directory: int, name: str) -> int:
+        """One of a template's files, which must be a plain file of ours alone."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise TemplateError(f"{self.directory / name}: {error.strerror}") from error
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            os.close(fd)
+            raise TemplateError(f"{self.directory / name} is not a file of ours alone")
+        return fd
+
+    @contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """Our directory, or None where there is none. Raises TemplateError where others may change what is in it."""
+        try:
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield None
+            return
+        except OSError as error:
+            raise TemplateError(f"{self.directory}: {error.strerror}") from error
+        try:
+            found = os.fstat(fd)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                hint = "remove it, or name another directory as [factory] template_path (is it root's, mode 0700?)"
+                raise TemplateError(f"{self.directory} is not a directory of ours alone", hint=hint)
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Be the one who makes templates here for the block; yields the directory. What a killed one left is removed.
+
+        Raises:
+            TemplateError: somebody else is, or the directory can't be used.
+        """
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise TemplateError(f"{self.directory}: {error.strerror}") from error
+        with self._opened() as directory:
+            if directory is None:
+                raise TemplateError(f"{self.directory} vanishes")
+            lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise TemplateError(f"somebody else makes a template in {self.directory}") from None
+            try:
+                self._tidy(directory)
+                yield directory
+            finally:
+                os.close(lock)
+
+    def new_file(self, directory: int, size: int = 0) -> int:
+        """A file without a name, for `publish`. Raises TemplateError."""
+        try:
+            fd = os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            os.ftruncate(fd, size)
+        except OSError as error:
+            raise TemplateError(f"{self.directory}: {error.strerror}") from error
+        return fd
+
+    def publish(self, directory: int, meta: Meta, memory_fd: int, state_fd: int) -> Meta:
+        """Give a whole template its names; `meta` is completed. From now on `find` finds it.
+
+        Raises:
+            TemplateError: it can't be done.
+        """
+        try:
+            for fd in (memory_fd, state_fd):
+                os.fchown(fd, os.geteuid(), os.getegid())
+                os.fchmod(fd, 0o400)
+            memory = os.fstat(memory_fd)
+            whole = replace(
+                meta,
+                memory_bytes=memory.st_size,
+                memory_blocks=memory.st_blocks,
+                memory_mtime_ns=memory.st_mtime_ns,
+                state_sha256=_sha256(state_fd),
+            )
+            self.remove(directory, meta.key)
+            description = self.new_file(directory)
+            try:
+                os.write(description, json.dumps(asdict(whole)).encode())
+                for fd, part in ((memory_fd, "memory"), (state_fd, "state"), (description, "json")):
+                    os.link(f"/proc/self/fd/{fd}", f"{meta.key}.{part}", dst_dir_fd=directory, follow_symlinks=True)
+            finally:
+                os.close(description)
+        except OSError as error:
+            raise TemplateError(f"the template can't be kept in {self.directory}: {error.strerror}") from error
+        return whole
+
+    def remove(self, directory: int, key: str) -> None:
+        """Remove a template; those who have it open keep it. Its description goes first."""
+        for part in _PARTS:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{key}.{part}", dir_fd=directory)
+
+    def _tidy(self, directory: int) -> None:
+        """Remove what is stale, broken or foreign, and the longest unused of too many."""
+        kept: list[tuple[float, str, int]] = []
+        for key, used in self._keys(directory).items():
+            try:
+                meta = self._meta(directory, key)
+                if meta.stale:
+                    raise TemplateError("stale")
+                with self._open(directory, meta) as template:
+                    kept.append((used, key, os.fstat(template.memory_fd).st_blocks * 512))
+            except (TemplateError, OSError):
+                self.remove(directory, key)
+        kept.sort(reverse=True)
+        total = 0
+        # Room for one more.
+        for number, (_, key, size) in enumerate(kept, 1):
+            total += size
+            if number >= MOST or total > MOST_BYTES:
+                self.remove(directory, key)
+        for name in _names(directory):
+            if name != "lock" and name.rpartition(".")[0] not in {key for _, key, _ in kept}:
+                self._remove_foreign(directory, name)
+
+    def _remove_foreign(self, directory: int, name: str) -> None:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=directory)
+
+    def _keys(self, directory: int) -> dict[str, float]:
+        """All that have a description, and when each was last used."""
+        found = {}
+        for name in _names(directory):
+            key, _, part = name.partition(".")
+            if part == "json" and _KEY.fullmatch(key):
+                with suppress(OSError):
+                    found[key] = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime
+        return found
+
+    def all(self) -> list[tuple[str, Meta | TemplateError]]:
+        """Every template by its key: what is known of it, or what is wrong with it.
+
+        Raises:
+            TemplateError: the directory is not ours alone.
+        """
+        found: list[tuple[str, Meta | TemplateError]] = []
+        with self._opened() as directory:
+            if directory is None:
+                return found
+            for key in sorted(self._keys(directory)):
+                try:
+                    meta = self._meta(directory, key)
+                    self._open(directory, meta).__exit__()
+                    found.append((key, meta))
+                except (TemplateError, OSError) as error:
+                    trouble = error if isinstance(error, TemplateError) else TemplateError(str(error))
+                    found.append((key, trouble))
+        return found
+
+    def destroy(self) -> int:
+        """Remove all templates and the directory; how many there were.
+
+        Raises:
+            TemplateError: one is being made, or the directory is not ours alone.
+        """
+        with self._opened() as directory:
+            if directory is None:
+                return 0
+        with self.locked() as directory:
+            keys = self._keys(directory)
+            for name in _names(directory):
+                self._remove_foreign(directory, name)
+        with suppress(OSError):
+            self.directory.rmdir()
+        return len(keys)
+
+    def room(self, directory: int, memory: int) -> str:
+        """Why there is no room for a template of a guest with `memory` MiB; empty where there is.
+
+        A guest touches some 120 MiB while it boots, and a twentieth of what it has for the kernel's own tables.
+        """
+        needed = (160 + memory // 16) << 20
+        status = os.fstatvfs(directory)
+        if (free := status.f_bavail * status.f_frsize) < needed:
+            return f"{self.directory} has {free >> 20} MiB left, and a template takes up to {needed >> 20}"
+        with suppress(OSError, ValueError, StopIteration):
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            available = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
+            # The guest that it is made by, and one clone.
+            if available < 3 * needed:
+                takes = f"a template and its clone take {3 * needed >> 20}"
+                return f"the host has {available >> 20} MiB of memory left, and {takes}"
+        return ""
+
+
+def _names(directory: int) -> list[str]:
+    return os.listdir(directory)
+
+
+def _sha256(fd: int) -> str:
+    digest = hashlib.sha256()
+    at = 0
+    while chunk := os.pread(fd, 1 << 20, at):
+        digest.update(chunk)
+        at += len(chunk)
+    return digest.hexdigest()
