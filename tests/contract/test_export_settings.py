@@ -37,7 +37,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "default_tracer_provider")
     yield
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
-        monkeypatch.delenv(name)
+        del os.environ[name]  # not by monkeypatch, which would bring it back
 
 
 def run(directory: Path, variables: dict[str, str], **keys: Any) -> tuple[Store, int | None]:
