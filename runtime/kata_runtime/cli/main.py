@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kata_common import descriptors
-from kata_common.text import told
+from kata_common.text import printable, told
 from kata_runtime.complaint import LOGGER, complain
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
@@ -22,9 +22,25 @@ _EPILOG = "`kata-runtime COMMAND --help` tells more about a command."
 class _Parser(argparse.ArgumentParser):
     """A command line that can't be understood is an error of ours, too (docker's exit code for it)."""
 
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(**settings)
+        # The command's own parser, in the end: that of the deepest command sets it last.
+        self.set_defaults(parser=self)
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(KataError.exit_code, f"{self.prog}: {message}\n")
+
+    def unknown(self, word: str) -> NoReturn:
+        """Fail because of a word that is none of ours, with the option that is nearest to it."""
+        import difflib
+
+        known = [name for action in self._actions for name in action.option_strings]
+        near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.5)
+        shown = printable(word, 100)
+        self.error(
+            f"unknown option {shown}" + (f"; did you mean {near[0]}?" if near else "; --help tells those it has")
+        )
 
 
 class _Plain(logging.Formatter):
@@ -102,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit code."""
     descriptors.fill()
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.unknown(unknown[0])
     _configure_log(options)
     try:
         return _dispatch(parser, options)

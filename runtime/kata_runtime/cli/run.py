@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kata_runtime.cli import terminal
+from kata_runtime.cli.options import absolute, check_sizes, volume
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config
 from kata_runtime.config.annotations import read_annotations
@@ -59,8 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-i", "--interactive", action="store_true", help="pass stdin to the container")
     parser.add_argument("-t", "--tty", action="store_true", help="give the container a terminal")
-    parser.add_argument("-e", "--env", metavar="K=V", action="append", default=[], help="set an environment variable")
-    parser.add_argument("-w", "--cwd", metavar="DIR", default="", help="working directory in the container")
+    parser.add_argument(
+        "-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable; K alone: ours"
+    )
+    parser.add_argument(
+        "-w", "--cwd", "--workdir", metavar="DIR", type=absolute, help="working directory in the container"
+    )
+    parser.add_argument(
+        "-v",
+        "--volume",
+        metavar="SRC:DST[:ro]",
+        type=volume,
+        action="append",
+        default=[],
+        help="show a file or directory of the host in the container",
+    )
     parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
     parser.add_argument(
         "--netns", metavar="PATH", help="network namespace whose interfaces the container gets (/run/netns/NAME)"
@@ -118,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
             runtime=replace(config.runtime, enable_tracing=True, trace_sampler="always_on", trace_keep=""),
             agent=replace(config.agent, enable_tracing=True),
         )
+    check_sizes(options.memory or config.hypervisor.default_memory, options.cpus)
     if config.runtime.enable_debug:
         logging.getLogger().setLevel(logging.DEBUG)
     if options.tty and not os.isatty(0):
