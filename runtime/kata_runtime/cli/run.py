@@ -1,4 +1,4 @@
-"""`kata-runtime run`: one container in one new sandbox, in the foreground."""
+"""`kata-runtime run`: one container in one new sandbox, in the foreground or (-d) beside it."""
 
 import argparse
 import asyncio
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from kata_runtime.cli import terminal
 from kata_runtime.cli.options import absolute, check_sizes, volume
+from kata_runtime.cli.output import kept_output
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config
 from kata_runtime.config.annotations import read_annotations
+from kata_runtime.engine.standin import Started, stand_in
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci.bundle import Bundle
@@ -58,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OCI-LAYOUT-OR-TAR",
         help="container image: OCI layout or archive, or docker-archive; PATH[:TAG]",
     )
+    parser.add_argument(
+        "-d", "--detach", action="store_true", help="return when it runs, and print its name; logs shows its output"
+    )
+    parser.add_argument("--rm", action="store_true", help="leave nothing afterwards: only output of -d would be left")
     parser.add_argument("-i", "--interactive", action="store_true", help="pass stdin to the container")
     parser.add_argument("-t", "--tty", action="store_true", help="give the container a terminal")
     parser.add_argument(
@@ -116,10 +122,25 @@ class Request:
     sandbox_id: str
     argv: tuple[str, ...]
     started: int
+    # To be called when the container runs, and where its output goes, if it is detached.
+    running: Started
+    output: int | None = None
 
 
 def run(options: argparse.Namespace) -> int:
-    """Handler of the command; the exit code is the container's."""
+    """Handler of the command; the exit code is the container's, or that of its start if it is detached."""
+    if not options.detach:
+        return _run(options, lambda: None)
+    if options.interactive or options.tty:
+        raise KataError("-d: nobody is there for -i or -t", hint="kata-runtime exec -it SANDBOX -- COMMAND")
+    options.name = options.name or secrets.token_hex(6)
+    if status := stand_in(lambda running: _run(options, running)):
+        return status
+    print(options.name)
+    return 0
+
+
+def _run(options: argparse.Namespace, running: Started) -> int:
     started = own_start()
     begin = time.monotonic_ns()
     if os.geteuid() != 0:
@@ -138,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
     if options.tty and not os.isatty(0):
         raise HostError("-t needs a terminal on stdin", hint="leave out -t, or run it from a terminal")
     argv = tuple(options.argv[1:] if options.argv[:1] == ["--"] else options.argv)
-    request = Request(options, config, options.name or secrets.token_hex(6), argv, started)
+    request = Request(options, config, options.name or secrets.token_hex(6), argv, started, running)
     # Before any thread or event loop: from here on our mounts end with us.
     private_mount_namespace()
     command = argv[0] if argv else ""
@@ -148,7 +169,11 @@ def run(options: argparse.Namespace) -> int:
     session.tell(_trace, ("startRuntime", started, begin), ("loadConfig", begin, time.monotonic_ns()))
     try:
         with use(session.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
-            status = asyncio.run(_Run(request, session).main())
+            if options.detach:
+                with kept_output(request.sandbox_id, keep=not options.rm) as output:
+                    status = asyncio.run(_Run(replace(request, output=output), session).main())
+            else:
+                status = asyncio.run(_Run(request, session).main())
         session.conclude(f"exit {status}")
         return status
     finally:
@@ -215,6 +240,7 @@ class _Run:
                     await container.start()
                 self._container = container
                 self._session.trace.started()
+                request.running()
                 await hooks.run(AFTER_START, "running", sandbox.pid)
                 with _trace.stage("Wait", lasts=True):
                     return await sandbox.wait_container(container)
@@ -237,7 +263,9 @@ class _Run:
         return Hooks.of(bundle.spec, sandbox.id, bundle.directory)
 
     def _stdio(self) -> Stdio:
-        options = self._request.options
+        options, output = self._request.options, self._request.output
+        if output is not None:
+            return Stdio(None, output, output)
         return Stdio(0 if options.interactive else None, 1, None if options.tty else 2)
 
     @contextlib.contextmanager
