@@ -83,3 +83,28 @@ def test_list_ps_and_stop(box: Kata) -> None:
     done = box("stop", "box")
     assert (done.stdout, done.returncode) == (b"box\n", 0)
     assert box(*root, "list", "-q").stdout == b""
+
+
+def test_a_detached_run_and_its_output(kata: Kata, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of the host\n")
+    kata.environment["GIVEN"] = "2"
+    options = ["-d", "--rm", "--name", "beside", "-v", f"{tmp_path}:/v:ro", "-e", "GIVEN", "--workdir", "/tmp"]
+    script = "cat /v/file; touch /v/new; echo $GIVEN; pwd; trap 'exit 0' TERM; while :; do sleep 0.1; done"
+    done = kata.run("sh", "-c", script, options=options)
+    assert (done.stdout, done.returncode) == (b"beside\n", 0), done.stderr
+    written = b""
+    while b"/tmp\n" not in written:
+        written = kata("logs", "beside").stdout
+    assert written.splitlines()[0] == b"of the host"
+    assert b"Read-only file system" in written
+    assert written.endswith(b"2\n/tmp\n")
+    assert kata("exec", "beside", "--", "cat", "/v/file").stdout == b"of the host\n"
+    assert kata("stop", "beside").returncode == 0
+    while kata("logs", "beside").returncode == 0:
+        pass
+
+
+def test_a_detached_run_that_fails_says_so(kata: Kata) -> None:
+    done = kata.run("nosuch", options=["-d", "--rm"])
+    assert (done.stdout, done.returncode) == (b"", 127)
+    assert b"nosuch" in done.stderr

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kata_common import descriptors
-from kata_common.text import told
+from kata_common.text import printable, told
 from kata_runtime.birth import is_prepared
 from kata_runtime.complaint import LOGGER, complain
 from kata_runtime.errors import KataError
@@ -23,9 +23,25 @@ _EPILOG = "`kata-runtime COMMAND --help` tells more about a command."
 class _Parser(argparse.ArgumentParser):
     """A command line that can't be understood is an error of ours, too (docker's exit code for it)."""
 
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - argparse's own
+        super().__init__(**settings)
+        # The command's own parser, in the end: that of the deepest command sets it last.
+        self.set_defaults(parser=self)
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(KataError.exit_code, f"{self.prog}: {message}\n")
+
+    def unknown(self, word: str) -> NoReturn:
+        """Fail because of a word that is none of ours, with the option that is nearest to it."""
+        import difflib
+
+        known = [name for action in self._actions for name in action.option_strings]
+        near = difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.5)
+        shown = printable(word, 100)
+        self.error(
+            f"unknown option {shown}" + (f"; did you mean {near[0]}?" if near else "; --help tells those it has")
+        )
 
 
 class _Plain(logging.Formatter):
@@ -100,13 +116,14 @@ def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Commands for what runs."""
-    from kata_runtime.cli import configuration, environment, execute, listing, stop
+    from kata_runtime.cli import configuration, environment, execute, listing, output, stop
     from kata_runtime.engine import create, life, resources
 
     environment.add_arguments(commands.add_parser("env", help="print what containers would run with here"))
     configuration.add_arguments(commands.add_parser("config", help="print or check the configuration"))
     listing.add_arguments(commands)
     execute.add_arguments(commands.add_parser("exec", help="run one more command in a container"))
+    output.add_arguments(commands.add_parser("logs", help="print what a sandbox of run -d wrote"))
     stop.add_arguments(commands.add_parser("stop", help="end sandboxes or containers"))
     create.add_arguments(commands.add_parser("create", help="create a container of an OCI bundle (for engines)"))
     life.add_arguments(commands)
@@ -122,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     # What others need is not imported for a start.
     parser = _parser(alone=_past_config(given)[1][:1] == ["run"])
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        options.parser.unknown(unknown[0])
     _configure_log(options)
     try:
         return _dispatch(parser, options)

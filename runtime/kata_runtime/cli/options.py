@@ -3,10 +3,12 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from kata_runtime.errors import KataError
+from kata_runtime.errors import HostError, KataError
 
-__all__ = ["absolute", "environment"]
+__all__ = ["absolute", "check_sizes", "environment", "volume"]
 
 
 def absolute(text: str) -> str:
@@ -36,3 +38,39 @@ def environment(entries: Sequence[str], ours: Mapping[str, str] = os.environ) ->
         elif name in ours:
             found.append(f"{name}={ours[name]}")
     return tuple(found)
+
+
+def volume(text: str) -> dict[str, Any]:
+    """A mount as config.json has it, of `SRC:DST` and `ro` or `rw`.
+
+    Raises:
+        ArgumentTypeError: it is none, or SRC is not there.
+    """
+    source, _, rest = text.partition(":")
+    destination, _, access = rest.partition(":")
+    if not source or access not in ("", "ro", "rw"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not SRC:DST, SRC:DST:ro or SRC:DST:rw")
+    if not destination.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r}: the path in the container, {destination!r}, is not absolute")
+    path = Path(source).absolute()
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no {path}")
+    return {"destination": destination, "type": "bind", "source": str(path), "options": ["rbind", access or "rw"]}
+
+
+def check_sizes(memory: int, cpus: int | None, *, host: tuple[int, int] | None = None) -> None:
+    """Refuse a VM that this host can't have at once, instead of after its start has failed.
+
+    `memory` is in MiB, `host` the host's memory (MiB) and CPUs.
+
+    Raises:
+        HostError: it has less.
+    """
+    has = host or (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20, os.cpu_count() or 1)
+    if memory > has[0]:
+        raise HostError(
+            f"a VM of {memory} MiB has no room here: this host has {has[0]} MiB",
+            hint="--memory SIZE, or [hypervisor.qemu] default_memory",
+        )
+    if cpus is not None and cpus > has[1]:
+        raise HostError(f"a VM of {cpus} CPUs is more than this host has: {has[1]}", hint=f"--cpus {has[1]} or fewer")

@@ -1,4 +1,4 @@
-"""`kata-runtime run`: one container in one new sandbox, in the foreground."""
+"""`kata-runtime run`: one container in one new sandbox, in the foreground or (-d) beside it."""
 
 import argparse
 import asyncio
@@ -15,9 +15,12 @@ from pathlib import Path
 from kata_runtime import loop
 from kata_runtime.birth import own_start
 from kata_runtime.cli import terminal
+from kata_runtime.cli.options import absolute, check_sizes, volume
+from kata_runtime.cli.output import kept_output
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config
 from kata_runtime.config.annotations import read_annotations
+from kata_runtime.engine.standin import Started, stand_in
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci.bundle import Bundle
@@ -58,10 +61,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OCI-LAYOUT-OR-TAR",
         help="container image: OCI layout or archive, or docker-archive; PATH[:TAG]",
     )
+    parser.add_argument(
+        "-d", "--detach", action="store_true", help="return when it runs, and print its name; logs shows its output"
+    )
+    parser.add_argument("--rm", action="store_true", help="leave nothing afterwards: only output of -d would be left")
     parser.add_argument("-i", "--interactive", action="store_true", help="pass stdin to the container")
     parser.add_argument("-t", "--tty", action="store_true", help="give the container a terminal")
-    parser.add_argument("-e", "--env", metavar="K=V", action="append", default=[], help="set an environment variable")
-    parser.add_argument("-w", "--cwd", metavar="DIR", default="", help="working directory in the container")
+    parser.add_argument(
+        "-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable; K alone: ours"
+    )
+    parser.add_argument(
+        "-w", "--cwd", "--workdir", metavar="DIR", type=absolute, help="working directory in the container"
+    )
+    parser.add_argument(
+        "-v",
+        "--volume",
+        metavar="SRC:DST[:ro]",
+        type=volume,
+        action="append",
+        default=[],
+        help="show a file or directory of the host in the container",
+    )
     parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
     parser.add_argument(
         "--netns", metavar="PATH", help="network namespace whose interfaces the container gets (/run/netns/NAME)"
@@ -103,10 +123,25 @@ class Request:
     sandbox_id: str
     argv: tuple[str, ...]
     started: int
+    # To be called when the container runs, and where its output goes, if it is detached.
+    running: Started
+    output: int | None = None
 
 
 def run(options: argparse.Namespace) -> int:
-    """Handler of the command; the exit code is the container's."""
+    """Handler of the command; the exit code is the container's, or that of its start if it is detached."""
+    if not options.detach:
+        return _run(options, lambda: None)
+    if options.interactive or options.tty:
+        raise KataError("-d: nobody is there for -i or -t", hint="kata-runtime exec -it SANDBOX -- COMMAND")
+    options.name = options.name or secrets.token_hex(6)
+    if status := stand_in(lambda running: _run(options, running)):
+        return status
+    print(options.name)
+    return 0
+
+
+def _run(options: argparse.Namespace, running: Started) -> int:
     started = own_start()
     begin = time.monotonic_ns()
     if os.geteuid() != 0:
@@ -119,12 +154,13 @@ def run(options: argparse.Namespace) -> int:
             runtime=replace(config.runtime, enable_tracing=True, trace_sampler="always_on", trace_keep=""),
             agent=replace(config.agent, enable_tracing=True),
         )
+    check_sizes(options.memory or config.hypervisor.default_memory, options.cpus)
     if config.runtime.enable_debug:
         logging.getLogger().setLevel(logging.DEBUG)
     if options.tty and not os.isatty(0):
         raise HostError("-t needs a terminal on stdin", hint="leave out -t, or run it from a terminal")
     argv = tuple(options.argv[1:] if options.argv[:1] == ["--"] else options.argv)
-    request = Request(options, config, options.name or secrets.token_hex(6), argv, started)
+    request = Request(options, config, options.name or secrets.token_hex(6), argv, started, running)
     # Before any thread or event loop: from here on our mounts end with us.
     private_mount_namespace()
     command = argv[0] if argv else ""
@@ -134,7 +170,11 @@ def run(options: argparse.Namespace) -> int:
     session.tell(_trace, ("startRuntime", started, begin), ("loadConfig", begin, time.monotonic_ns()))
     try:
         with use(session.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
-            status = loop.run(_Run(request, session).main())
+            if options.detach:
+                with kept_output(request.sandbox_id, keep=not options.rm) as output:
+                    status = loop.run(_Run(replace(request, output=output), session).main())
+            else:
+                status = loop.run(_Run(request, session).main())
         session.conclude(f"exit {status}")
         return status
     finally:
@@ -201,6 +241,7 @@ class _Run:
                     await container.start()
                 self._container = container
                 self._session.trace.started()
+                request.running()
                 await hooks.run(AFTER_START, "running", sandbox.pid)
                 sandbox.settle()
                 with _trace.stage("Wait", lasts=True):
@@ -224,7 +265,9 @@ class _Run:
         return Hooks.of(bundle.spec, sandbox.id, bundle.directory)
 
     def _stdio(self) -> Stdio:
-        options = self._request.options
+        options, output = self._request.options, self._request.output
+        if output is not None:
+            return Stdio(None, output, output)
         return Stdio(0 if options.interactive else None, 1, None if options.tty else 2)
 
     @contextlib.contextmanager

@@ -40,7 +40,12 @@ def run(options: argparse.Namespace) -> int:
     """Handler of the command."""
     reach.require_root()
     for name in options.sandboxes:
-        _stop(reach.find(name), options.signal, options.time)
+        target = reach.find(name)
+        with reach.Life(target.sandbox) as life:
+            _stop(target, options.signal, options.time)
+            # With its own container a sandbox goes as a whole.
+            if target.container == target.sandbox and not life.over(_PATIENCE):
+                raise SandboxError(f"sandbox {target.sandbox} does not end", hint="see the log of its runtime")
         print(name)
     return 0
 

@@ -2,16 +2,18 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kata_common.ids import hostname_of
+from kata_runtime.cli.options import environment
 from kata_runtime.errors import KataError
 from kata_runtime.image import Artifacts
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.text import check_text
 from kata_runtime.oci.user import find_user
-from kata_runtime.sandbox.rootfs import Rootfs, guest_rootfs
-from kata_runtime.sandbox.workload import Workload, of_bundle
+from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs
+from kata_runtime.sandbox.workload import Workload, of_bundle, tell
 
 __all__ = ["prepare"]
 
@@ -26,14 +28,14 @@ async def prepare(
     """
     if options.bundle:
         return _of_bundle(options, argv, container_id, disable_guest_seccomp=disable_guest_seccomp)
-    environment: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
     cwd, user = "/", ""
     if options.image:
         from kata_runtime.oci.image import unpack
 
         image = await unpack(options.image)
         rootfs = Rootfs(image.rootfs, ephemeral=True)
-        environment, cwd, user = image.config.env, image.config.cwd, image.config.user
+        variables, cwd, user = image.config.env, image.config.cwd, image.config.user
         argv = image.config.args(argv)
     elif options.rootfs:
         rootfs = Rootfs(options.rootfs.absolute())
@@ -45,14 +47,19 @@ async def prepare(
     config = oci.ContainerConfig(
         args=tuple(argv),
         rootfs=guest_rootfs(container_id),
-        env=oci.merge_env(environment, _environment(options.env)),
+        env=oci.merge_env(variables, environment(options.env)),
         cwd=options.cwd or cwd,
         user=find_user(rootfs.path, options.user or user),
         terminal=options.tty,
         hostname=hostname_of(container_id),
     )
     spec = oci.build(config)
+    spec["mounts"] += options.volume
     check_text(spec, "")
+    if options.volume:
+        guest = oci.for_guest(spec, rootfs=guest_rootfs(container_id), mounts=guest_mounts(container_id), bundle="/")
+        tell(guest.notes)
+        return Workload(guest.spec, replace(rootfs, mounts=guest.mounts))
     return Workload(spec, rootfs)
 
 
@@ -67,12 +74,13 @@ def _of_bundle(
     process["terminal"] = options.tty
     if argv:
         process["args"] = list(argv)
-    process["env"] = list(oci.merge_env(process.get("env") or (), _environment(options.env)))
+    process["env"] = list(oci.merge_env(process.get("env") or (), environment(options.env)))
     if options.cwd:
         process["cwd"] = options.cwd
     if options.user:
         user = find_user(bundle.rootfs, options.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+    bundle.spec["mounts"] = [*(bundle.spec.get("mounts") or ()), *options.volume]
     check_text(process, "process")
     return of_bundle(bundle, container_id, disable_guest_seccomp=disable_guest_seccomp)
 
@@ -82,11 +90,3 @@ def _default_rootfs(image_dir: Path) -> Rootfs:
     if not path.is_dir():
         raise KataError(f"the default root filesystem is missing: {path}", hint="build it: kata-runtime image build")
     return Rootfs(path, ephemeral=True)
-
-
-def _environment(entries: Sequence[str]) -> tuple[str, ...]:
-    for entry in entries:
-        name, equals, _ = entry.partition("=")
-        if not name or not equals:
-            raise KataError("an --env is not of the form K=V", hint="--env NAME=VALUE")
-    return tuple(entries)

@@ -130,7 +130,10 @@ def _split(image: str) -> tuple[Path, str]:
     for end in ends:
         if image[:end] and Path(image[:end]).exists():
             return Path(image[:end]).absolute(), image[end + 1 :]
-    raise ImageError(f"{image}: there is no such file or directory", hint="--image takes PATH or PATH:TAG")
+    hint = "--image takes PATH or PATH:TAG"
+    if not image.startswith((".", "/")):
+        hint += f"; from a registry: skopeo copy docker://{image} oci-archive:FILE"
+    raise ImageError(f"{image}: there is no such file or directory", hint=hint)
 
 
 def _choose(path: Path, wanted: str, references: Sequence[str]) -> str:

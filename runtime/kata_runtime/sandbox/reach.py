@@ -4,12 +4,14 @@ Without asyncio and protobuf: this is what `exec` does before anything happens, 
 container holds in memory for as long as that lives.
 """
 
+import fcntl
 import json
 import os
 import select
 import selectors
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ from kata_common import places
 from kata_common.ids import is_id
 from kata_runtime.errors import HostError, SandboxError
 
-__all__ = ["Connection", "Target", "find", "require_root", "running"]
+__all__ = ["Connection", "Life", "Target", "find", "require_root", "running"]
 
 RUN_DIR = Path(places.RUN_DIR)
 # Seconds for an answer of a sandbox that has nothing else to do for it.
@@ -176,6 +178,36 @@ def _signals() -> Iterator[int]:
 
 def _nothing(*_: object) -> None:
     """The descriptor tells."""
+
+
+class Life:
+    """The life of a sandbox, by the lock that it holds on its directory; open it while it lives."""
+
+    def __init__(self, sandbox: str, run_dir: Path = RUN_DIR) -> None:
+        try:
+            self._directory = os.open(run_dir / sandbox, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SandboxError(f"no sandbox {sandbox!r} is running") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
+
+    def over(self, patience: float) -> bool:
+        """Wait for its end; whether it came within `patience` seconds."""
+        # Of its own, for who waits in vain still holds it when ours is closed.
+        descriptor = os.dup(self._directory)
+
+        def wait() -> None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            os.close(descriptor)
+
+        waiter = threading.Thread(target=wait, daemon=True)
+        waiter.start()
+        waiter.join(patience)
+        return not waiter.is_alive()
 
 
 def running(run_dir: Path = RUN_DIR) -> list[str]:

@@ -57,7 +57,7 @@ def test_sockets_are_named_in_one_place() -> None:
     sources = [path for folder in ("runtime", "telemetry") for path in (root / folder).rglob("*.py")]
     found = {path.name for path in sources if re.search(r'"[\w.-]+\.sock"', path.read_text())}
     assert found == set()
-    assert len(SOCKETS) == 4
+    assert len(SOCKETS) == 5
 
 
 @pytest.mark.parametrize("hostname", ["h" * 65, "ü" * 33])

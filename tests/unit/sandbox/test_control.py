@@ -93,6 +93,16 @@ async def test_who_is_there(tmp_path: Path) -> None:
                 await find(*words)
 
 
+async def test_a_life_that_ends(tmp_path: Path) -> None:
+    async with served(tmp_path) as there:
+        life = reach.Life("s1", there.run_dir)
+        assert not await asyncio.to_thread(life.over, 0.01)
+    with life:
+        assert await asyncio.to_thread(life.over, 20)
+    with pytest.raises(SandboxError, match="no sandbox 's1'"):
+        reach.Life("s1", there.run_dir)
+
+
 async def test_exec_is_the_container_s_process_with_changes(tmp_path: Path) -> None:
     async with served(tmp_path) as there:
 
