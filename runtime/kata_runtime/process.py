@@ -296,15 +296,18 @@ async def launch(
                 child.close()
 
 
-async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> None:
-    """Run a helper to its end within `timeout` seconds.
+async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "", file_size: int | None = None) -> None:
+    """Run a helper to its end within `timeout` seconds. `file_size` is how many bytes a file may have that it writes.
 
     Raises:
         ProcessError: it failed, or had to be killed after `timeout`.
         HostError: it can't be started.
     """
     with _trace.span(span or f"run {Path(argv[0]).name}"):
-        async with launch(argv, grace=0) as child:
+        limited = (
+            [find_program("prlimit", package="util-linux"), f"--fsize={file_size}"] if file_size is not None else []
+        )
+        async with launch([*limited, *argv], grace=0) as child:
             try:
                 async with asyncio.timeout(timeout):
                     status = await child.wait()
