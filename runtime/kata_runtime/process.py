@@ -17,11 +17,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from kata_common.interpreter import python_code
 from kata_runtime.cage import Cage, cage_prefix, capability_options
 from kata_runtime.errors import HostError, ProcessError
+from kata_runtime.helper_log import LAST, HelperLog, Lines, readable
 from kata_telemetry.span import Site
 
 __all__ = [
@@ -46,7 +46,8 @@ _ENVIRONMENT = ("HOME", "LANG", "TZ", "TMPDIR")
 # The same for lists of directories.
 _SEARCHED = ("PATH", "LD_LIBRARY_PATH")
 _TAIL_LINES = 40
-_LINE_LIMIT = 4096
+# A pipe has room for one (pipe(7)); somebody else may write to it as well.
+_PIPE_READS = 8
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,17 @@ class Child:
         self,
         argv: Sequence[str],
         popen: "subprocess.Popen[bytes]",
-        log_file: IO[bytes] | None,
+        log: HelperLog,
         on_line: Callable[[str], None] | None = None,
     ) -> None:
         self.argv = tuple(argv)
         self._on_line = on_line
         self.pid = popen.pid
         self._popen = popen
-        self._log_file = log_file
+        self._log = log
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._partial = b""
+        self._lines = Lines()
         loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(popen.pid)
         loop.add_reader(self._pidfd, self._on_exit)
@@ -127,9 +128,9 @@ class Child:
     @property
     def output(self) -> str:
         """The last lines that it wrote to stderr."""
-        self._on_stderr()
-        last = [self._partial.decode(errors="replace")] if self._partial else []
-        return "\n".join([*self._tail, *last])
+        self._drain()
+        last = readable(self._lines.partial)
+        return "\n".join([*self._tail, *([last] if last else [])])
 
     async def wait(self) -> int:
         """Wait for its end; the exit status, or the negative number of the signal."""
@@ -158,43 +159,45 @@ class Child:
         _log.debug("child ended", extra={"program": self.argv[0], "pid": self.pid, "status": status})
         self._ended.set_result(status)
 
-    def _on_stderr(self) -> None:
+    def _drain(self) -> None:
+        """Read what an ended child has left in the pipe."""
+        for _ in range(_PIPE_READS):
+            if not self._on_stderr():
+                return
+
+    def _on_stderr(self) -> bool:
+        """Read a piece; whether there was one."""
         stream = self._popen.stderr
         if stream is None or stream.closed:
-            return
+            return False
         try:
             chunk = os.read(stream.fileno(), 65536)
         except BlockingIOError:
-            return
+            return False
         if not chunk:
             asyncio.get_running_loop().remove_reader(stream.fileno())
             stream.close()
-            return
-        if self._log_file is not None:
-            try:
-                self._log_file.write(chunk)
-            except OSError:
-                # A full disk costs the log, and nothing else.
-                self._log_file.close()
-                self._log_file = None
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        self._partial = self._partial[-_LINE_LIMIT:]
-        for line in lines:
-            text = line[:_LINE_LIMIT].decode(errors="replace")
-            self._tail.append(text)
-            if self._on_line is not None:
-                self._on_line(text)
+            return False
+        within = self._log.allows(len(chunk))
+        found = self._lines.feed(chunk) if within else self._lines.skip(chunk, LAST)
+        lines = [readable(line) for line in found]
+        (self._log.lines if within else self._log.last)(lines)
+        self._tail.extend(lines)
+        if self._on_line is not None:
+            for line in lines:
+                self._on_line(line)
+        return True
 
     def close(self) -> None:
         """Give back what belongs to an ended child."""
+        self._drain()
         loop = asyncio.get_running_loop()
         if self._popen.stderr is not None and not self._popen.stderr.closed:
             loop.remove_reader(self._popen.stderr.fileno())
             self._popen.stderr.close()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        if self._log_file is not None:
-            self._log_file.close()
+        self._log.close(readable(self._lines.partial))
 
 
 def _spawn(
@@ -221,7 +224,7 @@ def _spawn(
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     kept |= {name: directories for name in _SEARCHED if (directories := absolute(os.environ.get(name, "")))}
     _log.debug("child starts", extra={"command": shlex.join(argv)})
-    log_file = log_path.open("ab", buffering=0) if log_path else None
+    log = HelperLog(log_path)
     try:
         popen = subprocess.Popen(
             [*prefix, "--", *argv],
@@ -234,10 +237,9 @@ def _spawn(
             start_new_session=True,
         )
     except OSError as error:
-        if log_file:
-            log_file.close()
+        log.close()
         raise HostError(f"{argv[0]} can't be started: {error.strerror}") from error
-    return Child(argv, popen, log_file, on_line)
+    return Child(argv, popen, log, on_line)
 
 
 @asynccontextmanager
@@ -288,15 +290,18 @@ async def launch(
                 child.close()
 
 
-async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "") -> None:
-    """Run a helper to its end within `timeout` seconds.
+async def run(argv: Sequence[str], *, timeout: float = 60.0, span: str = "", file_size: int | None = None) -> None:
+    """Run a helper to its end within `timeout` seconds. `file_size` is how many bytes a file may have that it writes.
 
     Raises:
         ProcessError: it failed, or had to be killed after `timeout`.
         HostError: it can't be started.
     """
     with _trace.span(span or f"run {Path(argv[0]).name}"):
-        async with launch(argv, grace=0) as child:
+        limited = (
+            [find_program("prlimit", package="util-linux"), f"--fsize={file_size}"] if file_size is not None else []
+        )
+        async with launch([*limited, *argv], grace=0) as child:
             try:
                 async with asyncio.timeout(timeout):
                     status = await child.wait()
@@ -386,7 +391,7 @@ def _spawn_foreign(path: str, argv: Sequence[str], data: bytes, environment: Map
         raise HostError(f"{path} can't be started: {error.strerror}") from error
     finally:
         os.close(stdin)
-    return Child(argv, popen, None)
+    return Child(argv, popen, HelperLog(None))
 
 
 async def run_foreign(

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -23,7 +23,7 @@ from typing import Any, Final, TextIO
 from kata_common.text import printable
 from kata_telemetry.span import Span, current
 
-__all__ = ["FORMATS", "LEVELS", "Formatter", "configure", "log_fields", "on_spans", "set_root"]
+__all__ = ["FORMATS", "LEVELS", "Flood", "Formatter", "configure", "log_fields", "on_spans", "set_root"]
 
 FORMATS: Final = ("logfmt", "json")
 LEVELS: Final = ("trace", "debug", "info", "warning", "error", "critical")
@@ -93,6 +93,33 @@ def on_spans(levels: Iterable[str]) -> None:
             handler.setLevel(max(handler.level, root.level))
         ours.setLevel(min(numbers))
     ours.addHandler(_SpanHandler(numbers))
+
+
+class Flood(logging.Filter):
+    """Lets each place in the code say so many records at once, and so many in a second, whoever makes it talk.
+
+    The next record of that place says how many are missing (`dropped`). `clock` in s.
+    """
+
+    def __init__(self, burst: int = 100, rate: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._burst = burst
+        self._rate = rate
+        self._clock = clock
+        # Of a place: what it may still say, when that was so, how much is missing. There are as many as lines of code.
+        self._places: dict[tuple[str, int], tuple[float, float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place, now = (record.pathname, record.lineno), self._clock()
+        left, since, dropped = self._places.get(place, (float(self._burst), now, 0))
+        left = min(left + (now - since) * self._rate, self._burst)
+        if left < 1:
+            self._places[place] = (left, now, dropped + 1)
+            return False
+        if dropped:
+            record.__dict__["dropped"] = dropped
+        self._places[place] = (left - 1, now, 0)
+        return True
 
 
 class Formatter(logging.Formatter):

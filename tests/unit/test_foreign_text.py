@@ -20,7 +20,7 @@ import pytest
 from kata_protos.containerd import ttrpc_pb2
 from kata_runtime.cli import main as cli
 from kata_runtime.errors import AgentError, BootError, KataError, ProcessError
-from kata_runtime.hypervisor.console import readable
+from kata_runtime.helper_log import readable
 from kata_runtime.shim import main as shim
 from kata_runtime.shim.failures import to_status
 from kata_runtime.shim.ttrpc.server import _ServerConnection
@@ -105,7 +105,7 @@ def forwarder_error(text: str) -> str:
             raise SettingsError(text)
 
         patch.setattr(forwarder, "plan", fail)
-        patch.setattr(logs, "configure", lambda *_, **__: None)
+        patch.setattr(logs, "configure", lambda *_, **__: logging.NullHandler())
         forwarder.main([])
     return said.getvalue()
 

@@ -159,7 +159,7 @@ def _elsewhere(arguments: list[str]) -> int | None:
     None where there is none, or where this is one.
     """
     path, rest = _past_config(arguments)
-    if rest[:1] != ["run"] or is_prepared():
+    if rest[:1] != ["run"] or is_prepared() or _detaches(rest):
         return None
     from kata_runtime.config import load
 
@@ -173,6 +173,12 @@ def _elsewhere(arguments: list[str]) -> int | None:
     from kata_runtime.pool.client import run_elsewhere
 
     return run_elsewhere(factory.vm_cache_endpoint, arguments, own_start())
+
+
+def _detaches(words: list[str]) -> bool:
+    """Whether `run` is to go on beside the terminal, as no process of the pool can."""
+    options = words[: words.index("--")] if "--" in words else words
+    return any(word == "--detach" or (word[:1] == "-" and word[:2] != "--" and "d" in word) for word in options)
 
 
 def _past_config(arguments: list[str]) -> tuple[Path | None, list[str]]:

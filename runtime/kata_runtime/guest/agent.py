@@ -32,7 +32,9 @@ _KINDS: dict[str, type[AgentError]] = {
 DEFAULT_TIMEOUT = 60.0
 # Fields of requests that say what a call is about.
 _ABOUT = ("container_id", "exec_id")
-_MAX_MESSAGE = 16 << 20
+# Bytes: of a batch of spans, gRPC's own limit; of an answer to a call, which says what few things are like.
+_MAX_MESSAGE = 4 << 20
+_MAX_ANSWER = 512 << 10
 
 
 # Connects to a port of the guest, see `Transport`.
@@ -100,7 +102,7 @@ class AgentClient:
                 call = method(request, timeout=timeout, metadata=tuple(inject()))
             self._running.add(call)
             try:
-                return cast("_Response", await cast("Awaitable[object]", call))
+                return _bounded(name, cast("_Response", await cast("Awaitable[object]", call)))
             except grpc.aio.AioRpcError as error:
                 raise _translated(name, error) from error
             except asyncio.CancelledError as error:
@@ -164,6 +166,13 @@ def _span(name: str, request: object, *, lasts: bool) -> AbstractContextManager[
         return nullcontext()
     about: dict[str, Any] = {key: value for key in _ABOUT if (value := getattr(request, key, ""))}
     return _trace.span(f"AgentService.{name}", kind=Kind.CLIENT, level=level, lasts=lasts, **about)
+
+
+def _bounded(method: str, answer: _Response) -> _Response:
+    size = answer.ByteSize() if isinstance(answer, Message) else 0
+    if size > _MAX_ANSWER:
+        raise AgentError(method, "RESOURCE_EXHAUSTED", f"an answer of {size} bytes, more than {_MAX_ANSWER}")
+    return answer
 
 
 def _translated(method: str, error: grpc.aio.AioRpcError) -> AgentError:

@@ -1,59 +1,25 @@
 """What the guest writes while it boots, as messages with the host's time.
 
-Two byte streams come out of QEMU: SeaBIOS' debug port and the serial console. Both are hostile input: lines and their
-number are bounded, control characters never reach a terminal.
+Two byte streams come out of QEMU: SeaBIOS' debug port and the serial console. Both are hostile input: lines are bounded
+and printable, and so is what of them is kept (`helper_log`).
 """
 
 import asyncio
-import re
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from kata_common.text import printable
+from kata_runtime.helper_log import HelperLog, Lines, readable
 
-__all__ = ["Console", "Lines", "readable"]
+__all__ = ["Console"]
 
-_LINE_LIMIT = 1024
 _TAIL_LINES = 200
-_LOG_LIMIT = 4 << 20
-# SeaBIOS clears the screen by control sequences (ECMA-48, 5.4), shells colour by them.
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_c])")
-
-
-def readable(line: bytes) -> str:
-    """A console line as text that can't do anything to a terminal: what firmware and shells colour by is left out."""
-    text = _ANSI.sub("", line.decode("utf-8", errors="replace")).expandtabs()
-    return printable(text.rstrip(), _LINE_LIMIT)
-
-
-class Lines:
-    """Cuts a byte stream into lines of bounded length (pure)."""
-
-    def __init__(self, limit: int = _LINE_LIMIT) -> None:
-        self._limit = limit
-        self._partial = b""
-
-    @property
-    def partial(self) -> bytes:
-        """What came after the last line's end."""
-        return self._partial
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that `chunk` completes; a line longer than the limit comes in pieces."""
-        *lines, rest = (self._partial + chunk).split(b"\n")
-        pieces = [line[i : i + self._limit] for line in lines for i in range(0, max(len(line), 1), self._limit)]
-        while len(rest) > self._limit:
-            pieces.append(rest[: self._limit])
-            rest = rest[self._limit :]
-        self._partial = rest
-        return [piece.rstrip(b"\r") for piece in pieces]
 
 
 class Console(asyncio.Protocol):
-    """Reads one of QEMU's byte streams to its end; keeps the last lines and, up to 4 MiB, a file.
+    """Reads one of QEMU's byte streams to its end; keeps the last lines and a log.
 
     `on_line(text, local_ns)` is called for each line with CLOCK_MONOTONIC as of its arrival.
     """
@@ -61,8 +27,7 @@ class Console(asyncio.Protocol):
     def __init__(self, on_line: Callable[[str, int], None], log_path: Path | None = None) -> None:
         self._on_line = on_line
         self._lines = Lines()
-        self._log = log_path.open("ab", buffering=0) if log_path else None
-        self._logged = 0
+        self._log = HelperLog(log_path)
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._transport: asyncio.BaseTransport | None = None
 
@@ -85,15 +50,10 @@ class Console(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns()
-        if self._log is not None and self._logged < _LOG_LIMIT:
-            self._logged += len(data)
-            try:
-                self._log.write(data)
-            except OSError:
-                # A full disk costs the log; whoever waits for a line must not wait for ever.
-                self._logged = _LOG_LIMIT
-        for line in self._lines.feed(data):
-            text = readable(line)
+        # Each is looked at, whatever the rate: somebody may wait for it.
+        lines = [readable(line) for line in self._lines.feed(data)]
+        (self._log.lines if self._log.allows(len(data)) else self._log.last)(lines)
+        for text in lines:
             self._tail.append(text)
             self._on_line(text, now)
 
@@ -101,6 +61,4 @@ class Console(asyncio.Protocol):
         """Stop reading. Safe to repeat."""
         if self._transport is not None:
             self._transport.close()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._log.close(readable(self._lines.partial))

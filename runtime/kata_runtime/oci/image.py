@@ -1,7 +1,8 @@
 """Container images (OCI layout, OCI archive, docker archive) as root filesystems.
 
-skopeo reads and verifies whatever form the image has, umoci unpacks it safely; here is only what they don't do. An
-unpacked image is kept under its digest, so that a second run starts at once:
+skopeo reads and verifies whatever form the image has, by the administrator's policy; umoci unpacks it safely. Here is
+only what they don't do: bounds (`archive`), and a cache. An unpacked image is kept under its digest, so that a second
+run starts at once:
 
     <cache>/<digest>/rootfs, image.json   an image, complete: it was renamed into place
     <cache>/sources/<hash>.json           which digest a file had when it looked as `stat` says
@@ -13,11 +14,10 @@ import fcntl
 import hashlib
 import json
 import logging
-import lzma
 import os
+import shutil
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from kata_common.removal import remove_tree
+from kata_common.threads import in_thread
 from kata_runtime import process
 from kata_runtime.errors import ImageError, ProcessError
+from kata_runtime.oci.archive import UNREADABLE, Bounds, BoundsError, Meter, entries, gunzip, is_gzip, opened
 from kata_telemetry.span import Site
 
 __all__ = ["CACHE", "Image", "ImageConfig", "unpack"]
@@ -37,8 +39,11 @@ _log = logging.getLogger("kata.image")
 CACHE = Path("/var/cache/kata-containers/images")
 _TIMEOUT = 600.0  # seconds; for one tool on one image
 _MAX_JSON = 4 << 20  # containerd's and docker's limit for manifests
-# What reading a hostile archive or index may raise.
-_UNREADABLE = (OSError, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, TypeError, AttributeError)
+_BOUNDS = Bounds()
+# Bytes that an image leaves free on the cache's disk.
+_SPARED = 64 << 20
+# Whose signatures an image needs (containers-policy.json(5)). skopeo would take a policy in the caller's home for it.
+POLICY = Path("/etc/containers/policy.json")
 _LAYOUT_MARK, _DOCKER_MARK, _INDEX = "oci-layout", "manifest.json", "index.json"
 
 
@@ -73,21 +78,23 @@ class Image:
     config: ImageConfig
 
 
-async def unpack(image: str, cache: Path = CACHE) -> Image:
+async def unpack(image: str, cache: Path = CACHE, *, bounds: Bounds = _BOUNDS, policy: Path = POLICY) -> Image:
     """The image at `image`, `PATH[:TAG]` of an OCI layout directory, an OCI archive or a docker archive (root only).
 
-    Unpacked once and then taken from `cache`.
+    Unpacked once and then taken from `cache`, as long as neither image nor `policy` change. Where there is no policy,
+    every image is accepted.
 
     Raises:
-        ImageError: it is none of these, has no such tag, or can't be unpacked.
+        ImageError: it is none of these, has no such tag, goes beyond `bounds`, the policy rejects it, or it can't be
+            unpacked.
         HostError: skopeo or umoci is missing.
     """
     with _trace.span("unpackImage") as span:
-        source = _Source.find(image)
+        source = _Source.find(image, bounds)
         try:
-            kept = _remembered(cache, source)
+            kept = _remembered(cache, source, policy)
             span.set(cached=kept is not None)
-            return kept or await _unpack(source, cache)
+            return kept or await _unpack(source, cache, bounds, policy)
         except OSError as error:
             hint = "make room on the disk" if error.errno == errno.ENOSPC else ""
             raise ImageError(f"{image} can't be unpacked: {error}", hint=hint) from error
@@ -105,11 +112,11 @@ class _Source:
     reference: str
 
     @classmethod
-    def find(cls, image: str) -> "_Source":
+    def find(cls, image: str, bounds: Bounds) -> "_Source":
         path, reference = _split(image)
         try:
-            transport, references = _kind(path)
-        except _UNREADABLE as error:
+            transport, references = _kind(path, bounds)
+        except (BoundsError, *UNREADABLE) as error:
             raise ImageError(f"{path} can't be read as a container image: {error}") from error
         if not transport:
             raise ImageError(
@@ -118,10 +125,14 @@ class _Source:
             )
         return cls(transport, path, _choose(path, reference, references))
 
-    def state(self) -> list[int]:
-        """What changes whenever the image does."""
-        status = (self.path / _INDEX if self.path.is_dir() else self.path).stat()
-        return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
+    def state(self, policy: Path) -> list[int]:
+        """What changes whenever the image does, or what the administrator says of images."""
+        state: list[int] = []
+        for path in (self.path / _INDEX if self.path.is_dir() else self.path, policy):
+            if path != policy or path.exists():
+                status = path.stat()
+                state += [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
+        return state
 
 
 def _split(image: str) -> tuple[Path, str]:
@@ -149,21 +160,25 @@ def _choose(path: Path, wanted: str, references: Sequence[str]) -> str:
     return meant[0] if meant else ""
 
 
-def _kind(path: Path) -> tuple[str, list[str]]:
+def _kind(path: Path, bounds: Bounds) -> tuple[str, list[str]]:
     """skopeo's transport for what is at `path` (empty: none) and the references in it."""
     if path.is_dir():
         if not (path / _LAYOUT_MARK).is_file():
             return "", []
         return "oci", _oci_references(_json((path / _INDEX).read_bytes()))
     found: dict[str, Any] = {}
-    if not tarfile.is_tarfile(path):
+    meter = Meter(bounds)
+    try:
+        with opened(path) as archive:
+            for member, file in entries(archive, meter):
+                name = member.name.removeprefix("./")
+                if name in (_DOCKER_MARK, _INDEX, _LAYOUT_MARK) and member.isreg() and member.size <= _MAX_JSON:
+                    file.left = member.size
+                    found[name] = _json(file.read(member.size))
+    except tarfile.ReadError:
+        if meter.entries:
+            raise
         return "", []
-    with tarfile.open(path) as archive:
-        for member in archive:
-            name = member.name.removeprefix("./")
-            if name in (_DOCKER_MARK, _INDEX, _LAYOUT_MARK) and member.isfile() and member.size <= _MAX_JSON:
-                content = archive.extractfile(member)
-                found[name] = _json(content.read()) if content else None
     # Docker 25 and later write both, and only manifest.json has the names that its users know.
     if _DOCKER_MARK in found:
         manifests = found[_DOCKER_MARK] if isinstance(found[_DOCKER_MARK], list) else []
@@ -196,12 +211,12 @@ def _json(content: bytes) -> Any:  # noqa: ANN401 -- JSON of unknown shape
 # --- the cache ------------------------------------------------------------------------------------------------------
 
 
-def _remembered(cache: Path, source: _Source) -> Image | None:
+def _remembered(cache: Path, source: _Source, policy: Path) -> Image | None:
     # Root's alone: images bring setuid programs and device nodes of their own.
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         noted = json.loads(_note(cache, source).read_bytes())
-        if noted["state"] != source.state():
+        if noted["state"] != source.state(policy):
             return None
         return _load(cache, noted["digest"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -219,30 +234,30 @@ def _load(cache: Path, digest: str) -> Image:
     return Image(digest, cache / digest / "rootfs", ImageConfig(**config))
 
 
-async def _unpack(source: _Source, cache: Path) -> Image:
-    state = source.state()
+async def _unpack(source: _Source, cache: Path, bounds: Bounds, policy: Path) -> Image:
+    state = source.state(policy)
     with _workplace(cache) as work:
-        # A name without a colon, which would separate path and reference.
-        (work / "source").symlink_to(source.path)
+        most = min(bounds.size + _MAX_JSON, _room(work))
+        await in_thread("source", lambda: _place(source, work / "source", Meter(bounds, _room(work))))
         reference = f":{source.reference}" if source.reference else ""
-        skopeo = [process.find_program("skopeo", package="skopeo"), "--insecure-policy", f"--tmpdir={work}"]
+        accepted = _accepted(policy)
+        skopeo = [process.find_program("skopeo", package="skopeo"), accepted, f"--tmpdir={work}", "copy"]
         layout = work / "layout"
-        await _tool(source, [*skopeo, "copy", f"{source.transport}:{work}/source{reference}", f"oci:{layout}:image"])
-        digest, config = _read_layout(source, layout)
+        await _tool(source, [*skopeo, f"{source.transport}:{work}/source{reference}", f"oci:{layout}:image"], most)
+        digest, config, layers = _read_layout(source, layout)
         with suppress(FileNotFoundError):
             image = _load(cache, digest)
             _remember(cache, source, state, digest)
             return image
         if _has_zstd(layout, digest):
-            # umoci 0.4 knows no zstd; skopeo does, but takes it apart only on the way into a directory.
-            await _tool(source, [*skopeo, "copy", "--dest-decompress", f"oci:{layout}:image", f"dir:{work}/plain"])
-            layout = work / "gzip"
-            await _tool(source, [*skopeo, "copy", f"dir:{work}/plain", f"oci:{layout}:image"])
+            layout = await _without_zstd(source, work, layout, most)
+            _, _, layers = _read_layout(source, layout)
+        with _trace.span("measureLayers", layers=len(layers)):
+            await in_thread("layers", lambda: _measure(source, layers, Meter(bounds, _room(work))))
         umoci = process.find_program("umoci", package="umoci")
-        await _tool(source, [umoci, "unpack", "--image", f"{layout}:image", str(work / "bundle")])
         done = work / "done"
         done.mkdir()
-        (work / "bundle" / "rootfs").rename(done / "rootfs")
+        await _tool(source, [umoci, "raw", "unpack", "--image", f"{layout}:image", str(done / "rootfs")], most)
         (done / "image.json").write_text(json.dumps(asdict(config)))
         try:
             done.rename(cache / digest)
@@ -253,9 +268,54 @@ async def _unpack(source: _Source, cache: Path) -> Image:
     return _load(cache, digest)
 
 
-async def _tool(source: _Source, argv: list[str]) -> None:
+def _place(source: _Source, place: Path, meter: Meter) -> None:
+    """Have the image at a path without a colon, which would separate path and reference."""
+    # skopeo 1.9 can't read these.
+    if source.transport != "docker-archive" or not is_gzip(source.path):
+        place.symlink_to(source.path)
+        return
     try:
-        await process.run(argv, timeout=_TIMEOUT)
+        gunzip(source.path, place, meter)
+    except (BoundsError, *UNREADABLE) as error:
+        raise ImageError(f"{source.path} can't be read as a container image: {error}") from error
+
+
+def _measure(source: _Source, layers: Sequence[Path], meter: Meter) -> None:
+    """Refuse layers that would take too much, before anything of them is unpacked."""
+    if len(layers) > meter.bounds.layers:
+        raise ImageError(f"{source.path}: it has {len(layers)} layers, more than {meter.bounds.layers}")
+    for number, layer in enumerate(layers, 1):
+        what = f"{source.path}: layer {number} of {len(layers)} (sha256:{layer.name[:12]}…)"
+        try:
+            with opened(layer) as archive:
+                for _ in entries(archive, meter):
+                    pass
+        except BoundsError as error:
+            raise ImageError(f"{what}: {error}", hint="it was not unpacked") from error
+        except UNREADABLE as error:
+            raise ImageError(f"{what} can't be read: {error}") from error
+
+
+async def _without_zstd(source: _Source, work: Path, layout: Path, file_size: int) -> Path:
+    """A layout of the same image whose layers are compressed by gzip: umoci 0.4 knows no zstd, nor does `archive`."""
+    # skopeo knows it, but takes it apart only on the way into a directory. The image has passed the policy already.
+    copy = [process.find_program("skopeo", package="skopeo"), "--insecure-policy", f"--tmpdir={work}", "copy"]
+    await _tool(source, [*copy, "--dest-decompress", f"oci:{layout}:image", f"dir:{work}/plain"], file_size)
+    await _tool(source, [*copy, f"dir:{work}/plain", f"oci:{work}/gzip:image"], file_size)
+    return work / "gzip"
+
+
+def _room(directory: Path) -> int:
+    return max(shutil.disk_usage(directory).free - _SPARED, 0)
+
+
+def _accepted(policy: Path) -> str:
+    return f"--policy={policy}" if policy.exists() else "--insecure-policy"
+
+
+async def _tool(source: _Source, argv: list[str], file_size: int) -> None:
+    try:
+        await process.run(argv, timeout=_TIMEOUT, file_size=file_size)
     except ProcessError as error:
         raise ImageError(f"{source.path} can't be used as a container image: {error}") from error
 
@@ -297,20 +357,22 @@ def _locked(directory: Path) -> Iterator[None]:
 # --- the image's own words ------------------------------------------------------------------------------------------
 
 
-def _read_layout(source: _Source, layout: Path) -> tuple[str, ImageConfig]:
-    """Digest of the one manifest in a layout that skopeo wrote, and the image's configuration."""
+def _read_layout(source: _Source, layout: Path) -> tuple[str, ImageConfig, list[Path]]:
+    """Digest of the one manifest in a layout that skopeo wrote, the image's configuration, and its layers."""
     try:
         [descriptor] = _json((layout / _INDEX).read_bytes())["manifests"]
         digest = descriptor["digest"].removeprefix("sha256:")
         manifest = _blob(layout, digest)
+        layers = [_blob_path(layout, layer["digest"].removeprefix("sha256:")) for layer in manifest["layers"]]
         config = _blob(layout, manifest["config"]["digest"].removeprefix("sha256:")).get("config") or {}
-        return digest, ImageConfig(
+        image = ImageConfig(
             env=_strings(config.get("Env")),
             entrypoint=_strings(config.get("Entrypoint")),
             cmd=_strings(config.get("Cmd")),
             cwd=str(config.get("WorkingDir") or "/"),
             user=str(config.get("User") or ""),
         )
+        return digest, image, layers
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ImageError(f"{source.path}: its manifest or configuration can't be read: {error}") from error
 
@@ -322,11 +384,15 @@ def _has_zstd(layout: Path, digest: str) -> bool:
     return any(str(kind).endswith("+zstd") for kind in kinds)
 
 
-def _blob(layout: Path, digest: str) -> dict[str, Any]:
+def _blob_path(layout: Path, digest: str) -> Path:
     # Of hexadecimal digits only: it becomes a path, here and in the cache.
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise ValueError(f"{digest[:80]!r} is not a SHA-256 digest")
-    content = _json((layout / "blobs/sha256" / digest).read_bytes())
+    return layout / "blobs/sha256" / digest
+
+
+def _blob(layout: Path, digest: str) -> dict[str, Any]:
+    content = _json(_blob_path(layout, digest).read_bytes())
     if not isinstance(content, dict):
         raise ValueError(f"{digest} is not an object")
     return content

@@ -24,6 +24,8 @@ _SINGLE = {
 }
 _IO = ("rbytes", "wbytes", "rios", "wios")
 _MAX_DEVICES = 256
+_MAX_NAME = 64
+_MAX_FILE = 64 << 10  # characters; the longest that a kernel writes is io.stat, with a line for each disk
 _MAX_INTERFACES = 64
 _INTERFACE_NAME = 15  # IFNAMSIZ less its end
 
@@ -33,6 +35,7 @@ def to_metrics(files: Mapping[str, str], network: Iterable[NetworkStats] = ()) -
 
     `network` are the guest's interfaces; only newer clients of containerd's look at them.
     """
+    files = {name: files[name][:_MAX_FILE] for name in files if len(name) <= _MAX_NAME}
     metrics = Metrics()
     for interface in islice(network, _MAX_INTERFACES):
         if len(interface.name) <= _INTERFACE_NAME and interface.name.isprintable():

@@ -30,6 +30,8 @@ __all__ = ["Pod", "options_of"]
 
 _trace = Site(package="containerdshim", subsystem="task")
 _log = logging.getLogger("kata.shim")
+# Seconds from one word of memory that ran out to the next.
+_OOM_PAUSE = 0.05
 
 
 class Pod:
@@ -160,6 +162,8 @@ class Pod:
             sandbox = self.sandbox
             while True:
                 report(await sandbox.oom_event())
+                # A guest may tell of as many as it likes.
+                await asyncio.sleep(_OOM_PAUSE)
 
         self._memory_watch = self.spawn(watch(), "out of memory")
 

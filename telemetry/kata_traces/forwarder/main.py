@@ -143,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     descriptors.fill()
     options = _parser().parse_args(arguments)
-    logs.configure(options.log_format, options.log_level, sys.stderr, source="forwarder")
+    # Guests may come and go as often as they like.
+    logs.configure(options.log_format, options.log_level, sys.stderr, source="forwarder").addFilter(logs.Flood())
     # grpc's core would log every failed attempt.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from kata_traces.forwarder.sources import ListenError, SourceError

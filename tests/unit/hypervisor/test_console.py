@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kata_runtime.helper_log import Lines, readable
 from kata_runtime.hypervisor.boot import last_words
-from kata_runtime.hypervisor.console import Console, Lines, readable
+from kata_runtime.hypervisor.console import Console
 
 
 def test_control_characters_do_not_reach_a_terminal() -> None:
@@ -44,7 +45,7 @@ async def test_console_hands_on_lines_and_keeps_the_last_ones(tmp_path: Path) ->
     finally:
         guest.close()
         console.close()
-    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nunfin"
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nunfin\n"
 
 
 async def test_a_full_disk_costs_the_log_and_no_line() -> None:

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from kata_protos.agent_pb2 import NetworkStats
@@ -82,3 +84,12 @@ def test_a_guest_with_odd_interfaces() -> None:
     many = [NetworkStats(name=f"eth{number}") for number in range(1000)]
     assert len(to_metrics({}, many).network) == 64
     assert not to_metrics({}, [NetworkStats(name="x" * 16), NetworkStats(name="a\nb")]).network
+
+
+def test_files_of_a_guest_that_are_endless() -> None:
+    """A statistics file of 16 MiB once took 3.5 s and 350 MiB."""
+    endless = "anon 1\n" + "".join(f"key{number} {number}\n" for number in range(1_000_000))
+    began = time.process_time()
+    metrics = to_metrics({"memory.stat": endless, "cpu.pressure": endless, "x" * 100_000: endless, "io.stat": endless})
+    assert metrics.memory.anon == 1
+    assert time.process_time() - began < 0.5

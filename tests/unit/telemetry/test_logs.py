@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_telemetry.logs import Formatter, configure, log_fields
+from kata_telemetry.logs import Flood, Formatter, configure, log_fields
 from kata_telemetry.span import Site, Tracer
 
 site = Site(package="test", subsystem="unit")
@@ -104,3 +104,30 @@ def test_no_message_breaks_a_line(text: str) -> None:
     content = Formatter("json", "agent").format(record)
     assert content.isprintable()
     assert json.loads(content)["msg"] == text
+
+
+def test_a_place_that_is_made_to_talk_without_end() -> None:
+    now = 0.0
+    flood = Flood(burst=3, rate=1.0, clock=lambda: now)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Formatter("json", "forwarder"))
+    handler.addFilter(flood)
+    logger = logging.Logger("kata.flood")
+    logger.addHandler(handler)
+
+    def talk(count: int) -> None:
+        for number in range(count):
+            logger.warning("here it is: %d", number)
+
+    talk(100)
+    logger.warning("another place")
+    now = 2.0
+    talk(1)
+    written = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [record["msg"] for record in written] == [
+        *(f"here it is: {n}" for n in range(3)),
+        "another place",
+        "here it is: 0",
+    ]
+    assert [record.get("dropped", 0) for record in written] == [0, 0, 0, 0, 97]
