@@ -117,18 +117,20 @@ class StdioPorts(_message.Message):
     def __init__(self, stdin_port: _Optional[int] = ..., stdout_port: _Optional[int] = ..., stderr_port: _Optional[int] = ...) -> None: ...
 
 class CreateContainerRequest(_message.Message):
-    __slots__ = ("container_id", "storages", "oci", "sandbox_pidns", "stdio")
+    __slots__ = ("container_id", "storages", "oci", "sandbox_pidns", "stdio", "directories")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
     OCI_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_PIDNS_FIELD_NUMBER: _ClassVar[int]
     STDIO_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
     oci: bytes
     sandbox_pidns: bool
     stdio: StdioPorts
-    def __init__(self, container_id: _Optional[str] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., oci: _Optional[bytes] = ..., sandbox_pidns: _Optional[bool] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ...) -> None: ...
+    directories: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, container_id: _Optional[str] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., oci: _Optional[bytes] = ..., sandbox_pidns: _Optional[bool] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ..., directories: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StartContainerRequest(_message.Message):
     __slots__ = ("container_id",)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 __all__ = ["Cage", "cage_prefix", "capability_options"]
 
-# $1 is the score or empty, then come the files to join by, up to --. 0 is the process itself (cgroups(7)).
+# $1 is the score or empty, $2 the number of descriptors or empty (who may not have so many keeps what we have). Then
+# come the files to join by, up to --; 0 is the process itself (cgroups(7)).
 _ENTER = """ulimit -c 0
 if [ -n "$1" ]; then echo "$1" >/proc/self/oom_score_adj || exit 125; fi
-shift
+if [ -n "$2" ]; then ulimit -n "$2" 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"; fi
+shift 2
 while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done
 shift
 exec "$@"
@@ -24,6 +26,7 @@ exec "$@"
 class Cage:
     """`cgroups` are the cgroup.procs files of its cgroups; `oom_score_adj` as in proc(5), None leaves what we have.
 
+    `files` is how many descriptors it may have; 0 leaves what we may.
     `capabilities` are all that it can ever have, by setpriv's names (`chown`). None of its programs dumps core.
     `network` is the path of a network namespace to run in; `namespaces` are those of its own, by unshare's names
     (`net`, `ipc`, `uts`).
@@ -31,6 +34,7 @@ class Cage:
 
     cgroups: tuple[str, ...] = ()
     oom_score_adj: int | None = None
+    files: int = 0
     capabilities: tuple[str, ...] = ()
     network: str = ""
     namespaces: tuple[str, ...] = ()
@@ -43,7 +47,7 @@ def cage_prefix(cage: Cage, find: Callable[[str, str], str]) -> list[str]:
     last and is the caller's: see `capability_options`.
     """
     score = "" if cage.oom_score_adj is None else str(cage.oom_score_adj)
-    prefix = [find("sh", "dash"), "-c", _ENTER, "cage", score, *cage.cgroups, "--"]
+    prefix = [find("sh", "dash"), "-c", _ENTER, "cage", score, str(cage.files or ""), *cage.cgroups, "--"]
     if cage.network:
         prefix += [find("nsenter", "util-linux"), f"--net={cage.network}"]
     if cage.namespaces:

@@ -11,11 +11,21 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from kata_common import linux
 from kata_runtime.errors import RootfsError
 
-__all__ = ["attached", "change", "copied", "copied_path", "mounted_below", "unmount_below"]
+__all__ = [
+    "Submount",
+    "attached",
+    "change",
+    "copied",
+    "copied_path",
+    "mounted_below",
+    "submounts",
+    "unmount_below",
+]
 
 
 @contextmanager
@@ -94,10 +104,30 @@ def unmount_below(directory: Path) -> None:
 def mounted_below(directory: Path) -> list[str]:
     """Mount points at or below `directory`, as this process sees them."""
     prefix = os.path.realpath(directory)
-    points = (line.split(b" ")[4] for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
-    # The kernel writes blanks and backslashes in octal.
-    names = [os.fsdecode(re.sub(rb"\\([0-7]{3})", _character, point)) for point in points]
+    names = [point for point, _ in _mount_points()]
     return [name for name in names if name == prefix or name.startswith(f"{prefix}/")]
+
+
+class Submount(NamedTuple):
+    """What is mounted at `path` below a directory, by its device (`major:minor`)."""
+
+    path: str
+    device: str
+
+
+def submounts(directory: str) -> tuple[Submount, ...]:
+    """What is mounted below `directory`, a resolved path, as this process sees it; sorted."""
+    prefix = f"{directory.rstrip('/')}/"
+    below = (found for found in _mount_points() if found[0].startswith(prefix))
+    return tuple(sorted({Submount(point.removeprefix(prefix), device) for point, device in below}))
+
+
+def _mount_points() -> Iterator[tuple[str, str]]:
+    """Each with its device."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        # The kernel writes blanks and backslashes in octal.
+        yield os.fsdecode(re.sub(rb"\\([0-7]{3})", _character, fields[4])), fields[2].decode()
 
 
 def _character(octal: "re.Match[bytes]") -> bytes:

@@ -124,15 +124,18 @@ def test_read_only_is_so_below_as_well(directory: SandboxDirectory, rootfs: Path
 
 @own_mounts
 def test_what_is_mounted_later(directory: SandboxDirectory, rootfs: Path, data: Path, tmp_path: Path) -> None:
-    """It shows in a volume, but in a read-only one only where that was asked for: it comes with the host's flags."""
+    """It shows in a volume, but in a read-only one only where that was asked for: it comes with the host's flags. Who
+    shares a writer's mount protects itself by the guest's.
+    """
     tmpfs(tmp_path)  # all of it in a mount of its own, which is shared
     subprocess.run(["mount", "--make-shared", tmp_path], check=True)
     for path in (directory.mounts, directory.shared, rootfs, data / "below"):
         path.mkdir(parents=True)
     mounts = {
-        "writable": volume(data),
         "closed": volume(data, readonly=True),
         "follows": volume(data, readonly=True, follows=True),
+        "writable": volume(data),
+        "with the writer": volume(data, readonly=True),
     }
     with shared_directory(directory), ExitStack() as stack:
         for name, mount in mounts.items():
@@ -140,7 +143,7 @@ def test_what_is_mounted_later(directory: SandboxDirectory, rootfs: Path, data: 
         tmpfs(data / "below")
         (data / "below/file").touch()
         shown = {name: (directory.shared / name / "mounts/data/below/file").exists() for name in mounts}
-        assert shown == {"writable": True, "closed": False, "follows": True}
+        assert shown == {"closed": False, "follows": True, "writable": True, "with the writer": True}
 
 
 @own_mounts
@@ -234,3 +237,84 @@ def test_a_dead_sandbox_is_removed_with_what_is_mounted(
     assert not directory.run.exists()
     assert (rootfs / "file").exists()
     assert outside.exists()
+
+
+@own_mounts
+def test_one_mount_of_a_directory(directory: SandboxDirectory, rootfs: Path, data: Path, tmp_path: Path) -> None:
+    """However often it is mounted, by whatever path; of one that nobody writes, a read-only one."""
+    other, only = tmp_path / "other", tmp_path / "only"
+    for path in (other, only):
+        path.mkdir()
+    (tmp_path / "link").symlink_to(data)
+    subprocess.run(["mount", "--bind", data, other], check=True)
+    again = HostMount(str(other), "again", "/again", readonly=True)
+    linked = HostMount(str(tmp_path / "link"), "linked", "/linked", readonly=False)
+
+    def places(share: str) -> dict[str, str]:
+        return {link.name: str(link.readlink()) for link in (directory.mounts / share / "mounts").iterdir()}
+
+    with shared_directory(directory):
+        with share_rootfs(directory, "first", Rootfs(rootfs, mounts=(volume(data, readonly=True),))):
+            with share_rootfs(
+                directory, "a", Rootfs(rootfs, mounts=(again, volume(data), volume(only, readonly=True)))
+            ):
+                found = places("a")
+                assert found["again"] == found["data"] != found["only"]
+                # It came before there was anybody to share with.
+                assert found["data"] not in places("first").values()
+                with share_rootfs(directory, "b", Rootfs(rootfs, mounts=(linked, volume(only, readonly=True)))):
+                    assert places("b") == {"linked": found["data"], "only": found["only"]}
+            assert len(list((directory.mounts / "~volumes").iterdir())) == 1
+        assert list(directory.mounts.iterdir()) == []
+
+
+@pytest.mark.parametrize("propagates", [False, True])
+def test_another_tree_below_is_another_mount(
+    directory: SandboxDirectory, rootfs: Path, data: Path, tmp_path: Path, propagates: bool
+) -> None:
+    """What the host has mounted since is in the mount that is there, or that is none to share."""
+
+    @own_mounts
+    def work() -> None:
+        tmpfs(tmp_path)
+        subprocess.run(["mount", "--make-shared" if propagates else "--make-private", tmp_path], check=True)
+        for path in (directory.mounts, directory.shared, rootfs, data / "below"):
+            path.mkdir(parents=True)
+        with (
+            shared_directory(directory),
+            share_rootfs(directory, "a", Rootfs(rootfs, mounts=(volume(data),))) as before,
+        ):
+            tmpfs(data / "below")
+            with share_rootfs(directory, "b", Rootfs(rootfs, mounts=(volume(data),))) as after:
+                assert len(before.directories) == 2
+                assert after.directories[1] == f"{after.directories[0]}/below"
+                assert after.directories[2].endswith("/b/rootfs")
+                assert (before.directories[0] == after.directories[0]) is propagates
+
+    work()
+
+
+@own_mounts
+def test_an_empty_dir_awaits_its_writer(directory: SandboxDirectory, rootfs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pods/u/volumes/kubernetes.io~empty-dir/data"
+    data.mkdir(parents=True)
+    with (
+        shared_directory(directory),
+        share_rootfs(directory, "a", Rootfs(rootfs, mounts=(volume(data, readonly=True),))),
+        share_rootfs(directory, "b", Rootfs(rootfs, mounts=(volume(data),))),
+    ):
+        assert len({(directory.mounts / name / "mounts/data").readlink() for name in ("a", "b")}) == 1
+
+
+@own_mounts
+def test_an_empty_dir_of_memory_is_the_guests(directory: SandboxDirectory, rootfs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pods/u/volumes/kubernetes.io~empty-dir/data"
+    data.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=2750", "tmpfs", data], check=True)
+    with shared_directory(directory):
+        with share_rootfs(directory, "a", Rootfs(rootfs, mounts=(volume(data),))) as first:
+            pass
+        with share_rootfs(directory, "b", Rootfs(rootfs, mounts=(volume(data, readonly=True),))) as second:
+            assert str((directory.mounts / "b/mounts/data").readlink()) == second.memory[0].place
+        assert first.memory == second.memory
+        assert (first.memory[0].size, first.memory[0].mode) == (1 << 20, 0o2750)

@@ -30,6 +30,7 @@ from kata_runtime.sandbox.rootfs import Rootfs
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.trace import SandboxTrace
 from kata_runtime.sandbox.vm import Vm
+from kata_runtime.sandbox.volumes import Shown
 from kata_telemetry.span import Site, use
 from kata_traces.read.trace import Trace, TraceSpan, load_store
 from kata_traces.store.store import Store
@@ -159,7 +160,7 @@ async def scenario(directory: Path, sandbox: list[Plan]) -> Trace:
                 tracing = trace.for_agent(boot, Reading(offset, 0))
                 await agent.call(agent.service.CreateSandbox, pb.CreateSandboxRequest(sandbox_id="s1", tracing=tracing))
             trace.follow(agent)
-            vm = Vm(FakeMachine(), UnixTransport(client), lambda: nullcontext(agent), lambda *_: nullcontext())
+            vm = Vm(FakeMachine(), UnixTransport(client), lambda: nullcontext(agent), lambda *_: nullcontext(Shown()))
             async with asyncio.TaskGroup() as group:
                 for number, plan in enumerate(sandbox):
                     made = Container(f"c{number}", agent, vm, trace.root)

@@ -15,6 +15,7 @@ from kata_runtime.hypervisor.fake import BOOTS, FakeHypervisor, FakeMachine
 from kata_runtime.hypervisor.machine import MachineSpec, Surroundings
 from kata_runtime.sandbox.rootfs import Rootfs
 from kata_runtime.sandbox.vm import Vm, VmRequest
+from kata_runtime.sandbox.volumes import Shown
 from support.clocks import answering
 from support.fake_transport import FakeTransport, Handler
 
@@ -151,10 +152,10 @@ class FakeGuest:
             yield Vm(machine, transport, lambda: nullcontext(self.agent.client()), self._share)
 
     @contextmanager
-    def _share(self, container_id: str, rootfs: Rootfs) -> Iterator[None]:
+    def _share(self, container_id: str, rootfs: Rootfs) -> Iterator[Shown]:
         self.shared[container_id] = rootfs
         try:
-            yield
+            yield Shown()
         finally:
             del self.shared[container_id]
 

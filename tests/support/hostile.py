@@ -15,7 +15,7 @@ from kata_runtime.config.model import AgentConfig, Config, QemuConfig, RuntimeCo
 from kata_runtime.oci.bundle import Bundle
 from kata_runtime.oci.spec import CAPABILITIES
 from kata_runtime.sandbox.container import Container
-from kata_runtime.sandbox.rootfs import share_rootfs
+from kata_runtime.sandbox.rootfs import GUEST_SHARED, share_rootfs
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_runtime.sandbox.streams import Stdio
@@ -177,11 +177,15 @@ class HostileGuest:
             yield
 
     async def attacker(self, name: str, *, privileged: bool, mounts: Iterable[Mapping[str, Any]] = ()) -> Attacker:
-        """A container that obeys; a privileged one has mounted the share anew at SHARE."""
+        """A container that obeys; a privileged one has all of the share at SHARE, as the guest's own root."""
         rootfs = plain_rootfs(self.scratch / name)
         python = os.path.realpath(sys.executable)
         args = (python, "-I", "-S", "-u", "-c", _LOOP)
         workload = self.workload(name, rootfs, mounts=mounts, privileged=privileged, args=args)
+        if privileged:
+            # The agent's mount: of a second one of the device, Linux 6.1 makes whatever file system came last below it.
+            place = {"destination": SHARE, "type": "bind", "source": GUEST_SHARED, "options": ["rbind", "rw"]}
+            workload.spec["mounts"].append(place)
         (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
         error = os.open(self.scratch / f"{name}.stderr", os.O_CREAT | os.O_WRONLY, 0o600)
         for end in (theirs_in, theirs_out):
@@ -192,10 +196,7 @@ class HostileGuest:
         container = await self.create(name, workload, Stdio(theirs_in, theirs_out, error))
         with use(self.trace.root):
             await container.start()
-        attacker = Attacker(container, rootfs, writer, reader)
-        if privileged:
-            await attacker.does(f'mount("kataShared", "{SHARE}", "virtiofs")')
-        return attacker
+        return Attacker(container, rootfs, writer, reader)
 
 
 async def _streams(read: int, write: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -21,7 +21,7 @@ from kata_agent.errors import (
     ResourceError,
     SetupError,
 )
-from kata_agent.guest.mounts import Mounts, Storage
+from kata_agent.guest.mounts import Mounts, Storage, open_directories
 from kata_agent.process.process import Ports
 from kata_common.ids import MAX_HOSTNAME, is_hostname
 from kata_telemetry.span import Site
@@ -151,9 +151,19 @@ class Sandbox:
             raise NotFoundError(f"there is no container {check_id(container_id, 'container id')}") from None
 
     async def create_container(
-        self, container_id: str, spec: Spec, storages: Sequence[Storage], ports: Ports, *, share_pid: bool
+        self,
+        container_id: str,
+        spec: Spec,
+        storages: Sequence[Storage],
+        ports: Ports,
+        *,
+        share_pid: bool,
+        directories: Sequence[str] = (),
     ) -> None:
-        """Make it up to the point where StartContainer lets its command run."""
+        """Make it up to the point where StartContainer lets its command run.
+
+        Its memory ("ephemeral") is the sandbox's: it stays for other containers. `directories` are opened before.
+        """
         check_id(container_id, "container id")
         if not self.id or self._destroying.is_set():
             raise PreconditionError("there is no sandbox: call CreateSandbox first")
@@ -178,7 +188,11 @@ class Sandbox:
             if sysctls := network_sysctls(spec):
                 self.network.set_sysctls(sysctls)
             for storage in storages:
-                await container.mounts.add(storage)
+                if storage.driver == "ephemeral":
+                    await self._mounts.add_once(storage)
+                else:
+                    await container.mounts.add(storage)
+            await open_directories(directories)
             await container.create(spec, ports, placement)
             if share_pid and "pid" not in shared:
                 self._namespaces.adopt_pid(container.init.pid)

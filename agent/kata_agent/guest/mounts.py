@@ -4,6 +4,8 @@ Drivers by Kata's names: "virtio-fs" (a share of the host's, `source` is its tag
 directory) and "bind".
 """
 
+import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +18,7 @@ from kata_common.linux import MountFlag
 from kata_common.threads import in_thread
 from kata_telemetry.span import Site
 
-__all__ = ["DRIVERS", "Mounts", "Storage"]
+__all__ = ["DRIVERS", "Mounts", "Storage", "open_directories"]
 
 _trace = Site(package="container", subsystem="mount")
 
@@ -39,6 +41,7 @@ class Mounts:
 
     def __init__(self) -> None:
         self._points: list[str] = []
+        self._adding = asyncio.Lock()
 
     async def add(self, storage: Storage) -> None:
         """Do one mount. Raises InvalidError, SetupError, ResourceError. A mount that hangs blocks only this call."""
@@ -56,11 +59,39 @@ class Mounts:
         if mounted:
             self._points.append(point)
 
+    async def add_once(self, storage: Storage) -> None:
+        """Do one mount, unless this owner has one there already; raises as `add`."""
+        async with self._adding:
+            if storage.mount_point not in self._points:
+                await self.add(storage)
+
     async def clear(self) -> None:
         """Take them all away, the last first. Busy ones go when their last user does."""
         while self._points:
             with suppress(OSError):
                 await in_thread("umount", partial(linux.umount, self._points.pop()))
+
+
+async def open_directories(paths: Sequence[str]) -> None:
+    """Open directories, so that what virtio-fs announces to be mounted there is mounted in this mount namespace.
+
+    Containers copy it. One that is not there is passed over: whoever mounts it says so. No symlink is followed, for a
+    container may have written what is below its volumes.
+    """
+    if not paths:
+        return
+    with _trace.span("open_directories", count=len(paths)):
+        await in_thread("open", partial(_open_all, paths))
+
+
+def _open_all(paths: Sequence[str]) -> None:
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in paths:
+            with suppress(OSError):
+                os.close(linux.open_beneath(root, path.lstrip("/"), os.O_PATH | os.O_DIRECTORY))
+    finally:
+        os.close(root)
 
 
 def _checked(path: str, what: str) -> str:

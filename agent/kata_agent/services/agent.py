@@ -101,6 +101,7 @@ class AgentService:
             _storages(request.storages),
             _ports(request.stdio),
             share_pid=request.sandbox_pidns,
+            directories=list(request.directories),
         )
         return pb.Empty()
 

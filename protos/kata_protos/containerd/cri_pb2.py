@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kata_protos/containerd/cri.proto\x12\x08kata.cri\"\x87\x01\n\x0fNamespaceOption\x12(\n\x07network\x18\x01 \x01(\x0e\x32\x17.kata.cri.NamespaceMode\x12$\n\x03pid\x18\x02 \x01(\x0e\x32\x17.kata.cri.NamespaceMode\x12$\n\x03ipc\x18\x03 \x01(\x0e\x32\x17.kata.cri.NamespaceMode\"S\n\x1bLinuxSandboxSecurityContext\x12\x34\n\x11namespace_options\x18\x01 \x01(\x0b\x32\x19.kata.cri.NamespaceOption\"o\n\x15LinuxPodSandboxConfig\x12\x15\n\rcgroup_parent\x18\x01 \x01(\t\x12?\n\x10security_context\x18\x02 \x01(\x0b\x32%.kata.cri.LinuxSandboxSecurityContext\"?\n\tDNSConfig\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x10\n\x08searches\x18\x02 \x03(\t\x12\x0f\n\x07options\x18\x03 \x03(\t\"\xf3\x01\n\x10PodSandboxConfig\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\'\n\ndns_config\x18\x04 \x01(\x0b\x32\x13.kata.cri.DNSConfig\x12@\n\x0b\x61nnotations\x18\x07 \x03(\x0b\x32+.kata.cri.PodSandboxConfig.AnnotationsEntry\x12.\n\x05linux\x18\x08 \x01(\x0b\x32\x1f.kata.cri.LinuxPodSandboxConfig\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*=\n\rNamespaceMode\x12\x07\n\x03POD\x10\x00\x12\r\n\tCONTAINER\x10\x01\x12\x08\n\x04NODE\x10\x02\x12\n\n\x06TARGET\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n kata_protos/containerd/cri.proto\x12\x08kata.cri\"\x87\x01\n\x0fNamespaceOption\x12(\n\x07network\x18\x01 \x01(\x0e\x32\x17.kata.cri.NamespaceMode\x12$\n\x03pid\x18\x02 \x01(\x0e\x32\x17.kata.cri.NamespaceMode\x12$\n\x03ipc\x18\x03 \x01(\x0e\x32\x17.kata.cri.NamespaceMode\"S\n\x1bLinuxSandboxSecurityContext\x12\x34\n\x11namespace_options\x18\x01 \x01(\x0b\x32\x19.kata.cri.NamespaceOption\"\xa5\x01\n\x15LinuxPodSandboxConfig\x12\x15\n\rcgroup_parent\x18\x01 \x01(\t\x12?\n\x10security_context\x18\x02 \x01(\x0b\x32%.kata.cri.LinuxSandboxSecurityContext\x12\x34\n\tresources\x18\x05 \x01(\x0b\x32!.kata.cri.LinuxContainerResources\"_\n\x17LinuxContainerResources\x12\x12\n\ncpu_period\x18\x01 \x01(\x03\x12\x11\n\tcpu_quota\x18\x02 \x01(\x03\x12\x1d\n\x15memory_limit_in_bytes\x18\x04 \x01(\x03\"?\n\tDNSConfig\x12\x0f\n\x07servers\x18\x01 \x03(\t\x12\x10\n\x08searches\x18\x02 \x03(\t\x12\x0f\n\x07options\x18\x03 \x03(\t\"\xf3\x01\n\x10PodSandboxConfig\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\'\n\ndns_config\x18\x04 \x01(\x0b\x32\x13.kata.cri.DNSConfig\x12@\n\x0b\x61nnotations\x18\x07 \x03(\x0b\x32+.kata.cri.PodSandboxConfig.AnnotationsEntry\x12.\n\x05linux\x18\x08 \x01(\x0b\x32\x1f.kata.cri.LinuxPodSandboxConfig\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*=\n\rNamespaceMode\x12\x07\n\x03POD\x10\x00\x12\r\n\tCONTAINER\x10\x01\x12\x08\n\x04NODE\x10\x02\x12\n\n\x06TARGET\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PODSANDBOXCONFIG_ANNOTATIONSENTRY']._loaded_options = None
   _globals['_PODSANDBOXCONFIG_ANNOTATIONSENTRY']._serialized_options = b'8\001'
-  _globals['_NAMESPACEMODE']._serialized_start=693
-  _globals['_NAMESPACEMODE']._serialized_end=754
+  _globals['_NAMESPACEMODE']._serialized_start=845
+  _globals['_NAMESPACEMODE']._serialized_end=906
   _globals['_NAMESPACEOPTION']._serialized_start=47
   _globals['_NAMESPACEOPTION']._serialized_end=182
   _globals['_LINUXSANDBOXSECURITYCONTEXT']._serialized_start=184
   _globals['_LINUXSANDBOXSECURITYCONTEXT']._serialized_end=267
-  _globals['_LINUXPODSANDBOXCONFIG']._serialized_start=269
-  _globals['_LINUXPODSANDBOXCONFIG']._serialized_end=380
-  _globals['_DNSCONFIG']._serialized_start=382
-  _globals['_DNSCONFIG']._serialized_end=445
-  _globals['_PODSANDBOXCONFIG']._serialized_start=448
-  _globals['_PODSANDBOXCONFIG']._serialized_end=691
-  _globals['_PODSANDBOXCONFIG_ANNOTATIONSENTRY']._serialized_start=641
-  _globals['_PODSANDBOXCONFIG_ANNOTATIONSENTRY']._serialized_end=691
+  _globals['_LINUXPODSANDBOXCONFIG']._serialized_start=270
+  _globals['_LINUXPODSANDBOXCONFIG']._serialized_end=435
+  _globals['_LINUXCONTAINERRESOURCES']._serialized_start=437
+  _globals['_LINUXCONTAINERRESOURCES']._serialized_end=532
+  _globals['_DNSCONFIG']._serialized_start=534
+  _globals['_DNSCONFIG']._serialized_end=597
+  _globals['_PODSANDBOXCONFIG']._serialized_start=600
+  _globals['_PODSANDBOXCONFIG']._serialized_end=843
+  _globals['_PODSANDBOXCONFIG_ANNOTATIONSENTRY']._serialized_start=793
+  _globals['_PODSANDBOXCONFIG_ANNOTATIONSENTRY']._serialized_end=843
 # @@protoc_insertion_point(module_scope)

@@ -24,14 +24,15 @@ from kata_runtime.engine.standin import Started, stand_in
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci.bundle import Bundle
+from kata_runtime.oci.limits import asked_by
 from kata_runtime.oci.names import names_of
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
 from kata_runtime.sandbox.placement import placement_of
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.session import Session, configured
+from kata_runtime.sandbox.sizing import Sizes
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.vm import Sizes
 from kata_telemetry import logs
 from kata_telemetry.conventions import IMAGE_NAME
 from kata_telemetry.span import Site, use
@@ -261,7 +262,8 @@ class _Run:
         if bundle is None:
             return NO_HOOKS
         names = names_of(bundle.spec)
-        sandbox.options = replace(sandbox.options, hostname=names.hostname, domainname=names.domainname)
+        asked = asked_by(bundle.spec, pod=False)
+        sandbox.options = replace(sandbox.options, hostname=names.hostname, domainname=names.domainname, asked=asked)
         return Hooks.of(bundle.spec, sandbox.id, bundle.directory)
 
     def _stdio(self) -> Stdio:

@@ -112,6 +112,8 @@ APPLIED: Mapping[str, Applied] = {
     "agent.kernel_modules": Applied("agent", "kernel_modules", _modules),
     "hypervisor.default_vcpus": Applied("qemu", "default_vcpus", _number(-1024, 1024)),
     "hypervisor.default_memory": Applied("qemu", "default_memory", _integer(64, 16 << 20)),
+    "hypervisor.default_max_vcpus": Applied("qemu", "default_maxvcpus", _integer(0, 240)),
+    "hypervisor.default_max_memory": Applied("qemu", "default_maxmemory", _integer(0, 16 << 20)),
     "hypervisor.kernel": Applied("qemu", "kernel", _path),
     "hypervisor.initrd": Applied("qemu", "initrd", _path),
     "hypervisor.image": Applied("qemu", "image", _path),
@@ -128,7 +130,6 @@ _UNCHECKED = "files are not checked by a hash"
 _NO_PROGRAM = "a pod can't name programs of the host: set it in configuration.toml"
 # What Kata's keys are called where an annotation has another name (annotations.go, annotations/mod.rs).
 _RENAMED = {
-    "hypervisor.default_max_vcpus": ("hypervisor.qemu", "default_maxvcpus"),
     "hypervisor.blk_logical_sector_size": ("hypervisor.qemu", "block_device_logical_sector_size"),
     "hypervisor.blk_physical_sector_size": ("hypervisor.qemu", "block_device_physical_sector_size"),
     "hypervisor.cc_init_data": ("hypervisor.qemu", "initdata"),

@@ -68,6 +68,8 @@ class QemuConfig:
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"  # ours
     default_vcpus: Annotated[float, _Schema(ge=-1024, le=1024)] = 1.0
     default_memory: Annotated[int, _Schema(ge=64, le=16 << 20)] = 2048  # MiB
+    default_maxvcpus: Annotated[int, _Schema(ge=0, le=240)] = 0
+    default_maxmemory: Annotated[int, _Schema(ge=0, le=16 << 20)] = 0  # MiB
     shared_fs: Literal["virtio-fs"] = "virtio-fs"
     virtio_fs_daemon: str = ""
     virtio_fs_cache: Literal["never", "metadata", "auto", "always"] = "auto"

@@ -29,6 +29,7 @@ _CAPABILITIES = (
 _SERVES = "Waiting for vhost-user socket connection"
 
 
+_FILES = 1_000_000
 # What only QEMU's own says of its version.
 _C_VERSION = "FUSE kernel interface"
 # Flags of the Rust one that the C one has as well, by its own names.
@@ -69,13 +70,15 @@ def to_argv(
     modcaps = [] if any("modcaps" in word for word in extra) else ["modcaps=-mknod"]
     if Path(program).resolve() == Path(_C_PROGRAM) if c is None else c:
         # -f: stay in the foreground, so that we own it. xattr and flock as the Rust one has them.
-        given = [f"source={shared}", *_C_CACHES[cache], "sandbox=namespace", "xattr", "log_level=info", *modcaps]
+        given = [f"source={shared}", *_C_CACHES[cache], "sandbox=namespace", "xattr", "announce_submounts"]
+        given += ["log_level=info", *modcaps]
         options = ["-f", *(word for option in given for word in ("-o", option))]
         extra = [word for option in extra for word in _c_words(option)]
     else:
         options = ["--shared-dir", str(shared), "--cache", cache, "--sandbox", "namespace"]
         options += [f"--{option}" for option in modcaps]
-        options += [] if "--xattr" in extra else ["--xattr"]  # which it takes once only
+        # It takes each once only.
+        options += [flag for flag in ("--xattr", "--announce-submounts") if flag not in extra]
     if not any(option.startswith("--thread-pool-size") for option in extra):
         options.append("--thread-pool-size=1")
     return [program, f"--fd={fd}", *options, *extra]
@@ -89,6 +92,14 @@ def _c_words(option: str) -> list[str]:
 def find_virtiofsd(program: str) -> str:
     """The path of the configured `program`; empty means wherever the distribution has it. Raises HostError."""
     return find_program(program or "virtiofsd", package="virtiofsd", also=PROGRAMS)
+
+
+def _most_files() -> int:
+    """How many descriptors it may have: each file that the guest knows is one. Both programs want as many.
+
+    Without the capability they can't raise it themselves.
+    """
+    return min(_FILES, *(int(Path(f"/proc/sys/fs/{name}").read_text()) for name in ("file-max", "nr_open")))
 
 
 @asynccontextmanager
@@ -120,7 +131,7 @@ async def start_virtiofsd(
             listener.listen(1)
             c = await is_c_program(path)
             argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra, c=c)
-            cage = replace(cage, capabilities=_CAPABILITIES)
+            cage = replace(cage, capabilities=_CAPABILITIES, files=_most_files())
             launched = launch(argv, pass_fds=[listener.fileno()], cage=cage, log_path=log_path, on_line=start.on_line)
             child = await stack.enter_async_context(launched)
             end = stack.enter_context(socket.socket(socket.AF_UNIX))

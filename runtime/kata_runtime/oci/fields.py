@@ -233,7 +233,7 @@ CONFIG: Mapping[str, Shape] = {
         {
             "destination": _KEPT,
             "type": _applied("bind, and file systems that a kernel makes itself; another one is refused"),
-            "source": _applied("shared with the guest; a file of /dev, /proc or /sys is noted"),
+            "source": _applied("shared with the guest, but for what is a kernel's own or a socket: see Volumes"),
             "options": _applied("propagation to and from the host is noted: it ends at the guest's border"),
             "uidMappings": _MOUNT_MAPPING,
             "gidMappings": _MOUNT_MAPPING,

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_runtime.oci.limits import NOTHING, Asked, asked_by
 from kata_runtime.oci.names import names_of
 from kata_runtime.oci.network import network_namespace
 from kata_runtime.oci.spec import SHM, Spec
@@ -21,6 +22,7 @@ class SandboxSpec:
 
     `shm_size` (bytes) is that of the shared memory which whoever made the container has made for it on the host, 0
     where there is none; `netns` is as in `network_namespace`; `dns` are lines of a resolv.conf.
+    `asked` is what its own processes may use, `pod_asked` what all containers of its pod may.
     """
 
     hostname: str = ""
@@ -30,6 +32,8 @@ class SandboxSpec:
     dns: tuple[str, ...] = ()
     cgroups_path: str = ""
     oom_score_adj: int | None = None
+    asked: Asked = NOTHING
+    pod_asked: Asked = NOTHING
 
     @classmethod
     def of(cls, spec: Spec) -> "SandboxSpec":
@@ -37,6 +41,7 @@ class SandboxSpec:
 
         Raises:
             RootfsError: it can't have its names.
+            ConfigError: an annotation is none.
         """
         names = names_of(spec)
         return cls(
@@ -46,6 +51,8 @@ class SandboxSpec:
             netns=network_namespace(spec),
             dns=_resolver(spec),
             cgroups_path=str((spec.get("linux") or {}).get("cgroupsPath") or ""),
+            asked=asked_by(spec, pod=False),
+            pod_asked=asked_by(spec, pod=True),
             oom_score_adj=(spec.get("process") or {}).get("oomScoreAdj"),
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kata_runtime.errors import RootfsError
 from kata_runtime.oci.fields import CONFIG, PROCESS, examine
+from kata_runtime.oci.kernel_files import own_mount
 from kata_runtime.oci.resources import NO_DEVICES, SAME_EVERYWHERE, translate
 
 __all__ = [
@@ -251,7 +252,7 @@ def for_guest(
     result.update(
         ociVersion=OCI_VERSION,
         root={"path": rootfs, "readonly": bool((result.get("root") or {}).get("readonly"))},
-        mounts=[mount for mount in listed if mount is not None],
+        mounts=listed,
         linux={
             **{name: value for name, value in linux.items() if value and name != "cgroupsPath"},
             "namespaces": namespaces,
@@ -343,15 +344,13 @@ def _guest_devices(devices: Sequence[Mapping[str, Any]], notes: list[str]) -> li
 
 # File systems that the guest's kernel makes itself.
 _KERNEL_FILESYSTEMS = {"cgroup", "cgroup2", "devpts", "mqueue", "proc", "ramfs", "sysfs", "tmpfs"}
-# Every kernel has its own; the host's must not be seen in the guest, nor the guest's in a container.
-_KERNEL_DIRECTORIES = ("/dev", "/proc", "/sys")
 # The options of mounts that see what is mounted below them later.
 _FOLLOWING = ("shared", "rshared", "slave", "rslave")
 
 
 def _guest_mount(
     mount: Mapping[str, Any], directory: str, bundle: str, shm: str, shared: list[HostMount], notes: list[str]
-) -> Spec | None:
+) -> Spec:
     destination, kind = mount["destination"], mount.get("type") or ""
     options = list(mount.get("options") or ())
     if kind != "bind" and not {"bind", "rbind"} & set(options):
@@ -366,9 +365,8 @@ def _guest_mount(
             return {"destination": destination, "type": "bind", "source": shm, "options": ["rbind", *_HIDDEN]}
         return next(dict(entry) for entry in _default_mounts() if entry["destination"] == destination)
     source = posixpath.normpath(posixpath.join(bundle, mount.get("source") or ""))
-    if any(source == kernel or source.startswith(f"{kernel}/") for kernel in _KERNEL_DIRECTORIES):
-        notes.append(f"mounts: {source} of the host, for {destination}, is not shared: a kernel has its own")
-        return None
+    if own := own_mount(source, destination, options, notes):
+        return own
     name = f"{len(shared):03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', posixpath.basename(destination))[:64]}"
     # The last one wins, as with mount(8); rro is runc's and crun's word for a read-only mount with all below it.
     access = [option for option in options if option in ("ro", "rro", "rw", "rrw")]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.errors import SandboxError
 from kata_runtime.sandbox.process import Process, ProcessState
-from kata_runtime.sandbox.rootfs import Rootfs
+from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, protect_mounts
 from kata_runtime.sandbox.state import valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.vm import Vm
+from kata_runtime.sandbox.volumes import Memory
 from kata_telemetry.span import NO_SPAN, Site, Span
 
 if TYPE_CHECKING:
@@ -77,12 +78,14 @@ class Container:
         self._require(ContainerState.CREATING)
         with _trace.stage("createContainer", container_id=self.id):
             try:
-                self._stack.enter_context(self._vm.share(self.id, rootfs))
+                shown = self._stack.enter_context(self._vm.share(self.id, rootfs))
                 self._stack.push_async_callback(self.init.close)
                 request = pb.CreateContainerRequest(
                     container_id=self.id,
-                    oci=json.dumps(spec).encode(),
+                    oci=json.dumps(protect_mounts(spec, guest_mounts(rootfs.share or self.id), shown)).encode(),
                     sandbox_pidns=share_pid,
+                    storages=[_memory(memory) for memory in shown.memory],
+                    directories=shown.directories,
                     stdio=pb.StdioPorts(**await self.init.connect(stdio)),
                 )
                 await self._agent.call(self._agent.service.CreateContainer, request, timeout=timeout)
@@ -179,3 +182,16 @@ class Container:
     def _require(self, state: ContainerState) -> None:
         if self.state is not state:
             raise SandboxError(f"container {self.id} is {self.state}, not {state}")
+
+
+def _memory(memory: Memory) -> "pb.Storage":
+    from kata_protos import agent_pb2 as pb
+
+    options = [f"size={memory.size}", f"mode={memory.mode:o}", f"uid={memory.uid}", f"gid={memory.gid}"]
+    return pb.Storage(
+        driver="ephemeral",
+        source="tmpfs",
+        fstype="tmpfs",
+        options=[*options, "nosuid", "nodev"],
+        mount_point=memory.place,
+    )

@@ -17,16 +17,21 @@ from kata_runtime.oci.inside import make_inside
 from kata_runtime.oci.spec import HostMount
 from kata_runtime.sandbox.sources import open_source, writable_in
 from kata_runtime.sandbox.state import SandboxDirectory
+from kata_runtime.sandbox.volumes import GUEST_SHARED, HARMLESS, Shown, protect
 from kata_telemetry.span import Site
 
-__all__ = ["GUEST_SHARED", "Rootfs", "guest_mounts", "guest_rootfs", "mount_points", "share_rootfs", "shared_directory"]
+__all__ = [
+    "GUEST_SHARED",
+    "Rootfs",
+    "guest_mounts",
+    "guest_rootfs",
+    "mount_points",
+    "protect_mounts",
+    "share_rootfs",
+    "shared_directory",
+]
 
 _trace = Site(package="virtcontainers", subsystem="mount")
-
-# Where the agent mounts the shared directory (Kata's path).
-GUEST_SHARED = "/run/kata-containers/shared/containers"
-# Nothing on the host runs what is shared or uses its device nodes; the guest's own kernel heeds neither flag.
-HARMLESS = MountAttribute.NOSUID | MountAttribute.NODEV | MountAttribute.NOEXEC
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ def shared_directory(directory: SandboxDirectory) -> Iterator[None]:
 
 
 @contextmanager
-def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs) -> Iterator[None]:
-    """Show a root filesystem to the guest for the block.
+def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs) -> Iterator[Shown]:
+    """Show a root filesystem, and what the container mounts, to the guest for the block; what that has to do for it.
 
     Raises:
         RootfsError: it, or what the container mounts of the host, can't be shown.
@@ -107,12 +112,17 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
                 with _root_tree(directory, container_id, rootfs, opened.root) as tree:
                     if rootfs.readonly:
                         _make_points(tree, rootfs, opened.mounts)
-                    _protect(tree, str(rootfs.path), readonly=rootfs.readonly)
+                    protect(tree, str(rootfs.path), readonly=rootfs.readonly)
                     stack.enter_context(attached(tree, directory.mounts, f"{name}/rootfs"))
+                sources = [source for source, _ in opened.mounts]
+                volumes = directory.volumes.shown(directory.mounts, rootfs.mounts, sources)
+                places, shown = stack.enter_context(volumes)
+                # Kept mounted in the guest's own namespace: else its kernel forgets what the container still uses.
+                shown.directories.append(guest_rootfs(name))
                 if rootfs.mounts:
-                    _share_mounts(stack, directory.mounts, f"{name}/mounts", rootfs.mounts, opened.mounts)
+                    _link_mounts(stack, home / "mounts", rootfs.mounts, places)
         try:
-            yield
+            yield shown
         finally:
             with _trace.span("bindUnmountContainerRootfs", container_id=container_id):
                 stack.close()
@@ -142,29 +152,14 @@ def _opened(directory: SandboxDirectory, rootfs: Rootfs) -> Iterator[_Opened]:
         yield _Opened(root, tuple((source, stat.S_ISDIR(os.fstat(source).st_mode)) for source in mounts))
 
 
-def _share_mounts(
-    stack: ExitStack, home: Path, name: str, mounts: Sequence[HostMount], opened: Sequence[tuple[int, bool]]
-) -> None:
-    (home / name).mkdir()
-    stack.callback((home / name).rmdir)
-    for mount, (source, is_directory) in zip(mounts, opened, strict=True):
-        point = home / name / mount.name
-        if is_directory:
-            point.mkdir()
-            stack.callback(point.rmdir)
-        else:
-            point.touch(exist_ok=False)
-            stack.callback(point.unlink)
-        with copied(source, mount.source) as tree:
-            _protect(tree, mount.source, readonly=mount.readonly, follows=mount.follows)
-            stack.enter_context(attached(tree, home, f"{name}/{mount.name}"))
-
-
-def _protect(tree: int, name: str, *, readonly: bool, follows: bool = False) -> None:
-    """Make a copy fit to be shared; what is mounted below it later shows up as well where it `follows`."""
-    # What comes later comes with the host's own flags, so it comes to what is read-only only where that was asked for.
-    attributes = HARMLESS | MountAttribute.RDONLY if readonly else HARMLESS
-    change(tree, name, attributes, MountFlag.PRIVATE if readonly and not follows else 0)
+def _link_mounts(stack: ExitStack, home: Path, mounts: Sequence[HostMount], places: Sequence[str]) -> None:
+    """Name what a container mounts by symlinks, which the guest follows and the host never does."""
+    home.mkdir()
+    stack.callback(home.rmdir)
+    for mount, place in zip(mounts, places, strict=True):
+        link = home / mount.name
+        link.symlink_to(place)
+        stack.callback(link.unlink)
 
 
 def _make_points(root: int, rootfs: Rootfs, opened: Sequence[tuple[int, bool]]) -> None:
@@ -198,6 +193,23 @@ def _root_tree(directory: SandboxDirectory, container_id: str, rootfs: Rootfs, s
     upper.chmod(root.st_mode & 0o7777)
     with overlay(rootfs.path, upper, work, merged), copied_path(merged) as tree:
         yield tree
+
+
+def protect_mounts(spec: Mapping[str, Any], mounts: str, shown: Shown) -> dict[str, Any]:
+    """A specification whose read-only mounts of what is in `mounts` (guest) are so for what is mounted below, too.
+
+    Where others write it, that is the guest's to do. For a file `ro` says all, and crun takes no `rro`.
+    """
+
+    def protected(mount: Mapping[str, Any]) -> Mapping[str, Any]:
+        options = list(mount.get("options") or ())
+        home, _, name = (mount.get("source") or "").rpartition("/")
+        if home != mounts or not {"ro", "rro"} & set(options):
+            return mount
+        kept = [option for option in options if option not in ("ro", "rro")]
+        return {**mount, "options": [*kept, "ro", *(["rro"] if name in shown.names else [])]}
+
+    return {**spec, "mounts": [protected(mount) for mount in spec.get("mounts") or ()]}
 
 
 def mount_points(spec: Mapping[str, Any]) -> tuple[str, ...]:

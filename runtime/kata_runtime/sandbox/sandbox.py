@@ -24,17 +24,19 @@ from kata_runtime.errors import AgentError, HypervisorError, SandboxError, quote
 from kata_runtime.guest.agent_log import AgentLog
 from kata_runtime.hypervisor.boot import wait_ready
 from kata_runtime.image import DEFAULT_OUTPUT
+from kata_runtime.oci.limits import Asked
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages, Placement, placed
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import Rootfs
+from kata_runtime.sandbox.sizing import Sizes, vm_sizes
 from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.template.clone import obtain_vm
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.trace import SandboxTrace
-from kata_runtime.sandbox.vm import Sizes, StartVm, Vm, VmRequest, find_artifacts, import_client
+from kata_runtime.sandbox.vm import StartVm, Vm, VmRequest, find_artifacts, import_client
 from kata_runtime.sandbox.watch import first_failure, tell_of_end
 from kata_telemetry.span import Level, Site, Span, current, use
 
@@ -70,8 +72,8 @@ class SandboxOptions:
     own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
     no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
     namespace's localhost reach the guest's. `placement` is its place in the host's cgroups; None leaves its processes
-    where their maker is. `obtain_vm` is how the sandbox comes by its VM: by default from a template, where there is
-    one, else by a boot.
+    where their maker is. `obtain_vm` is how the sandbox comes by its VM, of `sizes`, or as `asked`: by default from a
+    template, where there is one, else by a boot.
     """
 
     hostname: str = ""
@@ -84,6 +86,7 @@ class SandboxOptions:
     forward_localhost: bool = False
     placement: Placement | None = None
     sizes: Sizes = field(default_factory=Sizes)
+    asked: Asked = field(default_factory=Asked)
     directories: Directories = field(default_factory=Directories)
     image_dir: Path = DEFAULT_OUTPUT
     logs_dir: Path | None = None
@@ -161,6 +164,8 @@ class Sandbox:
         try:
             with _trace.stage("createSandboxFromConfig"):
                 with _trace.stage("createSandbox"):
+                    sizes = vm_sizes(self.config, self.options.sizes, self.options.asked)
+                    self.options = replace(self.options, sizes=sizes)
                     with _trace.span("findArtifacts"):
                         artifacts = find_artifacts(self.config, self.options.image_dir)
                     with _trace.span("makeDirectories"):

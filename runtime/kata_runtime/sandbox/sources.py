@@ -13,7 +13,7 @@ from pathlib import Path
 from kata_common.linux import open_beneath
 from kata_runtime.errors import RootfsError
 
-__all__ = ["identity", "open_source", "writable_in"]
+__all__ = ["Identity", "identity", "open_source", "writable_in"]
 
 # As many symlinks as the kernel follows for one path (linux/namei.h, MAXSYMLINKS).
 _MAX_LINKS = 40
@@ -31,7 +31,7 @@ def identity(descriptor: int) -> Identity:
 def writable_in(mounts: Path) -> set[Identity]:
     """The directories of the host that the guest may write, by what is mounted for its containers in `mounts`."""
     found = set()
-    for point in (*mounts.glob("*/rootfs"), *mounts.glob("*/mounts/*")):
+    for point in (*mounts.glob("*/rootfs"), *mounts.glob("~volumes/*")):
         status = point.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode) and not os.statvfs(point).f_flag & os.ST_RDONLY:
             found.add((status.st_dev, status.st_ino))

@@ -1,7 +1,8 @@
 """Where one sandbox keeps its things on the host, and how leftovers of killed runtimes go away.
 
     /run/kata/<id>/              sockets, logs; a lock says that the sandbox lives
-    /run/kata/<id>/mounts/       what is mounted for containers: <container>/rootfs, <container>/mounts/<name>
+    /run/kata/<id>/mounts/       what is mounted for containers: <container>/rootfs, ~volumes/<number>, which
+                                 symlinks <container>/mounts/<name> lead to (in the guest)
     /run/kata/<id>/shared/       the same, read-only but for what is a container's to write: what virtiofsd shares
     /var/lib/kata-containers/sandboxes/<id>/   writable layers of container root filesystems
 
@@ -15,7 +16,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kata_common import places
@@ -24,6 +25,7 @@ from kata_common.removal import Leftovers, remove_tree
 from kata_common.threads import in_thread
 from kata_runtime.errors import HostError, RootfsError, SandboxError
 from kata_runtime.mount_tree import unmount_below
+from kata_runtime.sandbox.volumes import Volumes
 from kata_telemetry.span import Site
 
 __all__ = ["Directories", "SandboxDirectory", "valid_id"]
@@ -89,6 +91,7 @@ class SandboxDirectory:
 
     roots: Directories
     sandbox_id: str
+    volumes: Volumes = field(default_factory=Volumes, compare=False, repr=False)
 
     @property
     def run(self) -> Path:

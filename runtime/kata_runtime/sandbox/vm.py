@@ -34,7 +34,9 @@ from kata_runtime.process import Child, Privileges
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
+from kata_runtime.sandbox.sizing import Sizes
 from kata_runtime.sandbox.state import SandboxDirectory
+from kata_runtime.sandbox.volumes import Shown
 from kata_telemetry.conventions import ACCELERATOR, START_PATH
 from kata_telemetry.span import Site, Span, SpanContext
 
@@ -64,14 +66,6 @@ SHARED_TAG = "kataShared"
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What of the VM can be asked for per sandbox; None takes the configuration's. `memory` in MiB."""
-
-    vcpus: int | None = None
-    memory: int | None = None
-
-
-@dataclass(frozen=True)
 class VmRequest:
     """What a VM is asked to be. `on_console` gets each line of its console, `logs_dir` the logs of its processes.
 
@@ -93,7 +87,7 @@ class VmRequest:
 
 
 ConnectAgent = Callable[[], AbstractAsyncContextManager["AgentClient"]]
-ShareRootfs = Callable[[str, Rootfs], AbstractContextManager[None]]
+ShareRootfs = Callable[[str, Rootfs], AbstractContextManager[Shown]]
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ def options_of(spec: SandboxSpec, *, pod: bool) -> SandboxOptions:
         domainname=spec.domainname,
         share_pid=pod,
         shm_size=spec.shm_size,
+        asked=spec.pod_asked if pod else spec.asked,
         netns=spec.netns,
         dns=spec.dns,
         forward_localhost=pod,

@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kata_protos.containerd import sandbox_pb2 as pb
 from kata_protos.containerd.cgroups2_pb2 import Metrics
 from kata_protos.containerd.cri_pb2 import NODE, POD, DNSConfig, PodSandboxConfig
+from kata_runtime.oci.limits import of_limits
 from kata_runtime.oci.names import names_of
 from kata_runtime.sandbox.placement import Placement
 from kata_runtime.sandbox.sandbox import SandboxOptions
@@ -229,6 +230,7 @@ def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
             config.ParseFromString(request.options.value)
         except DecodeError as error:
             raise InvalidArgument(f"the pod's configuration can't be read: {error}") from error
+    resources = config.linux.resources
     namespaces = config.linux.security_context.namespace_options
     # As containerd's CRI plugin makes them for a pod's own container.
     kinds = ("pid",) if config.HasField("linux") and namespaces.network == NODE else ("pid", "uts")
@@ -242,6 +244,7 @@ def _options(request: pb.CreateSandboxRequest) -> SandboxOptions:
         shm_size=_SHM_SIZE,
         netns=request.netns_path,
         dns=_resolver(config.dns_config),
+        asked=of_limits(resources.cpu_quota, resources.cpu_period, resources.memory_limit_in_bytes),
         forward_localhost=True,
         placement=Placement(_cgroups_path(config.linux.cgroup_parent, request.sandbox_id), whole=True),
     )

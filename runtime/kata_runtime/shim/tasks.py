@@ -26,6 +26,7 @@ from kata_runtime.oci.sandbox import SandboxSpec
 from kata_runtime.oci.spec import guest_process
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, Hooks
 from kata_runtime.sandbox.process import Exit, ProcessState
+from kata_runtime.sandbox.sizing import check_update
 from kata_runtime.sandbox.workload import check, of_bundle, tell
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
@@ -449,6 +450,7 @@ class KataTasks(TaskService):
             raise FailedPrecondition(f"container {request.id} is not running")
         resources = guest_resources(read_resources(request.resources.value))
         tell(resources.notes)
+        check_update(resources.value, self._pod.sandbox.options.sizes)
         if resources.value:
             await managed.container.update(resources.value)
         return Empty()

@@ -74,6 +74,8 @@ EVERYTHING = allowing(".*")
         ("agent.kernel_modules", "e1000e EEE=1; i915", "agent", "kernel_modules", ("e1000e EEE=1", "i915")),
         ("hypervisor.default_vcpus", "1.5", "qemu", "default_vcpus", 1.5),
         ("hypervisor.default_memory", "512", "qemu", "default_memory", 512),
+        ("hypervisor.default_max_vcpus", "8", "qemu", "default_maxvcpus", 8),
+        ("hypervisor.default_max_memory", "8192", "qemu", "default_maxmemory", 8192),
         ("hypervisor.kernel", "/k", "qemu", "kernel", "/k"),
         ("hypervisor.initrd", "/i", "qemu", "initrd", "/i"),
         ("hypervisor.image", "/m", "qemu", "image", "/m"),

@@ -19,11 +19,11 @@ def argv(*extra: str, c: bool, cache: str = "auto") -> list[str]:
 def test_by_default() -> None:
     assert argv(c=False)[2:] == [
         "--shared-dir", "/shared", "--cache", "auto", "--sandbox", "namespace", "--modcaps=-mknod", "--xattr",
-        "--thread-pool-size=1",
+        "--announce-submounts", "--thread-pool-size=1",
     ]  # fmt: skip
     assert argv(c=True)[2:] == [
         "-f", "-o", "source=/shared", "-o", "cache=auto", "-o", "sandbox=namespace", "-o", "xattr",
-        "-o", "log_level=info", "-o", "modcaps=-mknod", "--thread-pool-size=1",
+        "-o", "announce_submounts", "-o", "log_level=info", "-o", "modcaps=-mknod", "--thread-pool-size=1",
     ]  # fmt: skip
 
 

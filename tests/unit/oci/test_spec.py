@@ -313,11 +313,27 @@ def test_shared_memory_of_its_own_stays_its_own() -> None:
     assert for_guest(spec, rootfs="/r", mounts="/m", shm="/guest/shm").spec["mounts"] == spec["mounts"]
 
 
-@pytest.mark.parametrize("source", ["/dev/sda", "/proc", "/sys/fs/bpf", "/srv/../dev"])
-def test_kernel_directories_of_the_host_are_not_shared(source: str) -> None:
-    result = in_guest({**made_for_a_host(), "mounts": [mount("/x", source)]})
-    assert (result.mounts, result.spec.get("mounts")) == ((), None)
-    assert [note for note in result.notes if note.startswith("mounts: ")]
+@pytest.mark.parametrize("source", ["/dev/sda", "/dev", "/proc/sys", "/sys/fs/bpf", "/srv/../dev/pts"])
+def test_kernel_directories_of_the_host_are_refused(source: str) -> None:
+    with pytest.raises(RootfsError, match=r"mount at /x: .* of the host can't be had in a VM"):
+        in_guest({**made_for_a_host(), "mounts": [mount("/x", source)]})
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("/proc", "proc"), ("/sys", "sysfs"), ("/sys/fs/cgroup", "cgroup"), ("/dev/mqueue", "mqueue")],
+)
+def test_file_systems_of_the_hosts_kernel_become_the_guests_own(source: str, kind: str) -> None:
+    result = in_guest({**made_for_a_host(), "mounts": [mount("/x", source, "bind", "rbind", "rslave", "nosuid", "ro")]})
+    assert result.mounts == ()
+    assert result.spec["mounts"] == [mount("/x", kind, kind, "nosuid", "ro")]
+    assert f"mounts: {source} for /x is the guest's own, not the host's" in result.notes
+
+
+@pytest.mark.parametrize("source", ["/dev/null", "/dev/urandom", "/dev/shm/files"])
+def test_devices_of_every_kernel_and_files_in_memory_are_shared(source: str) -> None:
+    [shared] = in_guest({**made_for_a_host(), "mounts": [mount("/x", source)]}).mounts
+    assert shared.source == source
 
 
 @pytest.mark.parametrize("kind", ["ext4", "nfs", "overlay", ""])
