@@ -51,7 +51,7 @@ class _Plain(logging.Formatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from kata_runtime.cli import check, control, run
+    from kata_runtime.cli import check, control, kept_images, run
     from kata_runtime.engine.store import DEFAULT_ROOT
     from kata_runtime.image import command as image
     from kata_traces.commands import main as trace
@@ -86,12 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     run.add_arguments(commands.add_parser("run", help="run a command in a container in a new VM"))
     check.add_arguments(commands.add_parser("check", help="say whether this host can run containers in VMs"))
-    images = commands.add_parser("image", help="build the guest's image").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
+    images = commands.add_parser(
+        "image", help="build the guest's image; list and prune what run --image has unpacked"
+    ).add_subparsers(required=True, metavar="COMMAND")
     build = images.add_parser("build", help="build it where its inputs have changed")
     image.add_arguments(build)
     build.set_defaults(run=lambda options: image.run(options, print))
+    kept_images.add_arguments(images)
     control.add_arguments(trace.add_arguments(commands))
     metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))
     _add_containers(commands)
