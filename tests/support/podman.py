@@ -1,5 +1,6 @@
 """Debian's Podman on directories of its own, with our runtime or another one."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -102,3 +103,8 @@ class Podman:
         for name in ("graph", "run"):
             subprocess.run(["umount", "-R", "-q", self.home / name], check=False, capture_output=True)
         shutil.rmtree(self.home)
+        # Podman never removes the parent of all its cgroups. One that is still in use stays.
+        for parent in Path("/sys/fs/cgroup").glob("**/libpod_parent"):
+            for directory, _, _ in os.walk(parent, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(directory).rmdir()

@@ -95,18 +95,19 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from kata_runtime.cli import check, control, factory
+    from kata_runtime.cli import check, control, factory, kept_images
     from kata_runtime.image import command as image
     from kata_traces.commands import main as trace
     from kata_traces.commands import metrics
 
     check.add_arguments(commands.add_parser("check", help="say whether this host can run containers in VMs"))
-    images = commands.add_parser("image", help="build the guest's image").add_subparsers(
-        required=True, metavar="COMMAND"
-    )
+    images = commands.add_parser(
+        "image", help="build the guest's image; list and prune what run --image has unpacked"
+    ).add_subparsers(required=True, metavar="COMMAND")
     build = images.add_parser("build", help="build it where its inputs have changed")
     image.add_arguments(build)
     build.set_defaults(run=lambda options: image.run(options, print))
+    kept_images.add_arguments(images)
     factory.add_arguments(commands.add_parser("factory", help="guests that have booted before they are wanted"))
     control.add_arguments(trace.add_arguments(commands))
     metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))

@@ -31,7 +31,7 @@ from kata_runtime.errors import ImageError, ProcessError
 from kata_runtime.oci.archive import UNREADABLE, Bounds, BoundsError, Meter, entries, gunzip, is_gzip, opened
 from kata_telemetry.span import Site
 
-__all__ = ["CACHE", "Image", "ImageConfig", "unpack"]
+__all__ = ["CACHE", "Image", "ImageConfig", "Kept", "hold", "kept_images", "prune", "unpack"]
 
 _trace = Site(package="runtime", subsystem="image")
 _log = logging.getLogger("kata.image")
@@ -94,7 +94,10 @@ async def unpack(image: str, cache: Path = CACHE, *, bounds: Bounds = _BOUNDS, p
         try:
             kept = _remembered(cache, source, policy)
             span.set(cached=kept is not None)
-            return kept or await _unpack(source, cache, bounds, policy)
+            # One that goes meanwhile (`prune`) is unpacked once more.
+            while kept is None or hold(kept) is None:
+                kept = await _unpack(source, cache, bounds, policy)
+            return kept
         except OSError as error:
             hint = "make room on the disk" if error.errno == errno.ENOSPC else ""
             raise ImageError(f"{image} can't be unpacked: {error}", hint=hint) from error
@@ -232,6 +235,65 @@ def _load(cache: Path, digest: str) -> Image:
     kept = json.loads((cache / digest / "image.json").read_bytes())
     config: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     return Image(digest, cache / digest / "rootfs", ImageConfig(**config))
+
+
+def hold(image: Image) -> int | None:
+    """Keep `prune` from an image until this descriptor is closed, if only by our end; None where it has gone."""
+    place = image.rootfs.parent
+    descriptor = -1
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.path.samestat(place.stat(), os.fstat(descriptor)):
+            return descriptor
+    except (FileNotFoundError, BlockingIOError):
+        pass
+    if descriptor >= 0:
+        os.close(descriptor)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An unpacked image: `used` says that a container has it; `unpacked` in seconds since the epoch."""
+
+    digest: str
+    unpacked: float
+    used: bool
+
+
+def kept_images(cache: Path = CACHE) -> list[Kept]:
+    """The unpacked images, the newest first."""
+    found = []
+    for note in cache.glob("*/image.json"):
+        if note.parent.name.startswith("."):
+            continue
+        with suppress(FileNotFoundError):
+            used = False
+            try:
+                with _locked(note.parent):
+                    pass
+            except BlockingIOError:
+                used = True
+            found.append(Kept(note.parent.name, note.stat().st_mtime, used))
+    return sorted(found, key=lambda kept: -kept.unpacked)
+
+
+def prune(cache: Path = CACHE) -> list[str]:
+    """Remove the unpacked images that no container has; their digests.
+
+    Raises:
+        ImageError: something of one can't be removed.
+    """
+    gone = []
+    for kept in kept_images(cache):
+        place = cache / kept.digest
+        with suppress(FileNotFoundError, BlockingIOError), _locked(place):
+            away = place.rename(cache / f".new-{kept.digest}")
+            if left_over := remove_tree(away):
+                raise ImageError(f"what is left of {kept.digest} can't be removed: {left_over}")
+            gone.append(kept.digest)
+    return gone
 
 
 async def _unpack(source: _Source, cache: Path, bounds: Bounds, policy: Path) -> Image:
