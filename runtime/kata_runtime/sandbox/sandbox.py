@@ -72,8 +72,7 @@ class SandboxOptions:
     own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
     no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
     namespace's localhost reach the guest's. `placement` is its place in the host's cgroups; None leaves its processes
-    where their maker is. `obtain_vm` is how the sandbox comes by its VM, of `sizes`, or as `asked`: by default from a
-    template, where there is one, else by a boot.
+    where their maker is. `obtain_vm` makes the VM, of `sizes` or as `asked`: a clone of a template, or by a boot.
     """
 
     hostname: str = ""

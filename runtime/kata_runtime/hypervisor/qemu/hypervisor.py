@@ -66,7 +66,8 @@ class Qemu:
         # What QEMU would be told, without what differs from start to start and shapes nothing.
         plain = replace(spec, name="", devices=(), hotplug=True, memory_fd=-1, saved_fd=-1)
         whole = self._whole(plain, 0)
-        settings = {"argv": to_argv(whole, Channels(0, 0, 0)), "ports": TEMPLATE_PORTS, "cpu": host_cpu()}
+        # The program is among the files: PATH may lead to it by one link or another.
+        settings = {"argv": to_argv(whole, Channels(0, 0, 0))[1:], "ports": TEMPLATE_PORTS, "cpu": host_cpu()}
         return Identity(settings, (Path(whole.program), spec.kernel, spec.initrd, spec.image))
 
     def _whole(self, spec: MachineSpec, tsc_khz: int) -> QemuSpec:
