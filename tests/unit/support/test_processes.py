@@ -43,7 +43,11 @@ def test_one_that_is_gone_has_ended(look: Callable[[int], object]) -> None:
 
 
 def test_one_that_lives() -> None:
-    with subprocess.Popen([sys.executable, "-Sc", "input()", "a-mark-of-ours"], stdin=subprocess.PIPE) as child:
+    # It says that it runs: Popen may be back a moment before a program's command line can be seen.
+    command = [sys.executable, "-Sc", "print(flush=True); input()", "a-mark-of-ours"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"\n"
         try:
             assert processes.find(b"a-mark-of-ours") == child.pid
             assert processes.pids(b"a-mark-of-ours", b"-Sc", parents=True) == [child.pid]
