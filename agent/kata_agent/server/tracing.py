@@ -140,8 +140,11 @@ class Tracing:
         elif self._pending.maxlen != MAX_PENDING:
             self._pending = deque(self._pending, MAX_PENDING)
         if parent is None and self._root is None:
-            # Nobody traces but us: the trace is ours, from the kernel's first moment (CLOCK_MONOTONIC 0) on.
-            self._root = _trace.root(self._tracer, "rootSpan", start=1)
+            # Nobody traces but us: the trace is ours, from the kernel's first moment (CLOCK_MONOTONIC 0) on. That is
+            # before a clone's time, whose boot is not told: its trace begins with the call that it is in.
+            told = self._boot is not None
+            start = 1 if told else min((span.start for span in self._open), default=time.monotonic_ns())
+            self._root = _trace.root(self._tracer, "rootSpan", start=start)
             self._adopt(self._root)
 
     def _adopt(self, parent: Span | SpanContext) -> None:
