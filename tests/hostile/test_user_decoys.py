@@ -35,8 +35,8 @@ PROGRAMS = (
 )
 
 
-@pytest.fixture
-def decoys(kata: Kata, tmp_path: Path) -> Path:
+@pytest.fixture(params=["place", "variables"])
+def decoys(request: pytest.FixtureRequest, kata: Kata, tmp_path: Path) -> Path:
     """A directory with a package of every name; `executed` says which of them ran."""
     executed = tmp_path / "executed"
     place = tmp_path / "decoys"
@@ -48,6 +48,8 @@ def decoys(kata: Kata, tmp_path: Path) -> Path:
     for name in PROGRAMS:
         (place / name).write_text(f"#!/bin/sh\necho program {name} >>{executed}\nexit 1\n")
         (place / name).chmod(0o755)
+    if request.param == "place":
+        return place
     kata.environment.update(
         PYTHONPATH=f"{place}::.",
         PYTHONHOME=str(place),
