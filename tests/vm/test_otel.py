@@ -19,7 +19,7 @@ from support.running import Running
 
 pytestmark = pytest.mark.vm
 
-# As instrumentation does it: a function of a library, wrapped from outside. `sitecustomize` runs before anything.
+# As instrumentation does it: a function of a library, wrapped from outside before anything runs.
 INSTRUMENTED = """
 import socket
 
@@ -43,8 +43,9 @@ def packages(kata: Kata, tmp_path: Path) -> Path:
     directory = tmp_path / "site"
     directory.mkdir()
     install(directory)
+    # A caller's PYTHONPATH is not listened to; this is as if the package were installed where the product is.
+    kata.prologue = f"import sys; sys.path.append({str(directory)!r})\n"
     kata.environment |= {
-        "PYTHONPATH": str(directory),
         "SPANS_TO": str(tmp_path / "filed"),
         "SPANS_AWAY": str(tmp_path / "away"),
         "OTEL_TRACES_EXPORTER": "filed",
@@ -100,11 +101,8 @@ def test_another_packages_exporter_gets_each_span_once_though_it_is_killed(kata:
     assert progress.spans == len(trace.spans)
 
 
-def test_an_instrumented_library_is_in_the_trace(kata: Kata, tmp_path: Path) -> None:
-    directory = tmp_path / "site"
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(INSTRUMENTED)
-    kata.environment["PYTHONPATH"] = str(directory)
+def test_an_instrumented_library_is_in_the_trace(kata: Kata) -> None:
+    kata.prologue = INSTRUMENTED
     kata.tracing(runtime=True, agent=True).run("true")
     [found] = [path for path in kata.trace_dir.iterdir() if path.is_dir()]
     trace = load_store(Store(found))

@@ -140,7 +140,7 @@ class Funnel:
         setting = setting_of(request)
         if setting:
             # Before the span, so that CreateSandbox itself is in the trace.
-            tracing.configure(setting, getattr(request, "sandbox_id", ""))
+            tracing.configure(setting, getattr(request, "sandbox_id", ""), since)
         if not tracing.enabled:
             return nullcontext()
         parent = extract(context.invocation_metadata())

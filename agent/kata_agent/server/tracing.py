@@ -111,8 +111,8 @@ class Tracing:
         """Whether spans are made: known to be wanted, not known yet, or for the flight recorder."""
         return self._tracer.level >= 0
 
-    def configure(self, setting: Setting, sandbox_id: str = "") -> None:
-        """Do what the host says. Raises InvalidError."""
+    def configure(self, setting: Setting, sandbox_id: str = "", at: int = 0) -> None:
+        """Do what the host says, by a call that came `at` (CLOCK_MONOTONIC, ns). Raises InvalidError."""
         parent = SpanContext.from_traceparent(setting.traceparent) if setting.traceparent else None
         if setting.traceparent and parent is None:
             raise InvalidError(f"traceparent {setting.traceparent[:80]!r} is not valid W3C trace context")
@@ -141,9 +141,8 @@ class Tracing:
             self._pending = deque(self._pending, MAX_PENDING)
         if parent is None and self._root is None:
             # Nobody traces but us: the trace is ours, from the kernel's first moment (CLOCK_MONOTONIC 0) on. That is
-            # before a clone's time, whose boot is not told: its trace begins with the call that it is in.
-            told = self._boot is not None
-            start = 1 if told else min((span.start for span in self._open), default=time.monotonic_ns())
+            # before a clone's time, whose boot is not told: its trace begins with the call that says so.
+            start = 1 if self._boot is not None else at or self.clock.now()
             self._root = _trace.root(self._tracer, "rootSpan", start=start)
             self._adopt(self._root)
 
