@@ -294,8 +294,12 @@ async def test_where_and_how_soon_processes_run(real: AgentClient) -> None:
     own: dict[str, Any] = {"execCPUAffinity": {"initial": every, "final": "1"}}
     nothing: dict[str, Any] = {}
     for number, (extra, cpus) in enumerate([(nothing, "0"), (own, "1")]):
-        stdout = await real.stdio()
-        await real.exec("c", f"e{number}", "sh", "-c", script, stdout=stdout, **asked, **extra)
+        stdin, stdout = await real.stdio(), await real.stdio()
+        # It looks when the call is over: until then crun may be moving it.
+        await real.exec(
+            "c", f"e{number}", "sh", "-c", f"read x; {script}", stdin=stdin, stdout=stdout, **asked, **extra
+        )
+        await stdin.send(b"\n")
         lines = (await stdout.read_all()).decode().splitlines()
         assert lines[:2] == ["best-effort: prio 6", "4 3"]
         assert lines[2].split()[1] == cpus

@@ -69,6 +69,13 @@ class Tools(NamedTuple):
     # The cgroup file system's root, and below it the parent of the containers' cgroups ("/kata").
     cgroups: Path
     parent: str
+    # What undoes containers that could not be made. It goes on whoever waits for it, so it must end before the reaper.
+    undoing: set[asyncio.Task[None]]
+
+    async def undone(self) -> None:
+        """Wait until nothing is being undone."""
+        if self.undoing:
+            await asyncio.wait(self.undoing)
 
 
 class Container:
@@ -119,7 +126,10 @@ class Container:
                 placement.prioritize(self._init.pid)
                 self._placement = placement
             except BaseException:
-                await asyncio.shield(self._scrap())
+                undoing = asyncio.create_task(self._scrap(), name=f"undo {self.id}")
+                self._tools.undoing.add(undoing)
+                undoing.add_done_callback(self._tools.undoing.discard)
+                await asyncio.shield(undoing)
                 raise
             self.state = State.CREATED
 
