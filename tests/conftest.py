@@ -9,6 +9,7 @@ Tests below tests/vm, tests/faults and tests/hostile are marked `vm`. For each o
 - after it, no process, mount, socket or directory of ours may be left (`support.leaks`).
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -17,16 +18,11 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import FrameType
 
-import hypothesis
 import pytest
 
 from kata_telemetry import logs
 from support import leaks
 from support.kata import Kata, build_image, drop_in, made_template
-
-# How long an example takes is the machine's affair; pytest-timeout ends a test that hangs.
-hypothesis.settings.register_profile("house", deadline=None)
-hypothesis.settings.load_profile("house")
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
@@ -36,6 +32,12 @@ _directory = pytest.StashKey[Path]()
 
 
 def pytest_configure() -> None:
+    with contextlib.suppress(ImportError):  # the guest of `nox -s nested` has no property tests
+        import hypothesis
+
+        # How long an example takes is the machine's affair; pytest-timeout ends a test that hangs.
+        hypothesis.settings.register_profile("house", deadline=None)
+        hypothesis.settings.load_profile("house")
     # CI ends a run with SIGTERM; fixtures must take guests down then, too.
     signal.signal(signal.SIGTERM, _interrupt)
 

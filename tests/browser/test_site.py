@@ -130,7 +130,7 @@ def test_outliers_lead_to_their_trace(pages: Pages) -> None:
         "const s = document.getElementById('stage'); s.value = 'kernel'; s.dispatchEvent(new Event('change'))"
     )
     outliers = "document.querySelectorAll('#chart a.out')"
-    assert pages.browser.run(f"return {outliers}.length") == 20
+    pages.browser.until(f"{outliers}.length === 20")
     target = pages.browser.run(f"return {outliers}[0].getAttribute('href')")
     pages.open(target)
     legend = pages.browser.run("return document.getElementById('legend').textContent")
