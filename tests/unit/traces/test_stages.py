@@ -1,5 +1,9 @@
 """The table of stages is about spans that exist."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from kata_traces.read import stages
@@ -34,3 +38,12 @@ def test_every_prefix_has_its_spans() -> None:
 @pytest.mark.parametrize("name", ["mountRootfs", "HotplugAddDevice", "made.up"])
 def test_a_span_needs_no_row(name: str) -> None:
     assert stages.rule(name) is None
+
+
+def test_the_page_knows_every_stage() -> None:
+    """By their order, which is that of the rows that it is sent, and each with a colour."""
+    page = Path(stages.__file__).parents[1] / "views/page"
+    [listed] = re.findall(r"^const STAGES = (\[.*\]);$", (page / "site.js").read_text(), re.MULTILINE)
+    assert json.loads(listed) == list(stages.Stage)
+    colours = re.findall(r"^  --stage-(\d+):", (page / "page.css").read_text(), re.MULTILINE)
+    assert colours == [str(number) for number in range(len(stages.Stage))]

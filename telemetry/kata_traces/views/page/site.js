@@ -1,6 +1,6 @@
 // The list of all traces: search, sort, chart, compare, open a file.
 
-const STAGES = ["runtime start", "host setup", "QEMU", "firmware", "kernel", "initramfs", "agent", "sandbox", "container", "exec", "workload", "stop"];
+const STAGES = ["runtime start", "host setup", "QEMU", "restore", "hotplug", "firmware", "kernel", "initramfs", "agent", "sandbox", "container", "exec", "workload", "stop"];
 // Rows that are in the page at once, and how long (ms) typing may pause before it is searched.
 const MAX_SHOWN = 60, TYPING = 60, UNREAD_AGAIN = 700;
 // Making one for each row would cost more than all the rest of it.
