@@ -4,8 +4,8 @@ Tests below tests/vm, tests/faults and tests/hostile are marked `vm`. For each o
 
 - `artifacts` is a directory that is kept if the test fails (artifacts/<test id>/). Every `kata-runtime` that the test
   starts keeps its sandboxes' logs (console, QEMU, virtiofsd, agent) and traces there, by environment.
-- its sandboxes are clones of a template where its configuration is like that of the template, which is made with the
-  guest's image, once. Tests of a boot are marked `cold`; with KATA_TEST_COLD=1 all tests are.
+- its sandboxes boot, but in the tests of templates and pools: there they are clones of a template, which is made once.
+  With KATA_TEST_TEMPLATE=1 they are clones everywhere but in tests that are marked `cold`.
 - after it, no process, mount, socket or directory of ours may be left (`support.leaks`).
 """
 
@@ -22,7 +22,7 @@ import pytest
 
 from kata_telemetry import logs
 from support import leaks
-from support.kata import Kata, build_image, drop_in, made_template
+from support.kata import TEMPLATES_WANTED, Kata, build_image, drop_in, made_template
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = ROOT / "artifacts"
@@ -91,6 +91,11 @@ def _log_of_its_own() -> Iterator[None]:
     logs.set_root(None)
 
 
+def _clones(item: pytest.Item) -> bool:
+    """Whether a test's sandboxes are clones of the tests' template."""
+    return TEMPLATES_WANTED or item.path.name in ("test_pool.py", "test_template.py")
+
+
 @pytest.fixture(autouse=True)
 def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     """Around each test that boots a guest: its logs and traces go to `artifacts`, and it leaves nothing."""
@@ -100,7 +105,7 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
     directory = _artifacts(request.node)
     configuration = directory / "configuration.toml"
     configuration.write_text(f'[runtime]\ntrace_dir = "{directory}/traces"\n')
-    cold = request.node.get_closest_marker("cold") is not None or bool(os.environ.get("KATA_TEST_COLD"))
+    cold = request.node.get_closest_marker("cold") is not None or not _clones(request.node)
     # Beside whatever configuration.toml the test writes there.
     drop_in(directory, template=not cold)
     environment = {"KATA_LOGS_DIR": str(directory / "logs"), "KATA_CONF_FILE": str(configuration)}
@@ -116,10 +121,13 @@ def _vm_test(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def guest_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def guest_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The guest's image, up to date with this checkout's agent, and a template of it."""
     build_image()
-    with made_template(tmp_path_factory.mktemp("template")):
+    if any(_clones(item) for item in request.session.items):
+        with made_template(tmp_path_factory.mktemp("template")):
+            yield
+    else:
         yield
 
 

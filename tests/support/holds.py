@@ -21,13 +21,16 @@ _CONSOLE = re.compile(r"kata-test: hold (\w+) ([\d.]+) ([\d.]+)")
 # --- on the host ----------------------------------------------------------------------------------------------------
 
 _WAIT = """#!/bin/sh
+if [ "$1" = --version ]; then exec {program} "$@"; fi
 sleep {after}
 begin=$(date +%s%N); sleep {seconds}; echo "{stage} $begin $(date +%s%N)" >>{log}
 exec {program} "$@"
 """
 # Becomes slow when it is asked to end. Without the wrapper it would be gone with QEMU already.
 _LINGER = """#!{python} -IS
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time
+if sys.argv[1:] == ["--version"]:
+    os.execv("/bin/sh", ["sh", "-c", 'exec {program} "$@"', "sh", *sys.argv[1:]])
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})
 child = subprocess.Popen(["/bin/sh", "-c", 'exec {program} "$@"', "sh", *sys.argv[1:]], close_fds=False)
 signal.sigwait({{signal.SIGTERM}})
@@ -38,11 +41,6 @@ with open({log!r}, "a") as log:
 child.kill()
 child.wait()
 """
-# The runtime gives wrappers the options of the Rust program, which Debian 12 does not have.
-_C_VIRTIOFSD = (
-    '/usr/lib/qemu/virtiofsd "$1" -f -o source="$3" -o cache="$5" -o sandbox=namespace -o xattr -o log_level=info'
-    " --thread-pool-size=1 #"
-)
 # Prologues of `kata-runtime` (`Kata.prologue`).
 _LATE = """
 import time
@@ -150,7 +148,7 @@ launcher["main"]()
 def virtiofsd() -> str:
     """The host's virtiofsd, as a wrapper calls it."""
     rust = Path("/usr/libexec/virtiofsd")
-    return str(rust) if rust.exists() else _C_VIRTIOFSD
+    return str(rust) if rust.exists() else "/usr/lib/qemu/virtiofsd"
 
 
 @dataclass(frozen=True)

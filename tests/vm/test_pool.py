@@ -6,12 +6,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from kata_runtime.pool import wire
+from kata_runtime.sandbox.state import Directories
 from support.kata import Kata
 
 PATIENCE = 150
@@ -47,9 +48,15 @@ def wait_for(condition: "object") -> None:
 
 
 @pytest.fixture
-def pooled(kata: Kata, tmp_path: Path) -> Kata:
+def pooled(kata: Kata, tmp_path: Path) -> Iterator[Kata]:
     kata.configure("factory", vm_cache_number=1, vm_cache_endpoint=str(tmp_path / "pool.sock"))
-    return kata.tracing(runtime=True, agent=True)
+    yield kata.tracing(runtime=True, agent=True)
+    wait_for(lambda: not members())
+    # What a member left that was killed is for the next start to remove; one that is empty, after a minute.
+    Directories().sweep()
+    for path in Path("/run/kata").glob("pool-*"):
+        with suppress(OSError):
+            path.rmdir()
 
 
 @contextmanager

@@ -133,7 +133,7 @@ class FactoryConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    enable_template: bool = True
+    enable_template: bool = False
     template_path: AbsolutePath = ""
     template_on_demand: bool = True  # ours
     vm_cache_number: Annotated[int, _Schema(ge=0, le=64)] = 0
