@@ -34,6 +34,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+def leave(browser: Browser) -> Iterator[None]:
+    """No page of a test asks the next test's server: a live one would come back to a port that is taken anew."""
+    yield
+    browser.command("url", url="about:blank")
+    browser.errors()
+
+
 @pytest.fixture(scope="module")
 def thousand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("store")
@@ -119,6 +127,7 @@ def test_the_keyboard_is_enough(pages: Pages) -> None:
     keys("?")
     pages.browser.until("document.getElementById('keys').open")
     keys(ESCAPE)
+    pages.browser.until("!document.getElementById('keys').open")
     keys(ENTER)
     pages.browser.until("document.documentElement.dataset.drawn")
     assert pages.browser.run("return document.getElementById('back').hidden") is False

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +26,8 @@ ARGUMENTS = (
 # A reference to an element in WebDriver's JSON.
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 TIMEOUT = 60
+# A script that waits in the page says so after LOOK; one that a navigation took away is given up after PATIENCE. In s.
+LOOK, PATIENCE = 2, 8
 
 
 class BrowserError(Exception):
@@ -52,7 +55,7 @@ class Browser:
             "browserName": "chrome",
             "goog:chromeOptions": options,
             "goog:loggingPrefs": {"browser": "ALL"},
-            "timeouts": {"script": TIMEOUT * 500},
+            "timeouts": {"script": PATIENCE * 1000},
         }
         answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": capabilities}})
         self._session = f"/session/{answer['sessionId']}"
@@ -84,16 +87,34 @@ class Browser:
         return self.command("execute/sync", script=script, args=list(arguments))
 
     def until(self, condition: str, *arguments: Any) -> Any:
-        """What the expression `condition` is as soon as it is true: looked at in every frame."""
+        """What the expression `condition` is as soon as it is true: looked at in every frame.
+
+        Also on the next page: a script ends with the page that it runs in, and chromedriver tells that as one that
+        took too long.
+        """
         script = f"""
-            const parameters = [...arguments], done = parameters.pop();
+            const parameters = [...arguments], done = parameters.pop(), end = performance.now() + {LOOK * 1000};
+            addEventListener("pagehide", () => done([null]));
             const look = () => {{
                 const value = (function () {{ return {condition}; }}).apply(null, parameters);
-                if (value) done(value); else requestAnimationFrame(look);
+                if (value || performance.now() > end) done([value]); else requestAnimationFrame(look);
             }};
             look();
         """
-        return self.command("execute/async", script=script, args=list(arguments))
+        patience = time.monotonic() + TIMEOUT / 2
+        while True:
+            lost: BrowserError | None = None
+            try:
+                answer = self.command("execute/async", script=script, args=list(arguments))
+            except BrowserError as error:
+                if not str(error).startswith(("script timeout", "javascript error: document unloaded", "aborted")):
+                    raise
+                lost, answer = error, None
+            if answer and answer[0]:
+                return answer[0]
+            if time.monotonic() > patience:
+                page = self.run("return [location.href, document.documentElement.outerHTML.slice(0, 300)]")
+                raise BrowserError(f"not true within {TIMEOUT / 2:g} s: {condition}; the page: {page}") from lost
 
     def settle(self) -> None:
         """Wait until what was asked to be drawn in the next frame is."""
