@@ -159,15 +159,18 @@ class SandboxTrace:
         self._agent = AgentSide(agent)
         if self._store.writer is None:
             return
-        self._store.writer.begin()
         if self._state.agent:
             self._agent.take(self._store.writer)
 
     def started(self) -> None:
-        """The first process runs. From here on a collector costs the workload's start nothing."""
+        """The first process runs. From here on writing, and a collector, cost the workload's start nothing."""
         if self._started:
             return
         self._started = True
+        if self._store.writer is not None:
+            self._store.writer.begin()
+        if self._agent is not None:
+            self._agent.soon()
         self._begun.note(self.root, self._config.runtime.slow_start_threshold)
         self._runtime.started()
         self._store.export()
