@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from kata_runtime.hypervisor.vsock.device.settings import Settings
 from support import processes
 
 REPO = Path(__file__).parents[2]
@@ -39,12 +40,19 @@ class Backend:
         self.uds = directory / "vs.sock"
         self.vhost, theirs = socket.socketpair()
         sockets = [theirs, listener(self.uds)]
-        options = ["--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)]
-        options += ["--hybrid-fd", str(sockets[1].fileno()), "--uds-path", str(self.uds)]
+        made = []
         for port in forwards:
             sockets.append(listener(directory / f"port{port}"))
-            options += ["--forward", f"{port}:{sockets[-1].fileno()}"]
-        options += ["--hold-timeout", str(hold_timeout), "--log-level", log_level]
+            made.append((port, sockets[-1].fileno()))
+        settings = Settings(
+            vhost_fd=theirs.fileno(),
+            guest_cid=GUEST_CID,
+            hybrid_fd=sockets[1].fileno(),
+            uds_path=str(self.uds),
+            forwards=tuple(made),
+            hold_timeout=hold_timeout,
+            log_level=log_level,
+        )
         prefix = [
             "setpriv",
             "--reuid=65534",
@@ -64,7 +72,7 @@ class Backend:
                 "error",
                 "-m",
                 MODULE,
-                *options,
+                settings.to_json(),
             ],
             pass_fds=[each.fileno() for each in sockets],
             stderr=self._errors,

@@ -14,6 +14,7 @@ from kata_common.interpreter import python_module
 from kata_common.places import AGENT_SOCKET, PORTS, VSOCK_SOCKET
 from kata_runtime.cage import Cage
 from kata_runtime.hypervisor.helper import HelperStart
+from kata_runtime.hypervisor.vsock.device.settings import Settings
 from kata_runtime.process import Child, Privileges, launch
 from kata_telemetry.span import Level, Site, use
 
@@ -61,18 +62,20 @@ async def start_vsock_backend(
             stack.enter_context(ours)  # closed twice is closed
             handed_over.enter_context(theirs)
             hybrid, agent = (handed_over.enter_context(_listen(path)) for path in (hybrid_path, agent_path))
-            argv = [
-                *python_module("kata_runtime.hypervisor.vsock.device"),
-                *("--vhost-fd", str(theirs.fileno()), "--guest-cid", str(GUEST_CID)),
-                *("--hybrid-fd", str(hybrid.fileno()), "--uds-path", str(ports / hybrid_path.name)),
-                *("--forward", f"{Port.AGENT}:{agent.fileno()}"),
-            ]
+            settings = Settings(
+                vhost_fd=theirs.fileno(),
+                guest_cid=GUEST_CID,
+                hybrid_fd=hybrid.fileno(),
+                uds_path=str(ports / hybrid_path.name),
+                forwards=((Port.AGENT, agent.fileno()),),
+                user=(privileges.uid, privileges.gid) if privileges is not None else None,
+            )
             if privileges is not None:
                 # Interpreter and modules may be where only root can read, as below /root: the backend imports them
                 # before it becomes nobody. That loses PR_SET_PDEATHSIG (its man page); the backend ends all the same
                 # when QEMU's end of its socket closes.
                 privileges = dataclasses.replace(privileges, by_child=True)
-                argv += ["--user", f"{privileges.uid}:{privileges.gid}"]
+            argv = [*python_module("kata_runtime.hypervisor.vsock.device"), settings.to_json()]
             fds = [theirs.fileno(), hybrid.fileno(), agent.fileno()]
             # It becomes somebody else itself, and gives these up then; sockets that it connects to have paths.
             cage = dataclasses.replace(cage, capabilities=_CAPABILITIES, namespaces=("net", "ipc", "uts"))

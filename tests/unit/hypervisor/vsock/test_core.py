@@ -1,5 +1,6 @@
 """The vsock backend's pure parts, by tables: how a connection ends, credit, rings, command line."""
 
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from kata_runtime.hypervisor.vsock.device.device import MAX_ANSWERS, WINDOW, Dev
 from kata_runtime.hypervisor.vsock.device.memory import GuestMemory, Region
 from kata_runtime.hypervisor.vsock.device.packet import HEADER, reset_for
 from kata_runtime.hypervisor.vsock.device.ring import Ring, RingError
+from kata_runtime.hypervisor.vsock.device.settings import Settings
 from support.vsock_frontend import GUEST_BASE, INDIRECT, NEXT, RAM_SIZE, USER_BASE, WRITE, Frontend
 
 RCV, SEND, BOTH = 1, 2, 3
@@ -293,23 +295,50 @@ def test_device_holds_for_a_bounded_time_and_number() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--vhost-fd and --guest-cid are needed"),
-        (["--vhost-fd"], "--vhost-fd needs a value"),
-        (["--vhost-fd", "x"], "--vhost-fd can't be 'x'"),
-        (["--vhost-fd", "0", "--guest-cid", "2"], "--guest-cid can't be '2'"),
-        (["--what", "1"], "unknown option --what"),
-        (["--vhost-fd=0", "--guest-cid=3", "--hybrid-fd=1"], "belong together"),
-        (["--uds-path", "x" * 97], "longer than 96 bytes"),
-        (["--forward", "1024"], "--forward can't be ''"),
-        (["--user", "0:5"], "--user can't be '0'"),
-        (["--user", "5"], "--user can't be ''"),
-        (["--hold-timeout", "0"], "--hold-timeout can't be '0'"),
-        (["--hold-timeout", "nan"], "--hold-timeout can't be 'nan'"),
-        (["--log-level", "loud"], "--log-level can't be 'loud'"),
-        (["--vhost-fd=99999", "--guest-cid=3"], "fd 99999 is no socket: Bad file descriptor"),
+        ([], "one argument is needed"),
+        (["{}", "{}"], "one argument is needed"),
+        (["--vhost-fd"], "the settings are not JSON"),
+        (["[" * 100_000], "the settings are not JSON"),
+        (["[]"], "the settings are not a JSON object"),
+        (["{}"], "guest_cid is missing"),
+        (['{"guest_cid": 3}'], "vhost_fd is missing"),
     ],
 )
 def test_command_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(words, message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"vhost_fd": "x"}, "vhost_fd can't be 'x'"),
+        ({"vhost_fd": True}, "vhost_fd can't be 'True'"),
+        ({"vhost_fd": 99999}, "fd 99999 is no socket: Bad file descriptor"),
+        ({"guest_cid": 2}, "guest_cid can't be '2'"),
+        ({"guest_cid": 3.0}, "guest_cid can't be '3.0'"),
+        ({"what": 1}, "there is no setting 'what'"),
+        ({"hybrid_fd": 1}, "belong together"),
+        ({"uds_path": 5}, "uds_path can't be '5'"),
+        ({"uds_path": "x\0"}, "uds_path can't be"),
+        ({"uds_path": "x" * 97}, "longer than 96 bytes"),
+        ({"forwards": 1024}, "forwards can't be '1024'"),
+        ({"forwards": [1024]}, "forwards can't be '1024'"),
+        ({"forwards": [[1024, "x"]]}, "forwards can't be"),
+        ({"forwards": [[1024, -1]]}, "forwards can't be '-1'"),
+        ({"user": [0, 5]}, "user can't be '0'"),
+        ({"user": 5}, "user can't be '5'"),
+        ({"hold_timeout": 0}, "hold_timeout can't be '0'"),
+        ({"hold_timeout": float("nan")}, "hold_timeout can't be 'nan'"),
+        ({"hold_timeout": None}, "hold_timeout can't be 'None'"),
+        ({"log_level": "loud"}, "log_level can't be 'loud'"),
+        ({"log_level": ["x"]}, "log_level can't be"),
+    ],
+)
+def test_settings(setting: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused([json.dumps({"vhost_fd": 0, "guest_cid": 3} | setting)], message, capsys)
+
+
+def refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(words) == 2
     said = capsys.readouterr().err
     assert message in said
@@ -317,13 +346,20 @@ def test_command_line(words: list[str], message: str, capsys: pytest.CaptureFixt
     assert said.startswith("vsock backend: error: ")
 
 
-def test_command_line_wants_the_right_sockets(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_arrive_as_they_are() -> None:
+    settings = Settings(4, 5, hybrid_fd=6, uds_path="/a\udcff/b", forwards=((1024, 7), (1, 8)), user=(9, 10))
+    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings.from_json(Settings(4, 5).to_json()) == Settings(4, 5)
+
+
+def test_settings_name_the_right_sockets(capsys: pytest.CaptureFixture[str]) -> None:
     left, right = socket.socketpair()
     with left, right, socket.socket() as tcp:
-        base = ["--guest-cid=3", f"--vhost-fd={left.fileno()}"]
-        assert command.main([*base, f"--hybrid-fd={right.fileno()}", "--uds-path=/x"]) == 2
-        assert "is not a listening unix stream socket" in capsys.readouterr().err
-        assert command.main([*base, f"--forward=1:{left.fileno()}"]) == 2
-        assert "is given twice" in capsys.readouterr().err
-        assert command.main(["--guest-cid=3", f"--vhost-fd={tcp.fileno()}"]) == 2
-        assert "is not a connected unix stream socket" in capsys.readouterr().err
+        base = Settings(left.fileno(), 3)
+        refused(
+            [base._replace(hybrid_fd=right.fileno(), uds_path="/x").to_json()],
+            "is not a listening unix stream socket",
+            capsys,
+        )
+        refused([base._replace(forwards=((1, left.fileno()),)).to_json()], "is given twice", capsys)
+        refused([base._replace(vhost_fd=tcp.fileno()).to_json()], "is not a connected unix stream socket", capsys)
