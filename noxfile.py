@@ -140,10 +140,10 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times beside a bare QEMU boot (root); --stdio, --network, --containerd, --forwarder, --spans: others."""
+    """Start times beside a bare QEMU boot (root); --stdio, --network, --containerd, --forwarder, --against: others."""
     arguments = list(session.posargs)
     program = "start"
-    for other in ("stdio", "network", "containerd", "forwarder", "spans"):
+    for other in ("stdio", "network", "containerd", "forwarder", "spans", "against"):
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other

@@ -32,7 +32,7 @@ from support import processor, stream_guest
 from support.containerd import Containerd, running, shim_pid, write_shim
 from support.vsock_guest import python_root
 
-__all__ = ["main"]
+__all__ = ["main", "transfer", "under_run"]
 
 _PORT = 5010
 _BLOCK = stream_guest.BLOCK
@@ -75,9 +75,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kata-bench-") as scratch:
         rootfs = python_root(Path(scratch))
         shutil.copy(stream_guest.__file__, rootfs / "stream_guest.py")
-        for key, name, guest in (("run", _RUN, _under_run), ("shim", _SHIM, _under_shim)):
+        run = [str(Path(sys.executable).with_name("kata-runtime")), "run"]
+        guests = {"run": (_RUN, under_run(rootfs, run)), "shim": (_SHIM, _under_shim(rootfs, Path(scratch)))}
+        for key, (name, guest) in guests.items():
             if options.only in (None, key):
-                with guest(rootfs, Path(scratch)) as way:
+                with guest as way:
                     result[name] = _measure(way, options.rounds, options.size << 20)
     good = True
     for name, samples in result.items():
@@ -113,7 +115,7 @@ def _measure(way: Way, rounds: int, size: int) -> dict[str, list[Sample]]:
     for number in range(rounds + 1):
         for verb, taken in samples.items():
             before = {who: processor.seconds(pid) for who, pid in pids.items()}
-            elapsed = _transfer(way, verb, size if number else size // 8)
+            elapsed = transfer(way, verb, size if number else size // 8)
             sample = Sample(elapsed, {who: processor.seconds(pid) - before[who] for who, pid in pids.items()})
             if number:  # the first round warms up
                 taken.append(sample)
@@ -121,8 +123,8 @@ def _measure(way: Way, rounds: int, size: int) -> dict[str, list[Sample]]:
     return samples
 
 
-def _transfer(way: Way, verb: str, size: int) -> float:
-    """Have the guest's program do it, and do our part."""
+def transfer(way: Way, verb: str, size: int) -> float:
+    """Have the guest's program do it, and do our part; seconds."""
     with _dial(way.hybrid) as stream:
         raw = stream.fileno()
         begin = time.monotonic()
@@ -159,11 +161,10 @@ def _dial(hybrid: Path) -> socket.socket:
 
 
 @contextmanager
-def _under_run(rootfs: Path, scratch: Path) -> Iterator[Way]:
-    """`kata-runtime run -i`, with pipes as a shell makes them."""
-    name = f"bench-{os.getpid()}"
-    program = str(Path(sys.executable).with_name("kata-runtime"))
-    argv = [program, "run", "-i", "--name", name, "--rootfs", str(rootfs), "--", *_program()]
+def under_run(rootfs: Path, run: list[str], suffix: str = "") -> Iterator[Way]:
+    """`kata-runtime run -i`, which is `run`, with pipes as a shell makes them."""
+    name = f"bench-{os.getpid()}{suffix}"
+    argv = [*run, "-i", "--name", name, "--rootfs", str(rootfs), "--", *_program()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(argv, **pipes) as child:  # type: ignore[call-overload]
         _until_ready(child.stderr.fileno())
