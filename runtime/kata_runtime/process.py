@@ -54,13 +54,15 @@ _PIPE_READS = 8
 class Privileges:
     """Whom a child runs as; `groups` are supplementary group ids (as kvm's).
 
-    With `by_child` the child starts as we are, but can't gain anything any more, and drops the rest itself.
+    With `by_child` the child starts as we are, but can't gain anything any more, and drops the rest itself. It inherits
+    the descriptor `lease`, which says for as long as it lives that the user is taken (-1: nothing does).
     """
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
     by_child: bool = False
+    lease: int = -1
 
 
 def find_program(name: str, *, package: str, also: Iterable[str] = ()) -> str:
@@ -224,6 +226,7 @@ def _spawn(
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     kept |= {name: directories for name in _SEARCHED if (directories := absolute(os.environ.get(name, "")))}
     _log.debug("child starts", extra={"command": shlex.join(argv)})
+    lease = [privileges.lease] if privileges is not None and privileges.lease >= 0 else []
     log = HelperLog(log_path)
     try:
         popen = subprocess.Popen(
@@ -231,7 +234,7 @@ def _spawn(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            pass_fds=tuple(pass_fds),
+            pass_fds=(*pass_fds, *lease),
             env={**kept, **(environment or {})},
             # Its own session: a Ctrl-C at the terminal is for us to handle, not for QEMU to die of.
             start_new_session=True,

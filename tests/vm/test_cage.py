@@ -136,6 +136,8 @@ def descriptor_kind(path: Path) -> str:
         return "memfd"
     if target.startswith("/dev/"):
         return target
+    if "/.uid-" in target:
+        return "lease"
     if target.startswith("/"):
         return "image" if target.endswith(".img") else "directory" if path.is_dir() else "file"
     return target.partition(":")[0]
@@ -181,14 +183,18 @@ def write(found: dict[str, dict[str, str]]) -> None:
     SECURITY.write_text(before + "\n".join(["<!-- facts: begin -->", *lines, "<!-- facts: end -->"]) + after)
 
 
-def test_a_killed_runtime_leaves_no_cgroup(kata: Kata, tmp_path: Path) -> None:
-    """The next run on the host removes it."""
+def test_a_killed_runtime_leaves_no_cgroup_and_no_user(kata: Kata, tmp_path: Path) -> None:
+    """The next run on the host removes them."""
     name = f"kata-test-{os.getpid()}"
     command = bundle(tmp_path, f"/{name}/box", "sh", "-c", "echo begins; exec sleep 60")
     with kata.start("run", "--bundle", str(command), "--name", "killed", stdout=subprocess.PIPE) as child:
         assert first_line(child) == b"begins\n"
         cgroup = memory_top() / name / "kata_box"
-        pids = [os.pidfd_open(pid) for pid in processes_of(cgroup).values()]
+        found = processes_of(cgroup)
+        [user] = {Path(f"/proc/{found[name]}").stat().st_uid for name in ("QEMU", "vsock backend") if name in found}
+        lease = Path(f"/run/kata/.uid-{user}")
+        assert lease.is_file()
+        pids = [os.pidfd_open(pid) for pid in found.values()]
         child.kill()
         deadline = time.monotonic() + 20
         for pid in pids:
@@ -197,5 +203,6 @@ def test_a_killed_runtime_leaves_no_cgroup(kata: Kata, tmp_path: Path) -> None:
     assert cgroup.exists()
     assert kata.run("true").returncode == 0
     assert not cgroup.exists()
+    assert not lease.exists()
     for top in hierarchies():
         (top / name).rmdir()

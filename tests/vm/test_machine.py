@@ -23,7 +23,6 @@ pytestmark = pytest.mark.vm
 @asynccontextmanager
 async def machine(logs_dir: Path) -> AsyncIterator[Machine]:
     hypervisor = hypervisor_of(Config.default())
-    hypervisor.prepare("machine")
     built = Artifacts.at(Path(os.environ.get("KATA_IMAGE_DIR", DEFAULT_OUTPUT)))
     spec = MachineSpec(
         name="machine",
@@ -34,8 +33,9 @@ async def machine(logs_dir: Path) -> AsyncIterator[Machine]:
         vcpus=1,
         hotplug=True,
     )
-    async with hypervisor.launch(spec, Surroundings(logs_dir=logs_dir)) as running, asyncio.timeout(60):
-        yield running
+    with hypervisor.prepared("machine"):
+        async with hypervisor.launch(spec, Surroundings(logs_dir=logs_dir)) as running, asyncio.timeout(60):
+            yield running
 
 
 async def test_a_machine_boots_without_devices_gets_one_and_ends(tmp_path: Path) -> None:

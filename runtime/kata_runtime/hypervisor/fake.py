@@ -5,7 +5,7 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from kata_common import marks
@@ -110,9 +110,10 @@ class FakeHypervisor:
         self._says = says
         self._terms = terms or Terms()
 
-    def prepare(self, _name: str) -> Terms:
+    @contextmanager
+    def prepared(self, _name: str) -> Iterator[Terms]:
         """See Hypervisor."""
-        return self._terms
+        yield self._terms
 
     @asynccontextmanager
     async def launch(self, spec: MachineSpec, where: Surroundings) -> AsyncIterator[FakeMachine]:

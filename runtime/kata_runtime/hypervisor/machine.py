@@ -5,7 +5,7 @@ is one without a machine, for tests. Where templates, pools and devices that com
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -231,8 +231,10 @@ class Hypervisor(Protocol):
         """As in its configuration table's name."""
         ...
 
-    def prepare(self, name: str) -> Terms:
+    def prepared(self, name: str) -> AbstractContextManager[Terms]:
         """Find out how the machine `name` can run here; comes before what its devices need is started.
+
+        What is taken for it is its own for the block.
 
         Raises:
             HostError: it can't.
@@ -240,7 +242,7 @@ class Hypervisor(Protocol):
         ...
 
     def launch(self, spec: MachineSpec, where: Surroundings) -> AbstractAsyncContextManager[Machine]:
-        """Run a machine for the block; it is booting when this yields. `prepare` has been called.
+        """Run a machine for the block; it is booting when this yields. Within `prepared`.
 
         Raises:
             HypervisorError: it did not start; the hypervisor's words are in it.
@@ -251,7 +253,7 @@ class Hypervisor(Protocol):
     def identity(self, spec: MachineSpec) -> "Identity":
         """What shapes the guest that `launch` would boot: guests of equal identity can be clones of each other.
 
-        `prepare` has been called.
+        Within `prepared`.
 
         Raises:
             HostError: a program is missing.

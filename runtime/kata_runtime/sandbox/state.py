@@ -24,6 +24,7 @@ from kata_common.ids import RULE, is_id
 from kata_common.removal import Leftovers, remove_tree
 from kata_common.threads import in_thread
 from kata_runtime.errors import HostError, RootfsError, SandboxError
+from kata_runtime.hypervisor.users import Users
 from kata_runtime.mount_tree import unmount_below
 from kata_runtime.sandbox.volumes import Volumes
 from kata_telemetry.span import Site
@@ -82,7 +83,12 @@ class Directories:
                 continue  # it lives
             except Exception as error:
                 _log.info("what sandbox %s left can't be removed: %s", name, error)
+        self.sweep_users()
         return gone
+
+    def sweep_users(self) -> None:
+        """Remove the files of users that only killed runtimes had."""
+        Users(self.run).sweep()
 
 
 @dataclass(frozen=True)

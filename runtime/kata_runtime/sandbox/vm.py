@@ -159,9 +159,9 @@ async def start_vm(request: VmRequest) -> AsyncIterator[Vm]:
         HypervisorError: the machine did not start.
     """
     hypervisor = hypervisor_of(request.config)
-    terms = hypervisor.prepare(request.directory.sandbox_id)
-    async with boot_vm(request, hypervisor, terms) as vm:
-        yield vm
+    with hypervisor.prepared(request.directory.sandbox_id) as terms:
+        async with boot_vm(request, hypervisor, terms) as vm:
+            yield vm
 
 
 @asynccontextmanager

@@ -44,6 +44,7 @@ class KataCleanup(Cleanup):
             with directory.locked():
                 directory.close_trace()
                 left = directory.remove(until=time.monotonic() + _REMOVAL)
+            directory.roots.sweep_users()
             if left:
                 import logging
 

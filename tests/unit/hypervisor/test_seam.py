@@ -10,7 +10,7 @@ from kata_runtime.errors import HypervisorError
 from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.hypervisor.factory import hypervisor_of
 from kata_runtime.hypervisor.fake import FakeHypervisor, FakeMachine
-from kata_runtime.hypervisor.machine import End, Hypervisor, Machine, MachineSpec, NetDevice, Surroundings
+from kata_runtime.hypervisor.machine import End, Hypervisor, Machine, MachineSpec, NetDevice, Surroundings, Terms
 from kata_runtime.hypervisor.qemu.machine import QemuMachine
 
 SPEC = MachineSpec(name="a", kernel=Path("k"), initrd=Path("i"), image=Path("r"), memory=64, vcpus=1, hotplug=True)
@@ -38,7 +38,8 @@ def test_implementations_have_no_other_public_methods() -> None:
 async def test_a_fake_machine_as_any_other() -> None:
     said: list[str] = []
     hypervisor: Hypervisor = FakeHypervisor(["Linux version 6.1"])
-    hypervisor.prepare("a")
+    with hypervisor.prepared("a") as terms:
+        assert terms == Terms()
     async with hypervisor.launch(SPEC, Surroundings(on_console=said.append)) as machine:
         assert (machine.end, machine.boot.stage, said) == (None, BootStage.KERNEL, ["Linux version 6.1"])
         for number in range(4):

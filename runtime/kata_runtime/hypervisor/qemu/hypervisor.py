@@ -3,9 +3,8 @@
 import itertools
 import logging
 import os
-import zlib
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from fcntl import ioctl
 from pathlib import Path
@@ -20,6 +19,7 @@ from kata_runtime.hypervisor.qemu.argv import to_argv
 from kata_runtime.hypervisor.qemu.machine import QemuMachine, launch_qemu
 from kata_runtime.hypervisor.qemu.spec import TEMPLATE_PORTS, Channels, QemuSpec
 from kata_runtime.hypervisor.qemu.tsc import TscMeter, tsc_reader
+from kata_runtime.hypervisor.users import User, Users
 from kata_runtime.process import Privileges, find_program
 from kata_runtime.told import first_time
 from kata_telemetry.span import Site
@@ -30,8 +30,6 @@ _trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.qemu")
 
 _PACKAGE = "qemu-system-x86"
-_UID_BASE = 0x7000_0000
-_UID_COUNT = 0x0800_0000
 # KVM_CREATE_VM (linux/kvm.h).
 _KVM_CREATE_VM = 0xAE01
 
@@ -41,21 +39,28 @@ class Qemu:
 
     name = "qemu"
 
-    def __init__(self, config: QemuConfig) -> None:
+    def __init__(self, config: QemuConfig, users: Users | None = None) -> None:
         self._config = config
+        self._users = users or Users()
         self._accelerator = Accelerator.TCG
         self._privileges: Privileges | None = None
         self._tsc = TscMeter(None)
 
-    def prepare(self, name: str) -> Terms:
+    @contextmanager
+    def prepared(self, name: str) -> Iterator[Terms]:
         """See Hypervisor."""
         config = self._config
         self._accelerator = _choose(config)
         kvm = self._accelerator is Accelerator.KVM
         # What it measures by is the time from here to `launch`, in which helpers start.
         self._tsc = TscMeter(None if kvm else tsc_reader())
-        self._privileges = _privileges(name, kvm) if config.rootless else None
-        return Terms(self._privileges, kvm and not config.disable_vhost_net, self._accelerator.value)
+        vhost_net = kvm and not config.disable_vhost_net
+        if not config.rootless:
+            yield Terms(None, vhost_net, self._accelerator.value)
+            return
+        with self._users.taken(name) as user:
+            self._privileges = _privileges(user, kvm)
+            yield Terms(self._privileges, vhost_net, self._accelerator.value)
 
     def launch(self, spec: MachineSpec, where: Surroundings) -> AbstractAsyncContextManager[QemuMachine]:
         """See Hypervisor."""
@@ -141,11 +146,7 @@ def _choose(config: QemuConfig) -> Accelerator:
     return chosen
 
 
-def _privileges(name: str, kvm: bool) -> Privileges:
-    """A user of its own per sandbox, without a name and without rights, so that one QEMU can't touch another's.
-
-    The range is one that neither systemd nor subordinate ids use (systemd's UIDS-GIDS.md).
-    """
-    uid = _UID_BASE + zlib.crc32(name.encode()) % _UID_COUNT
+def _privileges(user: User, kvm: bool) -> Privileges:
+    """Of the user that is the machine's own."""
     groups = (os.stat("/dev/kvm").st_gid,) if kvm else ()  # noqa: PTH116 - one attribute of a device
-    return Privileges(uid, uid, groups)
+    return Privileges(user.uid, user.uid, groups, lease=user.lease)

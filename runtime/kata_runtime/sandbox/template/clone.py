@@ -53,8 +53,8 @@ async def obtain_vm(request: VmRequest) -> AsyncIterator[Vm]:
         HostError, HypervisorError: as a boot.
     """
     hypervisor = hypervisor_of(request.config)
-    terms = hypervisor.prepare(request.directory.sandbox_id)
     async with AsyncExitStack() as stack:
+        terms = stack.enter_context(hypervisor.prepared(request.directory.sandbox_id))
         vm, missing = None, False
         if request.config.factory.enable_template and _ordinary(request):
             vm, missing = await _cloned(stack, request, hypervisor, terms)

@@ -55,11 +55,12 @@ _MODULES = ("virtio_net",)
 def find_template(config: Config, image_dir: Path) -> Meta | None:
     """What is known of the template for this configuration; None where there is none that is whole."""
     hypervisor = hypervisor_of(config)
-    hypervisor.prepare("")
     directory = SandboxDirectory(Directories(), "template")
     request = VmRequest(config, Sizes(), directory, find_artifacts(config, image_dir), Path())
     try:
-        found = TemplateStore.at(config.factory.template_path).find(key_of(request, hypervisor).digest)
+        with hypervisor.prepared(directory.sandbox_id):
+            key = key_of(request, hypervisor)
+        found = TemplateStore.at(config.factory.template_path).find(key.digest)
     except TemplateError:
         return None
     if found is None:
@@ -89,12 +90,12 @@ async def ready_clone(config: Config, image_dir: Path, name: str) -> Spare:
         @asynccontextmanager
         async def obtain(request: VmRequest) -> AsyncIterator[Vm]:
             hypervisor = hypervisor_of(request.config)
-            terms = hypervisor.prepare(name)
-            template = TemplateStore.at(config.factory.template_path).find(known.key)
-            if template is None:
-                raise TemplateError(f"template {known.key[:12]} has gone")
             wanted = replace(request, namespace=f"/proc/{os.getpid()}/fd/{namespace.fd}")
             async with AsyncExitStack() as opened:
+                terms = opened.enter_context(hypervisor.prepared(name))
+                template = TemplateStore.at(config.factory.template_path).find(known.key)
+                if template is None:
+                    raise TemplateError(f"template {known.key[:12]} has gone")
                 with template:
                     cloned = await opened.enter_async_context(clone_vm(wanted, hypervisor, terms, template))
                 yield cloned
@@ -204,14 +205,15 @@ class _Making:
     async def _boot(self, request: VmRequest) -> AsyncIterator[Vm]:
         """A `StartVm`: the guest boots without the devices that its clones will have of their own, then gets them."""
         hypervisor = hypervisor_of(request.config)
-        terms = hypervisor.prepare(request.directory.sandbox_id)
-        self._key = key_of(request, hypervisor)
         spec = machine_spec(request)
         self._memory = self._store.new_file(self._directory, spec.memory << 20)
-        if terms.privileges is not None:
-            os.fchown(self._memory, terms.privileges.uid, terms.privileges.gid)
         spec = replace(spec, hotplug=True, memory_fd=self._memory)
-        async with serve_vm(request, terms) as served:
+        async with AsyncExitStack() as stack:
+            terms = stack.enter_context(hypervisor.prepared(request.directory.sandbox_id))
+            self._key = key_of(request, hypervisor)
+            if terms.privileges is not None:
+                os.fchown(self._memory, terms.privileges.uid, terms.privileges.gid)
+            served = await stack.enter_async_context(serve_vm(request, terms))
             machine = await served.stack.enter_async_context(hypervisor.launch(spec, surroundings(request)))
             await wait_ready(machine, request.config.agent.dial_timeout)
             for device in served.devices:
