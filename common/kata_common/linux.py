@@ -30,6 +30,7 @@ __all__ = [
     "move_mount",
     "open_beneath",
     "open_tree",
+    "pivot_root",
     "power_off",
     "prctl",
     "set_domainname",
@@ -174,6 +175,14 @@ def mount(source: StrPath, target: StrPath, fstype: str = "", flags: int = 0, da
 def umount(target: StrPath, flags: int = MNT_DETACH) -> None:
     """umount2(2); by default the mount point goes at once, the file system when nobody uses it any more."""
     _checked(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def pivot_root(new: StrPath, old: StrPath) -> None:
+    """pivot_root(2): `new` becomes the root of all in this mount namespace; the old one is at `old` then.
+
+    Both may be "."; what is mounted there is the old one then.
+    """
+    _checked(_libc.pivot_root(os.fsencode(new), os.fsencode(old)), new)
 
 
 def unshare(flags: int) -> None:

@@ -12,7 +12,8 @@ __all__ = ["Cage", "cage_prefix", "capability_options"]
 
 # $1 is the score or empty, $2 the number of descriptors or empty (who may not have so many keeps what we have). Then
 # come the files to join by, up to --; 0 is the process itself (cgroups(7)).
-_ENTER = """ulimit -c 0
+_ENTER = """cd / || exit 125
+ulimit -c 0
 if [ -n "$1" ]; then echo "$1" >/proc/self/oom_score_adj || exit 125; fi
 if [ -n "$2" ]; then ulimit -n "$2" 2>/dev/null || ulimit -S -n "$(ulimit -H -n)"; fi
 shift 2
@@ -28,8 +29,8 @@ class Cage:
 
     `files` is how many descriptors it may have; 0 leaves what we may.
     `capabilities` are all that it can ever have, by setpriv's names (`chown`). None of its programs dumps core.
-    `network` is the path of a network namespace to run in; `namespaces` are those of its own, by unshare's names
-    (`net`, `ipc`, `uts`).
+    `network` is the path of a network namespace to run in, `mounts` that of a mount namespace (see `root`);
+    `namespaces` are those of its own, by unshare's names (`net`, `ipc`, `uts`).
     """
 
     cgroups: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Cage:
     files: int = 0
     capabilities: tuple[str, ...] = ()
     network: str = ""
+    mounts: str = ""
     namespaces: tuple[str, ...] = ()
 
 
@@ -48,8 +50,9 @@ def cage_prefix(cage: Cage, find: Callable[[str, str], str]) -> list[str]:
     """
     score = "" if cage.oom_score_adj is None else str(cage.oom_score_adj)
     prefix = [find("sh", "dash"), "-c", _ENTER, "cage", score, str(cage.files or ""), *cage.cgroups, "--"]
-    if cage.network:
-        prefix += [find("nsenter", "util-linux"), f"--net={cage.network}"]
+    joined = [f"--{kind}={path}" for kind, path in (("net", cage.network), ("mount", cage.mounts)) if path]
+    if joined:
+        prefix += [find("nsenter", "util-linux"), *joined]
     if cage.namespaces:
         prefix += [find("unshare", "util-linux"), *(f"--{name}" for name in cage.namespaces)]
     return prefix

@@ -108,7 +108,6 @@ def facts(pid: int) -> dict[str, str]:
     limits = Path(f"/proc/{pid}/limits").read_text()
     ours = [name for name in NAMESPACES if namespace(pid, name) != namespace(os.getpid(), name)]
     descriptors = {descriptor_kind(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
-    root = str(Path(f"/proc/{pid}/root").readlink())
     return {
         "user": "root" if uid == 0 else "one of its own" if uid >= 0x7000_0000 else str(uid),
         "capabilities": capability_names(int(status["CapPrm"], 16)),
@@ -116,11 +115,23 @@ def facts(pid: int) -> dict[str, str]:
         "NoNewPrivs": status["NoNewPrivs"],
         "seccomp": {"0": "none", "2": "filter"}[status["Seccomp"]],
         "own namespaces": " ".join(ours),
-        "root": re.sub(r"/run/kata/[^/]+", "/run/kata/ID", root),
+        "root": root_of(pid),
         "core": re.search(r"Max core file size\s+(\S+)", limits)[1],  # type: ignore[index]
         "oom_score_adj": Path(f"/proc/{pid}/oom_score_adj").read_text().strip(),
         "descriptors": " ".join(sorted(descriptors)),
     }
+
+
+def root_of(pid: int) -> str:
+    """All that it sees of files: what is mounted at its root, of that file system (proc(5), mountinfo), and how."""
+    root = Path(f"/proc/{pid}/root")
+    if root.samefile("/"):
+        return "the host's"
+    mounts = [line.split()[3:6] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    [(source, options)] = [(source, options) for source, point, options in mounts if point == "/"]
+    what = source.rpartition("/")[2] or ("a file system" if any(root.iterdir()) else "nothing")
+    access = " ".join(word for word in options.split(",") if word in ("ro", "rw", "nosuid", "nodev", "noexec"))
+    return f"{what} ({access})"
 
 
 def namespace(pid: int, name: str) -> str:
@@ -134,8 +145,8 @@ def descriptor_kind(path: Path) -> str:
         return target.removeprefix("anon_inode:").strip("[]")
     if target.startswith("/memfd:"):
         return "memfd"
-    if target.startswith("/dev/"):
-        return target
+    if path.is_char_device():
+        return f"/dev/{path.readlink().name}"  # of a mount that it sees no more
     if "/.uid-" in target:
         return "lease"
     if target.startswith("/"):

@@ -44,6 +44,8 @@ def _machine(spec: QemuSpec) -> list[str]:
         "-cpu", cpu,
         "-smp", f"{vcpus},sockets=1,cores={vcpus},threads=1",
         "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot",
+        # Its processors begin when it has lost sight of the host's files (`launch_qemu`).
+        *(() if spec.machine.saved_fd >= 0 else ("-S",)),
         "-rtc", "base=utc,driftfix=slew,clock=host",
     ]  # fmt: skip
 

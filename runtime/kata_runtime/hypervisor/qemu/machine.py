@@ -20,6 +20,7 @@ from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import ports_of, to_argv
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
 from kata_runtime.hypervisor.qemu.spec import Channels, QemuSpec
+from kata_runtime.hypervisor.root import Root
 from kata_runtime.process import Child, Privileges, describe, launch
 from kata_telemetry.span import Site
 
@@ -126,13 +127,14 @@ async def launch_qemu(
         with _trace.stage("launchQemu", accelerator=spec.accelerator) as span:
             span.set(vcpus=machine.vcpus, memory_mib=machine.memory)
             ours, channels, theirs = _channels(stack)
+            root = await stack.enter_async_context(Root.made())
             devices = [fd for device in machine.devices for fd in device.fds]
             devices += [machine.memory_fd] if machine.memory_fd >= 0 else []
             launched = launch(
                 to_argv(spec, channels),
                 pass_fds=[*devices, channels.qmp, channels.console, channels.firmware],
                 privileges=privileges,
-                cage=_cage(where),
+                cage=_cage(where, root),
                 log_path=_file(logs_dir, "qemu.log"),
                 grace=0,
             )
@@ -155,6 +157,10 @@ async def launch_qemu(
                 raise await _launch_error(child, error) from error
             if spec.accelerator is Accelerator.KVM:
                 await _confirm_kvm(qmp)
+            # It has opened all that it needs by a name, and no instruction of the guest has run yet.
+            await root.empty()
+            if machine.saved_fd < 0:
+                await qmp.execute("cont")
         if machine.saved_fd >= 0:
             if where.filled is not None:
                 await where.filled()
@@ -164,11 +170,11 @@ async def launch_qemu(
         yield QemuMachine(child, boot, console, qmp, ports_of(machine))
 
 
-def _cage(where: Surroundings) -> Cage:
+def _cage(where: Surroundings, root: Root) -> Cage:
     """The network of a pod is there for its taps, which are open by then; without one there is none to have."""
     if where.namespace:
-        return replace(where.cage, network=where.namespace, namespaces=("ipc", "uts"))
-    return replace(where.cage, namespaces=("net", "ipc", "uts"))
+        return replace(where.cage, network=where.namespace, mounts=root.path, namespaces=("ipc", "uts"))
+    return replace(where.cage, mounts=root.path, namespaces=("net", "ipc", "uts"))
 
 
 def _firmware_line(boot: Boot, text: str, when: int) -> None:

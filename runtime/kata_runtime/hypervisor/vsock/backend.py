@@ -27,7 +27,7 @@ GUEST_CID = 3
 
 
 # To leave root, its bounding set and the rest of the file system behind.
-_CAPABILITIES = ("setuid", "setgid", "setpcap", "sys_chroot")
+_CAPABILITIES = ("setuid", "setgid", "setpcap", "sys_admin")
 
 
 @dataclass(frozen=True)

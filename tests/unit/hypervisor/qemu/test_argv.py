@@ -110,3 +110,9 @@ def test_places_for_devices_that_come_later() -> None:
 
     assert ports(SPEC) == []
     assert len(ports(with_machine(hotplug=True))) == HOTPLUG_PORTS
+
+
+def test_nothing_of_the_guest_runs_before_it_is_told_to() -> None:
+    """QEMU's root is emptied before that; what was saved was saved while it was stopped."""
+    assert "-S" in to_argv(SPEC, CHANNELS)
+    assert "-S" not in to_argv(with_machine(memory_fd=8, saved_fd=9), CHANNELS)

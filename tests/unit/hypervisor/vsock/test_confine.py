@@ -1,5 +1,6 @@
 """What the backend can't do any more once it serves."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -62,6 +63,7 @@ def test_who_becomes_somebody_keeps_nothing() -> None:
 os.chdir("/proc")
 confine.become(12345, 12345)
 print(open("/self/status").read())
+print("mounts:\\t", open("/self/mountinfo").read().splitlines())
 """
     told = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True).stdout
     status = dict(line.split(":\t", 1) for line in told.splitlines() if ":\t" in line)
@@ -69,3 +71,5 @@ print(open("/self/status").read())
     assert status["Gid"].split() == ["12345"] * 4
     assert status["Groups"].split() == []
     assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    [mount] = ast.literal_eval(status["mounts"].strip())
+    assert mount.split()[4:6] == ["/", "ro,nosuid,nodev,noexec,relatime"]

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from kata_common.linux import prctl
+from kata_common import linux
+from kata_common.linux import MountFlag, prctl
 
 __all__ = ["become", "filter_program", "restrict_calls"]
 
@@ -122,9 +123,22 @@ def restrict_calls() -> None:
     prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(pointer))
 
 
+def _enter_for_good() -> None:
+    """Not chroot(2), which leaves the mounts of the host in the process's namespace."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", "", MountFlag.REC | MountFlag.PRIVATE)
+    here = os.getcwd()  # noqa: PTH109 - pathlib is not imported here
+    linux.mount(here, here, "", MountFlag.BIND)
+    harmless = MountFlag.RDONLY | MountFlag.NOSUID | MountFlag.NODEV | MountFlag.NOEXEC
+    linux.mount("none", here, "", MountFlag.BIND | MountFlag.REMOUNT | harmless)
+    os.chdir(here)
+    linux.pivot_root(".", ".")
+    linux.umount(".")
+
+
 def become(uid: int, gid: int) -> None:
-    """Drop root for good, and the working directory becomes all that there is. Raises OSError."""
-    os.chroot(".")
+    """Drop root for good, and the working directory becomes all that there is, to be read. Raises OSError."""
+    _enter_for_good()
     capability = 0
     while True:
         try:
