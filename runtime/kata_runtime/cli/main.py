@@ -15,7 +15,7 @@ from kata_runtime.complaint import LOGGER, complain
 from kata_runtime.errors import KataError
 from kata_telemetry import logs
 
-__all__ = ["main"]
+__all__ = ["main", "whole_parser"]
 
 _EPILOG = "`kata-runtime COMMAND --help` tells more about a command."
 
@@ -51,7 +51,7 @@ class _Plain(logging.Formatter):
         return told(super().format(record))
 
 
-def _parser(*, alone: bool = False) -> argparse.ArgumentParser:
+def whole_parser(*, alone: bool = False) -> argparse.ArgumentParser:
     """The whole command line, or `alone` the one that knows `run` alone."""
     from kata_runtime.engine.store import DEFAULT_ROOT
 
@@ -117,7 +117,7 @@ def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Commands for what runs."""
-    from kata_runtime.cli import configuration, environment, execute, listing, output, stop
+    from kata_runtime.cli import configuration, environment, execute, install, listing, output, stop
     from kata_runtime.engine import create, life, resources
 
     environment.add_arguments(commands.add_parser("env", help="print what containers would run with here"))
@@ -129,6 +129,7 @@ def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     create.add_arguments(commands.add_parser("create", help="create a container of an OCI bundle (for engines)"))
     life.add_arguments(commands)
     resources.add_arguments(commands)
+    install.add_arguments(commands, whole_parser)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if status is not None:
         return status
     # What others need is not imported for a start.
-    parser = _parser(alone=_past_config(given)[1][:1] == ["run"])
+    parser = whole_parser(alone=_past_config(given)[1][:1] == ["run"])
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         options.parser.unknown(unknown[0])

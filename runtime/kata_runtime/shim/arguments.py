@@ -4,9 +4,23 @@ Flags and actions are from containerd docs/runtime-v2.md. Hand-made, because arg
 containerd waits for as much as all it has to do.
 """
 
-__all__ = ["Arguments", "UsageError", "parse"]
+__all__ = ["FLAGS", "Arguments", "UsageError", "parse"]
 
-_TEXTS = ("namespace", "id", "address", "publish-binary", "bundle", "socket", "debug-socket")
+# Name, value ("": a switch), and what it is for: of --help and the manual.
+FLAGS = (
+    ("namespace", "NS", "containerd's namespace of the container"),
+    ("id", "ID", "the container's id"),
+    ("address", "SOCKET", "where containerd serves its API"),
+    ("publish-binary", "FILE", "containerd's program, for events"),
+    ("bundle", "DIR", "the container's bundle, for delete"),
+    ("socket", "SOCKET", "accepted: nobody uses it with start"),
+    ("debug-socket", "SOCKET", "accepted: nobody uses it with start"),
+    ("debug", "", "a longer log"),
+    ("info", "", "print what this runtime is (containerd.types.RuntimeInfo)"),
+    ("v", "", "print the version"),
+    ("h", "", "print this"),
+)
+_TEXTS = tuple(name for name, value, _ in FLAGS if value)
 _SWITCHES = {"debug": "debug", "info": "info", "v": "version", "version": "version", "h": "help", "help": "help"}
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")

@@ -11,7 +11,7 @@ import sys
 import time
 
 from kata_common import descriptors
-from kata_runtime.shim.arguments import Arguments, UsageError, parse
+from kata_runtime.shim.arguments import FLAGS, Arguments, UsageError, parse
 
 __all__ = ["NAME", "main"]
 
@@ -38,7 +38,7 @@ def main(argv: "list[str] | None" = None, *, daemon: "Daemon | None" = None, cle
         return _fail(str(error), 2)
     try:
         if arguments.help:
-            _say(__doc__ or "")
+            _say(_help())
         elif arguments.version:
             _say(_version())
         elif arguments.info:
@@ -86,6 +86,11 @@ def _kata(launch: "Launch", listener: "socket") -> int:
     from kata_runtime.shim import daemon, tasks
 
     return daemon.main(launch, listener, tasks.open_service)
+
+
+def _help() -> str:
+    flags = "".join(f"  -{f'{name} {value}'.strip():21} {says}\n" for name, value, says in FLAGS)
+    return f"{__doc__}\nFlags:\n{flags}"
 
 
 def _version() -> str:

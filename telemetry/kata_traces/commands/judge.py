@@ -24,7 +24,7 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("traces", nargs="*", metavar="TRACE", help=f"two traces, the older first: {WHICH}")
     parser.add_argument("--baseline", nargs="+", default=[], metavar="TRACE", help="many runs before…")
     parser.add_argument("--candidate", nargs="+", default=[], metavar="TRACE", help="…against many runs after")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument("--format", choices=["text", "json"], default="text", help="(default: text)")
     parser.set_defaults(run=_diff)
 
 

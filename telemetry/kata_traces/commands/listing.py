@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pod", default="", metavar="TEXT", help="whose pod, as NAMESPACE/NAME, contains this")
     parser.add_argument("--limit", type=parse_count, default=0, metavar="N", help="at most so many, the newest")
     parser.add_argument("--full-ids", action="store_true", help="whole ids")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument("--format", choices=["text", "json"], default="text", help="(default: text)")
     parser.add_argument("--no-pager", action="store_true", help="write on, however long it is")
     parser.set_defaults(run=_run)
 

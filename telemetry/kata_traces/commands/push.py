@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", dest="everything", help="all traces that are kept")
     parser.add_argument("--again", action="store_true", help="send also what the collector has taken already")
     parser.add_argument("--endpoint", default="", metavar="URL", help="default: OTEL_EXPORTER_OTLP_ENDPOINT")
-    parser.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="")
+    parser.add_argument("--protocol", choices=["grpc", "http/protobuf"], default="", help="(default: by the port)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each trace (default 60)")
     # What only the configuration says.
     parser.set_defaults(run=_run, given=None)

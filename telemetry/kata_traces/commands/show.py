@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--width", type=parse_positive, default=0, metavar="N", help="columns (default: the terminal's)"
     )
     parser.add_argument("--no-pager", action="store_true", help="write on, however long it is")
-    parser.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    parser.add_argument(
+        "--color", choices=["auto", "always", "never"], default="auto", help="(default: auto, on a terminal)"
+    )
     parser.set_defaults(run=_run)
 
 

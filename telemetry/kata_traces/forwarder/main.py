@@ -27,7 +27,7 @@ from kata_traces.store.store import DEFAULT_TRACE_DIR, Store, stores
 if TYPE_CHECKING:
     from kata_traces.forwarder.courier import Courier
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 _log = logging.getLogger("kata.forwarder")
 
@@ -42,13 +42,13 @@ GRACE: Final = 5.0
 EX_USAGE: Final = 64
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="kata-trace-forwarder",
         description="Takes the spans of agents in guests and brings them to an OpenTelemetry collector.",
         epilog='Needed only where the configuration says trace_transport = "forwarder"; docs/tracing.md tells more.',
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("-l", "--log-level", choices=logs.LEVELS, default="info", help="default: info")
     add("--log-format", choices=logs.FORMATS, default="logfmt", help="default: logfmt")
     add("--otlp-endpoint", default="", metavar="URL", help=f"default: OTEL_EXPORTER_OTLP_ENDPOINT, else {ENDPOINT}")
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"where traces are kept (default: {DEFAULT_TRACE_DIR})",
     )
     add("--run-dir", type=Path, default=Path(RUN_DIR), metavar="DIR", help=f"where sandboxes are (default: {RUN_DIR})")
-    return parser
+    return made
 
 
 def _cid(text: str) -> int:
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listened at.
     """
     descriptors.fill()
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     # Guests may come and go as often as they like.
     logs.configure(options.log_format, options.log_level, sys.stderr, source="forwarder").addFilter(logs.Flood())
     # grpc's core would log every failed attempt.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kata_telemetry import otlp
 from kata_telemetry.wire import MAX_FRAME, NUMBER, FrameError, Frames, frame
 from kata_traces.forwarder.inbox import Origin, _Rate
-from kata_traces.forwarder.main import CID_ANY, _parser, plan
+from kata_traces.forwarder.main import CID_ANY, parser, plan
 from kata_traces.forwarder.sources import SourceError, Template, VsockSource
 from kata_traces.read.trace import load_store
 from kata_traces.store.announce import Announcement
@@ -376,15 +376,15 @@ async def test_a_vsock_peer_that_nobody_announced_is_turned_away(tmp_path: Path)
 
 def test_options(tmp_path: Path) -> None:
     absent, present = tmp_path / "absent", tmp_path
-    default = plan(_parser().parse_args([]), {}, absent)
+    default = plan(parser().parse_args([]), {}, absent)
     assert [target.target for target in default.targets] == ["grpc http://localhost:4317"]
     assert default.templates == ("/run/kata/{ID}/ports/vsock.sock",)
     assert (default.vsock, default.cid, default.port, default.service) == (False, CID_ANY, 10240, "kata-agent")
-    assert plan(_parser().parse_args([]), {}, present).vsock
-    asked = plan(_parser().parse_args(["-l", "trace", "--vsock-cid", "2", "--vsock-port", "7"]), {}, absent)
+    assert plan(parser().parse_args([]), {}, present).vsock
+    asked = plan(parser().parse_args(["-l", "trace", "--vsock-cid", "2", "--vsock-port", "7"]), {}, absent)
     assert (asked.vsock, asked.cid, asked.port) == (True, 2, 7)
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
-    named = plan(_parser().parse_args(["--socket-path", "/a/{ID}", "--socket-path", "/b"]), environment, absent)
+    named = plan(parser().parse_args(["--socket-path", "/a/{ID}", "--socket-path", "/b"]), environment, absent)
     assert named.templates == ("/a/{ID}", "/b")
     assert [target.target for target in named.targets] == ["http/protobuf http://c:4318/v1/traces"]
 
