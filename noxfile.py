@@ -9,7 +9,7 @@ import nox
 nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from it
 nox.options.sessions = ["lint", "types", "unit", "contract"]
 
-PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "noxfile.py")
+PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "debian", "noxfile.py")
 # What `nox -s containerd2` builds.
 CONTAINERD2 = "v2.4.2"
 # Of `uv pip compile`; without headers and addresses, so that it is the same wherever it is made.
@@ -123,6 +123,18 @@ def containerd2(session: nox.Session) -> None:
                 session.run("go", "install", "-tags=no_btrfs", module.format(name), external=True, env=env)
     session.env["PATH"] = f"{directory}:{os.environ['PATH']}"
     python(session, "pytest", "tests/containerd", "--junitxml=artifacts/containerd2.xml", *session.posargs)
+
+
+@nox.session
+def deb(session: nox.Session) -> None:
+    """The Debian package, in artifacts/, and a try of it in fresh roots of Debian 12 and 13 (root; minutes)."""
+    arguments = list(session.posargs)
+    only = "--build-only" in arguments
+    if only:
+        arguments.remove("--build-only")
+    session.run(sys.executable, "-P", "debian/build.py", *arguments, external=True)
+    if not only:
+        pytest(session, "deb")
 
 
 @nox.session

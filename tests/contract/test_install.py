@@ -1,4 +1,4 @@
-"""The wheel as pip installs it, `kata-runtime install` of that below a root, containerd's view of it, and away again."""
+"""The wheel as pip installs it, `kata-runtime install` below a root, what containerd makes of that, and away again."""
 
 import os
 import shutil
@@ -61,19 +61,16 @@ def test_from_the_wheel_to_nothing(system: Path) -> None:
     ).read_bytes()
     assert {"etc/systemd/system/kata-trace-forwarder.service", "usr/share/man/man1/kata-runtime-run.1"} <= paths(system)
     assert run(kata, "--config", system / "etc/kata-containers/configuration.toml", "config", "check")
-    if shutil.which("containerd"):
-        dump = run("containerd", "--config", system / "etc/containerd/config.toml", "config", "dump")
-        assert 'runtime_type = "io.containerd.kata.v2"' in dump
-        # What was configured before still is.
-        assert 'sandbox_image = "kept:1"' in dump
+    dump = run("containerd", "--config", system / "etc/containerd/config.toml", "config", "dump")
+    assert 'runtime_type = "io.containerd.kata.v2"' in dump
+    # What was configured before still is.
+    assert 'sandbox_image = "kept:1"' in dump
     run(kata, "uninstall", "--root", system)
     assert paths(system) == before
     assert (system / "etc/containerd/config.toml").read_text() == CONTAINERD
 
 
 def test_units_are_as_systemd_wants_them(system: Path, tmp_path: Path) -> None:
-    if not shutil.which("systemd-analyze"):
-        pytest.skip("no systemd-analyze")
     kata = system / "opt/kata/bin/kata-runtime"
     run(kata, "install", "--root", system, "--no-image")
     try:

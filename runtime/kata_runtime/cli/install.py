@@ -16,10 +16,13 @@ from kata_runtime.errors import HostError, ProcessError
 from kata_runtime.install import completion
 from kata_runtime.install.commands import Command, Option, read
 from kata_runtime.install.installer import Installer
-from kata_runtime.install.items import PROGRAMS, Layout, items
+from kata_runtime.install.items import PROGRAMS, Item, Layout, items
 from kata_runtime.install.tree import Tree
 
 __all__ = ["add_arguments", "documented"]
+
+# Of the Debian package, whose files dpkg keeps.
+_PACKAGED = "/opt/kata-python/"
 
 # Where anybody finds an installation; below --root.
 _IMAGE = places.IMAGE_DIR
@@ -109,12 +112,9 @@ def _install(options: argparse.Namespace) -> int:
     tree = Tree(options.root)
     if not options.prefix.startswith("/"):
         raise HostError(f"--prefix {options.prefix}: is no absolute path", hint="--prefix /usr/local")
-    layout = Layout(prefix=options.prefix.rstrip("/"))
     release = version("kata-python")
     installer = Installer(tree, _say, dry_run=options.dry_run, version=release)
-    wanted = items(layout, _programs(options.root), documented(options.whole()), release)
-    # A system-wide installation of pip has put them there itself.
-    wanted = [item for item in wanted if item.link != item.path]
+    wanted = _wanted(options, release)
     if not options.no_containerd:
         installer.check_containerd()
     installer.install(wanted, force=options.force)
@@ -125,6 +125,17 @@ def _install(options: argparse.Namespace) -> int:
         _build_image(options)
     _say("done. containerd reads its configuration when it starts: systemctl restart containerd")
     return 0
+
+
+def _wanted(options: argparse.Namespace, release: str) -> list[Item]:
+    programs = _programs(options.root)
+    if f"{programs}/".startswith(_PACKAGED):
+        _say("is there   programs, units, manuals, completions: of the package kata-python")
+        return []
+    layout = Layout(prefix=options.prefix.rstrip("/"))
+    found = items(layout, programs, documented(options.whole()), release)
+    # A system-wide installation of pip has put them there itself.
+    return [item for item in found if item.link != item.path]
 
 
 def _reload_units(options: argparse.Namespace) -> None:
