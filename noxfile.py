@@ -182,6 +182,8 @@ def protos(session: nox.Session) -> None:
     # The virtual path makes the stubs import each other as kata_protos.*.
     protoc = ("grpc_tools.protoc", "--proto_path=kata_protos=protos", "--python_out=protos", "--pyi_out=protos")
     python(session, *protoc, "--grpc_python_out=protos", "kata_protos/agent.proto")
+    # One call of CRI's, made without a stub.
+    python(session, *protoc, "kata_protos/pods.proto")
     # containerd speaks ttrpc, for which the runtime binds the services' descriptors itself.
     python(
         session, *protoc, *sorted(f"kata_protos/containerd/{path.name}" for path in Path("protos/containerd").iterdir())

@@ -49,8 +49,8 @@ def main() -> int:
         files(tree)
         control(tree, options.version)
         target = options.output / f"kata-python_{options.version}_amd64.deb"
-        # Wheels are compressed already.
-        run("dpkg-deb", "--root-owner-group", "-Zxz", "-z1", "--build", tree, target)
+        # Most of it is wheels, which are compressed already.
+        run("dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, target)
     print(target)
     return 0
 

@@ -27,7 +27,7 @@ mount -t tmpfs shm dev/shm
 mount -t tmpfs run run
 mkdir -p .host
 pivot_root . .host
-umount -l /.host
+/.host/bin/umount -l /.host
 rmdir /.host
 echo ready
 exec sleep infinity
@@ -50,7 +50,7 @@ class System:
         if certificates := os.environ.get("PIP_CERT"):
             (self.root / CERTIFICATES[1:]).write_bytes(Path(certificates).read_bytes())
             environment["PIP_CERT"] = CERTIFICATES
-        inside = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--root", "--wd=/"]
+        inside = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--root", "--wd"]
         done = subprocess.run(
             [*inside, *command],
             env=environment,

@@ -23,7 +23,7 @@ PACKAGES = {
 }
 # Rooms in the order a request travels: a room imports those of later rows, and those that are in no row.
 ROWS = {
-    "kata_runtime": [{"member"}, {"cli"}, {"engine"}, {"shim"}, {"sandbox"}, {"hypervisor", "guest"}],
+    "kata_runtime": [{"member"}, {"cli"}, {"monitor"}, {"engine"}, {"shim"}, {"sandbox"}, {"hypervisor", "guest"}],
     "kata_agent": [{"main"}, {"server"}, {"services"}, {"container"}, {"process"}, {"guest"}],
     "kata_traces": [{"commands"}, {"views", "forwarder"}, {"read"}, {"send"}, {"store"}, {"sdk"}],
 }

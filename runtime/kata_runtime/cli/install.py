@@ -70,6 +70,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def documented(runtime: argparse.ArgumentParser) -> list[Command]:
     """The command lines of all programs; `runtime` is that of kata-runtime."""
+    from kata_runtime.monitor.main import parser as monitor
     from kata_runtime.shim.arguments import FLAGS
     from kata_traces.forwarder.main import parser as forwarder
 
@@ -80,7 +81,7 @@ def documented(runtime: argparse.ArgumentParser) -> list[Command]:
         "containerd-shim-kata-v2 FLAGS start|delete",
         options=flags,
     )
-    return [read(runtime), read(forwarder()), shim]
+    return [read(runtime), read(forwarder()), read(monitor()), shim]
 
 
 def _completion(options: argparse.Namespace) -> int:

@@ -95,10 +95,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from kata_runtime.cli import check, control, factory, kept_images
+    from kata_runtime.cli import check, control, factory, kept_images, metrics
     from kata_runtime.image import command as image
     from kata_traces.commands import main as trace
-    from kata_traces.commands import metrics
 
     check.add_arguments(commands.add_parser("check", help="say whether this host can run containers in VMs"))
     images = commands.add_parser(
@@ -110,7 +109,7 @@ def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     kept_images.add_arguments(images)
     factory.add_arguments(commands.add_parser("factory", help="guests that have booted before they are wanted"))
     control.add_arguments(trace.add_arguments(commands))
-    metrics.add_arguments(commands.add_parser("metrics", help="durations of a sandbox's operations, for Prometheus"))
+    metrics.add_arguments(commands.add_parser("metrics", help="figures of a sandbox, for Prometheus"))
     _add_containers(commands)
     commands.add_parser("version", help="print the version")
 

@@ -15,6 +15,7 @@ from kata_protos import agent_pb2 as pb
 from kata_protos import agent_pb2_grpc
 from kata_runtime.errors import AgentError, CommandNotExecutableError, CommandNotFoundError
 from kata_runtime.guest.call import make_call
+from kata_runtime.metrics.durations import AGENT_CALLS
 from kata_telemetry.propagation import inject
 from kata_telemetry.span import Kind, Site
 
@@ -93,7 +94,7 @@ class AgentClient:
             AgentError: the agent refused, is gone, or did not answer within `timeout` seconds (None: no limit).
         """
         name = type(request).__name__.removesuffix("Request")
-        with _span(name, request, lasts=timeout is None):
+        with AGENT_CALLS.timed(f"grpc.{name}Request"), _span(name, request, lasts=timeout is None):
             if self._lost:
                 raise AgentError(name, "UNAVAILABLE", self._lost)
             if self._dial is not None and name not in _BY_GRPC:

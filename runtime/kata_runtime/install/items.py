@@ -10,7 +10,7 @@ from kata_runtime.install.commands import Command
 
 __all__ = ["CONFIGURATION", "PROGRAMS", "Item", "Layout", "items"]
 
-PROGRAMS = ("kata-runtime", "containerd-shim-kata-v2", "kata-trace-forwarder")
+PROGRAMS = ("kata-runtime", "containerd-shim-kata-v2", "kata-trace-forwarder", "kata-monitor")
 CONFIGURATION = "/etc/kata-containers/configuration.toml"
 _DATA = Path(__file__).with_name("data")
 _DEFAULTS = Path(__file__).parent.parent / "config" / "configuration.toml"

@@ -24,6 +24,7 @@ from kata_runtime.errors import AgentError, HypervisorError, SandboxError, quote
 from kata_runtime.guest.agent_log import AgentLog
 from kata_runtime.hypervisor.boot import wait_ready
 from kata_runtime.image import DEFAULT_OUTPUT
+from kata_runtime.metrics.families import SandboxCollector
 from kata_runtime.oci.limits import Asked
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
@@ -51,8 +52,7 @@ _agent_trace = Site(package="virtcontainers", subsystem="agent")
 _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
 
-# Kata's place for it.
-_GUEST_SHM = "/run/kata-containers/sandbox/shm"
+_GUEST_SHM = "/run/kata-containers/sandbox/shm"  # Kata's place for it
 
 
 class SandboxState(StrEnum):
@@ -418,8 +418,8 @@ class Sandbox:
         return self._trace.status()
 
     async def metrics(self, *, openmetrics: bool) -> str:
-        """What its spans say, for Prometheus."""
-        return await asyncio.to_thread(self._trace.metrics, openmetrics=openmetrics)
+        """What its processes, its guest and its spans say, for Prometheus."""
+        return await asyncio.to_thread(self._trace.metrics, SandboxCollector(self.pid), openmetrics=openmetrics)
 
     async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
         """Trace it from now on, or no more; see `SandboxTrace.switch`.

@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from kata_common.contract import snake_case
 from kata_runtime.errors import KataError
+from kata_runtime.metrics.durations import CALLS
 from kata_runtime.shim.failures import to_status
 from kata_runtime.shim.ttrpc.service import Call
 from kata_telemetry.logs import log_fields
@@ -46,6 +48,7 @@ class CallFunnel:
         fields = {_LOGGED[attribute]: value for attribute, value in about.items()}
         with ExitStack() as stack:
             stack.enter_context(log_fields(method=call.method, **fields))
+            stack.enter_context(CALLS.timed(snake_case(call.method)))
             stack.enter_context(_statuses())
             root = self._enter(call)
             stack.enter_context(use(root))

@@ -15,6 +15,7 @@ from kata_traces.read.trace import Trace, TraceSpan
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
+    from prometheus_client.registry import Collector
     from prometheus_client.samples import Exemplar
 
 __all__ = ["BOUNDS", "MAX_OPERATIONS", "OTHER", "expose"]
@@ -133,12 +134,16 @@ def _buckets(operation: _Operation) -> "list[tuple[str, float] | tuple[str, floa
     return buckets
 
 
-def expose(traces: Iterable[Trace], *, openmetrics: bool = True) -> str:
-    """The metrics of these traces as text: OpenMetrics 1.0, which has exemplars, or Prometheus' format 0.0.4."""
+def expose(traces: Iterable[Trace], *, openmetrics: bool = True, more: "Iterable[Collector]" = ()) -> str:
+    """The metrics of these traces as text: OpenMetrics 1.0, which has exemplars, or Prometheus' format 0.0.4.
+
+    Those of the collectors `more` come first.
+    """
     from prometheus_client import CollectorRegistry, exposition
     from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
     registry = CollectorRegistry()
-    registry.register(_Collector(traces))
+    for collector in (*more, _Collector(traces)):
+        registry.register(collector)
     text: bytes = (openmetrics_exposition if openmetrics else exposition).generate_latest(registry)
     return text.decode()

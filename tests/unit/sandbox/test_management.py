@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kata_runtime import http
 from kata_runtime.cli import control
 from kata_runtime.errors import SandboxError
-from kata_runtime.sandbox import management
 from kata_runtime.sandbox.management import serve_management
 from kata_telemetry.span import Level
 
@@ -122,14 +122,14 @@ async def test_requests_that_are_cut_off(tmp_path: Path, cut_off: bytes) -> None
 
 
 async def test_who_says_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(management, "_REQUEST_TIMEOUT", 0.05)
+    monkeypatch.setattr(http, "_REQUEST_TIMEOUT", 0.05)
     async with served(tmp_path) as (_, path):
         assert (await ask(path, b"GET"))[0] == 408
 
 
 async def test_the_number_of_connections_is_bounded(tmp_path: Path) -> None:
     async with served(tmp_path) as (_, path):
-        silent = [await asyncio.open_unix_connection(path) for _ in range(management._MAX_CONNECTIONS)]
+        silent = [await asyncio.open_unix_connection(path) for _ in range(http._MAX_CONNECTIONS)]
         await asyncio.sleep(0)
         assert (await ask(path, b"GET /tracing HTTP/1.1\r\n\r\n"))[0] == 503
         for _, writer in silent:

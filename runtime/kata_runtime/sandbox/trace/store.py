@@ -1,6 +1,7 @@
 """Where the spans of one sandbox are kept, and who is told of it."""
 
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from kata_telemetry.clock import Clock
 from kata_telemetry.span import SpanContext
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from kata_traces.send.delivery import Link
     from kata_traces.store.writer import StoreWriter
 
@@ -122,16 +125,16 @@ class SandboxStore:
         except (SettingsError, OSError) as error:
             _log.warning("the trace is not sent to the collector: %s", error)
 
-    def metrics(self, *, openmetrics: bool) -> str:
-        """What its spans up to now say, as text for Prometheus; nothing where it is not traced. Takes a moment."""
+    def metrics(self, more: "Iterable[Collector]", *, openmetrics: bool) -> str:
+        """What `more` and its spans up to now say, as text for Prometheus. Takes a moment."""
         from kata_traces.read.metrics import expose
         from kata_traces.read.trace import load_store
 
         if self.writer is None:
-            return expose([], openmetrics=openmetrics)
+            return expose([], openmetrics=openmetrics, more=more)
         self.writer.flush(FLUSH_TIMEOUT)
         trace = load_store(self.writer.store)
-        return expose([trace] if trace else [], openmetrics=openmetrics)
+        return expose([trace] if trace else [], openmetrics=openmetrics, more=more)
 
     def close(self, outcome: str) -> None:
         """Nothing comes any more; `outcome` says how the sandbox ended."""

@@ -28,6 +28,8 @@ from kata_telemetry.clock import Clock
 from kata_telemetry.span import Level, Span, Tracer
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from kata_protos import agent_pb2 as pb
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.guest.clock import Reading
@@ -311,9 +313,9 @@ class SandboxTrace:
             "store": self._store.path,
         }
 
-    def metrics(self, *, openmetrics: bool) -> str:
-        """What its spans up to now say, as text for Prometheus; nothing where it is not traced. Takes a moment."""
-        return self._store.metrics(openmetrics=openmetrics)
+    def metrics(self, *more: "Collector", openmetrics: bool) -> str:
+        """What `more` and its spans up to now say, as text for Prometheus. Takes a moment."""
+        return self._store.metrics(more, openmetrics=openmetrics)
 
     def point_from(self, directory: Path) -> None:
         """Leave a link to the store in the sandbox's directory, for whoever tidies up after a killed runtime."""

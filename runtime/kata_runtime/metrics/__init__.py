@@ -1,0 +1,1 @@
+"""What a sandbox's processes and its guest say of themselves, in Kata's families for Prometheus."""
