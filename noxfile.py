@@ -9,7 +9,7 @@ import nox
 nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from it
 nox.options.sessions = ["lint", "types", "unit", "contract"]
 
-PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "debian", "noxfile.py")
+PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "debian", "deploy", "noxfile.py")
 # What `nox -s containerd2` builds.
 CONTAINERD2 = "v2.4.2"
 # Of `uv pip compile`; without headers and addresses, so that it is the same wherever it is made.
@@ -135,6 +135,17 @@ def deb(session: nox.Session) -> None:
     session.run(sys.executable, "-P", "debian/build.py", *arguments, external=True)
     if not only:
         pytest(session, "deb")
+
+
+@nox.session
+def kubernetes(session: nox.Session) -> None:
+    """The image that deploy/kubernetes runs, in artifacts/, of the Debian package; manifests by their schemas."""
+    session.run(sys.executable, "-P", "debian/build.py", external=True)
+    packages = sorted(Path("artifacts").glob("kata-python_*_amd64.deb"), key=lambda path: path.stat().st_mtime)
+    session.run(sys.executable, "-P", "deploy/kubernetes/image.py", str(packages[-1]), external=True)
+    # Its schemas are 22 MiB, too much for everybody's environment.
+    files = [f"deploy/kubernetes/{name}.yaml" for name in ("daemonset", "runtimeclass", "servicemonitor")]
+    python(session, "uv", "tool", "run", "kubernetes-validate", "--strict", *files)
 
 
 @nox.session
