@@ -5,9 +5,10 @@ import fcntl
 import os
 import struct
 
-__all__ = ["Lock", "write_atomically"]
+__all__ = ["Identity", "Lock", "identify", "write_atomically"]
 
 StrPath = str | os.PathLike[str]
+Identity = tuple[str, int, int, int, int, int]
 
 
 class Lock:
@@ -77,6 +78,16 @@ class Lock:
     @classmethod
     def _request(cls) -> bytes:
         return struct.pack(cls._LAYOUT, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+
+
+def identify(path: StrPath, fd: int | None = None) -> Identity:
+    """What tells one version of a file from another: name, device, inode, size, times of change (ns). Raises OSError.
+
+    A file that is written anew, or replaced, has another time of change (ctime), and nobody can set that. `fd` is the
+    file where it is open already.
+    """
+    found = os.stat(path if fd is None else fd)
+    return (os.fspath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def write_atomically(path: StrPath, content: bytes) -> None:

@@ -1,12 +1,18 @@
 """What `kata-runtime run` says when something is wrong: one error, a hint, the exit code, and nothing left behind."""
 
+import hashlib
+import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kata_runtime.image import DEFAULT_OUTPUT
 from support.kata import Kata
 
 pytestmark = pytest.mark.vm
@@ -53,6 +59,39 @@ def test_missing_configuration(kata: Kata) -> None:
         [str(kata.program), "--config", "/nowhere.toml", "run", "--", "true"], capture_output=True, check=False
     )
     assert "/nowhere.toml" in refused(done)
+
+
+@pytest.fixture
+def image() -> Iterator[Path]:
+    """A copy of the image, where QEMU's user can read it."""
+    with tempfile.TemporaryDirectory(prefix="kata-image-", dir="/var/tmp") as scratch:
+        Path(scratch).chmod(0o755)
+        built = Path(os.environ.get("KATA_IMAGE_DIR", DEFAULT_OUTPUT))
+        yield Path(shutil.copytree(built, Path(scratch) / "image", symlinks=True))
+
+
+@pytest.mark.parametrize("name", ["vmlinux", "initrd.img", "rootfs.img"])
+def test_an_image_that_is_not_what_was_built(kata: Kata, image: Path, name: str) -> None:
+    """A byte, with size and time as before: no instruction of it runs, and `check` tells the same."""
+    path = image / name
+    state = path.stat()
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 0x10]))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    kata.environment["KATA_IMAGE_DIR"] = str(image)
+    text = refused(kata.run("true", options=["--name", f"changed-{name}"]))
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    wanted = json.loads((image / "manifest.json").read_text())["sha256"][name]
+    for part in (str(path), found, wanted, f"kata-runtime image build --output {image}"):
+        assert part in text
+    assert not (kata.logs_dir / f"changed-{name}/console.log").read_text()
+    checked = kata("check")
+    assert checked.returncode == 1
+    assert f"missing  guest image        the guest image's {name} is not what was built" in checked.stdout.decode()
 
 
 def test_missing_kernel(kata: Kata) -> None:

@@ -131,6 +131,7 @@ def _programs(config: Config) -> Iterator[Finding]:
 
 def _image(config: Config) -> Finding:
     from kata_runtime.image import DEFAULT_OUTPUT
+    from kata_runtime.image.verify import verify
     from kata_runtime.sandbox.sandbox import SandboxOptions
     from kata_runtime.sandbox.vm import find_artifacts
 
@@ -139,9 +140,11 @@ def _image(config: Config) -> Finding:
         artifacts = find_artifacts(config, directory)
         ours = artifacts.image.parent == directory
         detail = f"kernel {artifacts.check().kernel_version}: {directory}" if ours else str(artifacts.image)
+        unknown = [path.name for path in verify(artifacts.booted)]
     except KataError as error:
         return Finding("guest image", Verdict.MISSING, str(error), error.hint)
-    return Finding("guest image", Verdict.OK, detail)
+    told = f"; nothing tells what {', '.join(unknown)} should be" if unknown else ", as it was built (sha256)"
+    return Finding("guest image", Verdict.OK, f"{detail}{told}")
 
 
 def _root() -> Finding:

@@ -120,6 +120,8 @@ class FakeHypervisor:
         """See Hypervisor."""
         machine = FakeMachine(spec, Boot(self.name, where.on_console))
         self.machines.append(machine)
+        if where.before is not None:
+            await where.before()
         if spec.saved_fd < 0:
             machine.say(*self._says)
         elif os.pread(spec.saved_fd, len(SAVED), 0) == SAVED:

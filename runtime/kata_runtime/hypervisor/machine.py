@@ -111,15 +111,15 @@ class MachineSpec:
 class Surroundings:
     """Where a machine runs: in the network namespace that the path `namespace` names, if any, and kept to `cage`.
 
-    `logs_dir` receives its logs, `on_console` each line of its console.
+    `logs_dir` receives its logs, `on_console` each line of its console. `before` returns when its guest may run: what
+    it boots from is known, the memory of one that was saved has its content. The hypervisor may start before that.
     """
 
     namespace: str = ""
     cage: Cage = Cage()  # noqa: RUF009 - it is frozen
     logs_dir: Path | None = None
     on_console: Callable[[str], None] | None = None
-    # Returns when the memory of a machine that was saved has its content; its hypervisor may start before.
-    filled: Callable[[], Awaitable[None]] | None = None
+    before: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,7 @@ BUILD_HINT = "build it: kata-runtime image build"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an image was made from (`inputs`) and what came out (`outputs`, sizes in bytes).
+    """What an image was made from (`inputs`) and what came out (`outputs`, sizes in bytes; `sha256`, digests).
 
     `digest` is that of the inputs; it has no date in it.
     """
@@ -28,6 +28,7 @@ class Manifest:
     inputs: Mapping[str, object]
     outputs: Mapping[str, object]
     tools: Mapping[str, str]
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -72,10 +73,15 @@ class Artifacts:
             manifest=directory / "manifest.json",
         )
 
+    @property
+    def booted(self) -> tuple[Path, ...]:
+        """The files that a guest boots from."""
+        return (self.kernel, self.initrd, self.image)
+
     def check(self) -> Manifest:
         """The manifest of an image that is complete. Raises ImageError, with a hint, where it is not."""
         manifest = Manifest.load(self.manifest)
-        for path in (self.kernel, self.initrd, self.image):
+        for path in self.booted:
             size = path.stat().st_size if path.is_file() else None
             if size is None or size != manifest.outputs.get(path.name):
                 state = "missing" if size is None else "damaged"

@@ -20,6 +20,7 @@ from kata_runtime.image import ext4, initramfs, tools, tree
 from kata_runtime.image.artifacts import FORMAT, Artifacts, Manifest
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux
 from kata_runtime.image.packages import Package, Packages
+from kata_runtime.image.verify import digest_of, verify
 from kata_runtime.image.wheels import Wheel, Wheels
 
 __all__ = ["build"]
@@ -90,6 +91,7 @@ class _Build:
         """The manifest of the image that is there, if nothing has changed; an image needs no cache for that."""
         try:
             manifest = Artifacts.at(self.output).check()
+            verify(Artifacts.at(self.output).booted)
         except ImageError:
             return None
         wanted = self._own_inputs()
@@ -137,10 +139,9 @@ class _Build:
                 digest=_digest(inputs),
                 kernel_version=(base / "version").read_text(),
                 inputs=inputs,
-                outputs={
-                    path.name: path.stat().st_size for path in (artifacts.kernel, artifacts.initrd, artifacts.image)
-                },
+                outputs={path.name: path.stat().st_size for path in artifacts.booted},
                 tools={"python": sys.version.split()[0]},
+                sha256={path.name: digest_of(path) for path in artifacts.booted},
             )
             artifacts.manifest.write_text(manifest.dump())
             partial.chmod(0o755)

@@ -37,7 +37,7 @@ from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.template.clone import obtain_vm
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.trace import SandboxTrace
-from kata_runtime.sandbox.vm import StartVm, Vm, VmRequest, find_artifacts, import_client
+from kata_runtime.sandbox.vm import StartVm, Vm, VmRequest, found_artifacts, import_client
 from kata_runtime.sandbox.watch import first_failure, tell_of_end
 from kata_telemetry.span import Level, Site, Span, current, use
 
@@ -104,7 +104,7 @@ class SandboxOptions:
         return replace(
             self,
             logs_dir=Path(keep) / sandbox_id if keep else self.logs_dir,
-            image_dir=Path(image) if image else self.image_dir,
+            image_dir=Path(image).absolute() if image else self.image_dir,
         )
 
 
@@ -165,13 +165,12 @@ class Sandbox:
                 with _trace.stage("createSandbox"):
                     sizes = vm_sizes(self.config, self.options.sizes, self.options.asked)
                     self.options = replace(self.options, sizes=sizes)
-                    with _trace.span("findArtifacts"):
-                        artifacts = find_artifacts(self.config, self.options.image_dir)
+                    found = found_artifacts(self.config, self.options.image_dir)
+                    artifacts, verified = await self._stack.enter_async_context(found)
                     with _trace.span("makeDirectories"):
                         await self._stack.enter_async_context(self._directory.opened())
                         self._trace.point_from(self._directory.run)
-                    logs_dir = self.options.logs_dir or self._directory.run
-                    logs_dir.mkdir(parents=True, exist_ok=True)
+                    (logs_dir := self.options.logs_dir or self._directory.run).mkdir(parents=True, exist_ok=True)
                 cages = await self._placed(self.options.placement)
                 if self.options.netns is not None:
                     opened = Network.opened(self.options.netns, self._directory.network)
@@ -186,6 +185,7 @@ class Sandbox:
                         self._network,
                         on_console=AgentLog(self.id, self._trace.root).line,
                         cages=cages,
+                        verified=verified,
                         meanwhile=import_client,
                     )
                     with _hypervisor_trace.stage("StartVM"):

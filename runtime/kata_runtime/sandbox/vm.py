@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_common import places
+from kata_common.threads import in_thread
 from kata_runtime.cage import Cage
 from kata_runtime.config.model import Config
 from kata_runtime.errors import ImageError
@@ -30,6 +31,7 @@ from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
 from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
+from kata_runtime.image.verify import verify
 from kata_runtime.process import Child, Privileges
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages
@@ -52,6 +54,7 @@ __all__ = [
     "VmRequest",
     "boot_vm",
     "find_artifacts",
+    "found_artifacts",
     "import_client",
     "machine_spec",
     "serve_vm",
@@ -82,6 +85,8 @@ class VmRequest:
     cages: Cages = field(default_factory=Cages)
     # The network namespace of a machine without a network of its sandbox's.
     namespace: str = ""
+    # Returns when it is known that it boots what was built (`found_artifacts`).
+    verified: Callable[[], Awaitable[None]] | None = None
     # What may be done while the guest has not answered yet.
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
@@ -143,6 +148,33 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
     return replace(built, **found)
 
 
+@asynccontextmanager
+async def found_artifacts(
+    config: Config, image_dir: Path
+) -> AsyncIterator[tuple[Artifacts, Callable[[], Awaitable[None]]]]:
+    """`find_artifacts`, and what waits until they are found to be what was built (ImageError); it is done meanwhile.
+
+    Raises:
+        ImageError: one is missing.
+    """
+    with _trace.span("findArtifacts"):
+        artifacts = find_artifacts(config, image_dir)
+    verifying = asyncio.ensure_future(in_thread("image", partial(verify, artifacts.booted)))
+
+    async def verified() -> None:
+        if verifying.done():
+            verifying.result()
+            return
+        with _trace.span("verifyImage"):
+            await asyncio.shield(verifying)
+
+    try:
+        yield artifacts, verified
+    finally:
+        verifying.cancel()
+        await asyncio.gather(verifying, return_exceptions=True)
+
+
 async def import_client() -> None:
     """Import what speaks to an agent, which costs 100 ms: while the guest boots they are free."""
     with _trace.span("importAgentClient"):
@@ -178,7 +210,7 @@ async def boot_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms) -> A
 def surroundings(request: VmRequest) -> Surroundings:
     """Where the machine runs."""
     namespace = request.network.namespace if request.network else request.namespace
-    return Surroundings(namespace, request.cages.machine, request.logs_dir, request.on_console)
+    return Surroundings(namespace, request.cages.machine, request.logs_dir, request.on_console, request.verified)
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,18 @@ def test_force_asks_the_mirror_again(site: Site) -> None:
     assert site.tools.calls("dpkg-deb")
 
 
+@pytest.mark.parametrize("name", ["vmlinux", "initrd.img", "rootfs.img"])
+def test_an_image_with_a_byte_that_changed_is_built_again(site: Site, name: str) -> None:
+    """What the error of a start advises works."""
+    manifest = site.build()
+    path = site.output / name
+    whole, state = path.read_bytes(), path.stat()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert site.build() == manifest
+    assert path.read_bytes() == whole
+
+
 def test_a_damaged_image_is_built_again(site: Site) -> None:
     site.build()
     Artifacts.at(site.output).image.write_bytes(b"")

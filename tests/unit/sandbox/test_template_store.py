@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kata_common.files import identify
 from kata_runtime.errors import TemplateError
 from kata_runtime.sandbox.template import store as module
-from kata_runtime.sandbox.template.store import MOST, Meta, TemplateStore, identify, memory_backed
+from kata_runtime.sandbox.template.store import MOST, Meta, TemplateStore, memory_backed
 
 KEY = "ab" * 32
 SIZE = 1 << 20

@@ -159,11 +159,11 @@ async def launch_qemu(
                 await _confirm_kvm(qmp)
             # It has opened all that it needs by a name, and no instruction of the guest has run yet.
             await root.empty()
-            if machine.saved_fd < 0:
-                await qmp.execute("cont")
-        if machine.saved_fd >= 0:
-            if where.filled is not None:
-                await where.filled()
+        if where.before is not None:
+            await where.before()
+        if machine.saved_fd < 0:
+            await qmp.execute("cont")
+        else:
             with _trace.stage("restoreVM"):
                 await migration.restore(qmp, machine.saved_fd)
             boot.restored = True

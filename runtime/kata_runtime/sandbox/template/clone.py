@@ -122,15 +122,16 @@ async def clone_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms, tem
     # In a thread: sendfile lets go of the interpreter's lock.
     copying = asyncio.ensure_future(asyncio.to_thread(template.copy_memory, memory))
 
-    async def filled() -> None:
+    async def before() -> None:
         with _trace.stage("copyMemory"):
             await asyncio.shield(copying)
+        await (request.verified or _nothing)()
 
     try:
         _give(memory, terms.privileges)
         async with serve_vm(request, terms) as served:
             spec = replace(machine_spec(request), hotplug=True, memory_fd=memory, saved_fd=template.state_fd)
-            where = replace(surroundings(request), filled=filled)
+            where = replace(surroundings(request), before=before)
             machine = await served.stack.enter_async_context(hypervisor.launch(spec, where))
             os.close(memory)
             memory = -1
@@ -167,6 +168,7 @@ async def spare_vm(request: VmRequest, terms: Terms, spare: Spare) -> AsyncItera
         if request.network is not None:
             request.network.lend_no_more()
         await (request.meanwhile or _nothing)()
+        await (request.verified or _nothing)()
         yield vm
 
 

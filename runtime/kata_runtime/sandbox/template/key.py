@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.files import Identity, identify
 from kata_runtime.config.model import Config
 from kata_runtime.errors import TemplateError
 from kata_runtime.hypervisor.machine import Hypervisor
 from kata_runtime.hypervisor.virtiofsd import find_virtiofsd
-from kata_runtime.sandbox.template.store import FORMAT, Identity, identify
+from kata_runtime.sandbox.template.store import FORMAT
 from kata_runtime.sandbox.vm import VmRequest, machine_spec
 
 __all__ = ["Key", "key_of"]
@@ -51,7 +52,7 @@ def key_of(request: VmRequest, hypervisor: Hypervisor) -> Key:
     }
     try:
         programs = (*identity.files, Path(find_virtiofsd(request.config.hypervisor.virtio_fs_daemon)))
-        files = tuple(identify(Path(os.path.realpath(path))) for path in programs)
+        files = tuple(identify(os.path.realpath(path)) for path in programs)
     except OSError as error:
         raise TemplateError(f"{error.filename}: {error.strerror}") from error
     text = json.dumps([settings, files], sort_keys=True)

@@ -21,9 +21,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from kata_common.files import Identity, identify
 from kata_runtime.errors import TemplateError
 
-__all__ = ["PLACES", "Identity", "Meta", "Template", "TemplateStore", "identify", "memory_backed"]
+__all__ = ["PLACES", "Meta", "Template", "TemplateStore", "memory_backed"]
 
 # Of the files and what is in them. Another format is another template.
 FORMAT: Final = 1
@@ -37,17 +38,6 @@ _META_SIZE: Final = 1 << 16
 _STATE_SIZE: Final = 64 << 20
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _PARTS: Final = ("json", "memory", "state")
-
-Identity = tuple[str, int, int, int, int, int]
-
-
-def identify(path: Path) -> Identity:
-    """What tells one version of a file from another: name, device, inode, size, times of change (ns). Raises OSError.
-
-    A file that is written anew, or replaced, has another time of change (ctime), and nobody can set that.
-    """
-    found = path.stat()
-    return (str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +65,7 @@ class Meta:
     def stale(self) -> bool:
         """Whether one of the files that it was made from is another one now, or gone."""
         try:
-            return any(identify(Path(known[0])) != known for known in self.inputs)
+            return any(identify(known[0]) != known for known in self.inputs)
         except OSError:
             return True
 
