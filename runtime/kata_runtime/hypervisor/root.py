@@ -39,7 +39,8 @@ class Root:
         try:
             fd = await in_thread("mounts", _make)
         except OSError as error:
-            raise HostError(f"a mount namespace can't be made: {error.strerror}", hint="are you root?") from error
+            hint = "are you root? see /proc/sys/user/max_mnt_namespaces"
+            raise HostError(f"a mount namespace can't be made: {error.strerror}", hint=hint) from error
         try:
             yield cls(fd)
         finally:
