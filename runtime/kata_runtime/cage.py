@@ -5,10 +5,14 @@ own code runs. A shim with threads can't do such things safely after a fork, and
 would have run outside for a moment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Cage", "cage_prefix", "capability_options"]
+from kata_runtime.errors import HostError
+
+__all__ = ["Cage", "cage_prefix", "capability_options", "put_into"]
 
 # $1 is the score or empty, $2 the number of descriptors or empty (who may not have so many keeps what we have). Then
 # come the files to join by, up to --; 0 is the process itself (cgroups(7)).
@@ -62,3 +66,29 @@ def capability_options(cage: Cage) -> list[str]:
     """setpriv's options for what the program can ever have, and that it inherits nothing."""
     kept = ",".join(["-all", *(f"+{name}" for name in cage.capabilities)])
     return ["--bounding-set", kept, "--inh-caps", "-all", "--ambient-caps", "-all"]
+
+
+def put_into(cage: Cage, pid: int) -> None:
+    """Have a process that runs, and its children, in the cgroups of this cage, and as expendable as it says.
+
+    For one that was there before its cage was known. The memory that it has already stays counted where it was.
+
+    Raises:
+        HostError: it can't be.
+    """
+    try:
+        for each in _family(pid):
+            for procs in cage.cgroups:
+                Path(procs).write_text(str(each))
+            if cage.oom_score_adj is not None:
+                Path(f"/proc/{each}/oom_score_adj").write_text(str(cage.oom_score_adj))
+    except OSError as error:
+        raise HostError(f"process {pid} can't be put into the sandbox's cgroup: {error.strerror}") from error
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from _family(int(child))

@@ -25,6 +25,7 @@ __all__ = [
     "SCHEMA",
     "SLOW",
     "START_PATH",
+    "START_REASON",
     "STEAL",
     "of_pod",
 ]
@@ -33,6 +34,7 @@ FAILURE_HINT: Final = "kata.hint"
 ACCELERATOR: Final = "kata.vm.accelerator"
 SLOW: Final = "kata.start.slow"
 START_PATH: Final = "kata.start.path"
+START_REASON: Final = "kata.start.reason"
 LOAD: Final = "kata.host.load"
 HOST_CPUS: Final = "kata.host.cpus"
 STEAL: Final = "kata.host.steal"
@@ -63,6 +65,7 @@ SCHEMA: Final[Mapping[str, tuple[str, str]]] = {
     ACCELERATOR: ("root", "`kvm`, or `tcg`: QEMU emulates the guest's processor"),
     SLOW: ("root", "true where the start took longer than `slow_start_threshold`"),
     START_PATH: ("root", "where the VM came from: `cold` (it booted), `template` (a clone), `pool` (a clone that ran)"),
+    START_REASON: ("root", "why it is no clone: what stood against it"),
     FAILURE_HINT: ("the one that failed", "what to do about it, as stderr said it"),
     LOAD: ("root", "load of the host (one minute) when the sandbox began"),
     HOST_CPUS: ("root", "processors of the host that the runtime may use"),

@@ -57,8 +57,8 @@ def _init(options: argparse.Namespace) -> int:
         return 0
     private_mount_namespace()
     begin = time.monotonic()
-    meta = asyncio.run(make_template(config, image_dir))
-    print(f"template {meta.key[:12]} made in {time.monotonic() - begin:.1f} s, {_size(meta.memory_blocks)}")
+    meta = asyncio.run(make_template(config, image_dir, anew=options.force))
+    print(f"template {meta.key[:12]} made in {time.monotonic() - begin:.1f} s, {_size(meta.taken)}")
     return 0
 
 
@@ -73,7 +73,7 @@ def _status(options: argparse.Namespace) -> int:
             {"key": key, "error": str(meta)}
             if isinstance(meta, TemplateError)
             else {"key": key, "made": meta.made, "memory": meta.memory, "vcpus": meta.vcpus, "stale": meta.stale,
-                  "bytes": meta.memory_blocks * 512}
+                  "bytes": meta.taken}
             for key, meta in found
         ]  # fmt: skip
         print(
@@ -89,9 +89,7 @@ def _status(options: argparse.Namespace) -> int:
             continue
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta.made))
         state = "stale" if meta.stale else "whole"
-        print(
-            f"{key[:12]}  {state}, {meta.vcpus} CPU, {meta.memory} MiB, takes {_size(meta.memory_blocks)}, made {made}"
-        )
+        print(f"{key[:12]}  {state}, {meta.vcpus} CPU, {meta.memory} MiB, takes {_size(meta.taken)}, made {made}")
     return 0
 
 
@@ -110,5 +108,5 @@ def _destroy(options: argparse.Namespace) -> int:
     return 0
 
 
-def _size(blocks: int) -> str:
-    return f"{blocks * 512 >> 20} MiB"
+def _size(count: int) -> str:
+    return f"{count >> 20} MiB"

@@ -39,7 +39,7 @@ from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
 from kata_runtime.sandbox.sizing import Sizes
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_runtime.sandbox.volumes import Shown
-from kata_telemetry.conventions import ACCELERATOR, START_PATH
+from kata_telemetry.conventions import ACCELERATOR, START_PATH, START_REASON
 from kata_telemetry.span import Site, Span, SpanContext
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ _trace = Site(package="virtcontainers", subsystem="sandbox")
 
 # Kata's tag of the virtio-fs device.
 SHARED_TAG = "kataShared"
+# The most of it that a trace says.
+_REASON = 512
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ class Vm:
     helpers: tuple[Child, ...] = ()
     cid: int = 0
     accelerator: str = ""
-    # Where it came from, empty where nobody says; the trace of its template's own boot; the request whose template
-    # is missing or broken, and should be made when there is time.
+    # Where it came from, empty where nobody says, and why it is no clone; the trace of its template's own boot; the
+    # request whose template is missing or broken, and should be made when there is time.
     origin: str = ""
+    reason: str = ""
     link: SpanContext | None = None
     wanting: VmRequest | None = None
 
@@ -122,6 +125,8 @@ class Vm:
         root.set(**{ACCELERATOR: self.accelerator})
         if self.origin:
             root.set(**{START_PATH: str(self.origin)})
+        if self.reason:
+            root.set(**{START_REASON: self.reason[:_REASON]})
         if self.link is not None:
             root.link(self.link)
 

@@ -1,9 +1,11 @@
 """Templates as files: whole or not at all, and only ours."""
 
 import json
+import mmap
 import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from kata_common.files import identify
 from kata_runtime.errors import TemplateError
 from kata_runtime.sandbox.template import store as module
-from kata_runtime.sandbox.template.store import MOST, Meta, TemplateStore, memory_backed
+from kata_runtime.sandbox.template.meta import Meta, boot_id
+from kata_runtime.sandbox.template.store import MOST, TemplateStore, memory_backed
 
 KEY = "ab" * 32
 SIZE = 1 << 20
@@ -24,19 +27,17 @@ def store(tmp_path: Path) -> TemplateStore:
 
 def publish(store: TemplateStore, key: str = KEY, *, inputs: tuple[Path, ...] = ()) -> Meta:
     """A template with a page of memory in the middle of nothing."""
-    meta = Meta(key, 0.0, 1, 1, tuple(identify(path) for path in inputs), {})
+    meta = Meta(key, 0.0, 1, 1, tuple(identify(path) for path in inputs), {"boot": boot_id()})
     with store.locked() as directory:
         memory, state = store.new_file(directory, SIZE), store.new_file(directory)
         os.pwrite(memory, b"page" * 1024, SIZE // 2)
         os.write(state, b"state")
-        whole = store.publish(directory, meta, memory, state)
-        os.close(memory)
-        os.close(state)
-    return whole
+        return store.publish(directory, meta, memory, state)
 
 
 def file(store: TemplateStore, part: str, key: str = KEY) -> Path:
-    return store.directory / f"{key}.{part}"
+    (found,) = store.directory.glob(f"{key}*.{part}")
+    return found
 
 
 def test_what_was_published_is_found_and_copied(store: TemplateStore) -> None:
@@ -111,7 +112,10 @@ def test_one_that_lacks_a_file_is_found_out(store: TemplateStore, part: str) -> 
         store.find(KEY)
 
 
-@pytest.mark.parametrize("change", [{"format": 99}, {"key": "cd" * 32}, {"strange": 1}, {"inputs": 5}])
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 99}, {"key": "cd" * 32}, {"strange": 1}, {"inputs": 5}, {"name": "../x"}, {"memory_looks": None}],
+)
 def test_a_description_of_another_kind_is_not_believed(store: TemplateStore, change: dict[str, object]) -> None:
     publish(store)
     path = file(store, "json")
@@ -162,8 +166,7 @@ def test_what_a_maker_left_between_two_names_is_removed(store: TemplateStore) ->
     file(store, "json").unlink()
     assert store.find(KEY) is None
     publish(store, "cd" * 32)
-    assert not file(store, "memory").exists()
-    assert not file(store, "state").exists()
+    assert not list(store.directory.glob(f"{KEY}*"))
 
 
 def test_a_stale_one_makes_room(store: TemplateStore, tmp_path: Path) -> None:
@@ -211,29 +214,97 @@ def test_who_has_it_open_keeps_it(store: TemplateStore) -> None:
 
 
 def test_finding_and_making_at_once(store: TemplateStore) -> None:
+    """Whoever looks finds a whole one, the old or the new."""
     publish(store)
     done = threading.Event()
 
     def make() -> None:
-        for _ in range(20):
-            publish(store)
-        done.set()
+        try:
+            for _ in range(40):
+                publish(store)
+        finally:
+            done.set()
 
     maker = threading.Thread(target=make)
     maker.start()
     while not done.is_set():
-        try:
-            if (found := store.find(KEY)) is not None:
-                with found:
-                    copy = found.new_memory()
-                    found.copy_memory(copy)
-                    os.close(copy)
-        except TemplateError:
-            pass  # between two: it boots
+        found = store.find(KEY)
+        assert found is not None
+        found.__exit__()
     maker.join()
-    found = store.find(KEY)
+    assert len(list(store.directory.iterdir())) == 4
+
+
+@pytest.fixture
+def in_memory() -> Iterator[TemplateStore]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield TemplateStore(Path(name) / "templates")
+
+
+def test_what_a_tmpfs_does_with_its_pages_is_no_change(in_memory: TemplateStore) -> None:
+    """A page that is only read counts as a block of the file's, and may be dropped again."""
+    publish(in_memory)
+    path = file(in_memory, "memory")
+    before = path.stat()
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), SIZE, access=mmap.ACCESS_READ) as memory:
+        assert set(memory[: SIZE // 4]) == {0}
+    assert path.stat().st_blocks > before.st_blocks
+    found = in_memory.find(KEY)
     assert found is not None
     found.__exit__()
+
+
+def _write_page(path: Path) -> None:
+    with path.open("r+b") as opened, mmap.mmap(opened.fileno(), SIZE) as memory:
+        memory[SIZE // 2 : SIZE // 2 + 4] = b"harm"
+
+
+def _same_looks(path: Path) -> None:
+    """All that a user can set as it was."""
+    looks = path.stat()
+    with path.open("r+b") as opened:
+        opened.write(b"harm")
+    os.utime(path, ns=(looks.st_atime_ns, looks.st_mtime_ns))
+
+
+def _copy(path: Path) -> None:
+    content, looks = path.read_bytes(), path.stat()
+    path.unlink()
+    path.write_bytes(content)
+    path.chmod(0o400)
+    os.utime(path, ns=(looks.st_atime_ns, looks.st_mtime_ns))
+
+
+@pytest.mark.parametrize("harm", [_write_page, _same_looks, _copy])
+def test_a_memory_that_was_changed_is_found_out(in_memory: TemplateStore, harm: Callable[[Path], None]) -> None:
+    publish(in_memory)
+    path = file(in_memory, "memory")
+    path.chmod(0o600)
+    publish(in_memory)
+    path = file(in_memory, "memory")
+    harm(path)
+    with pytest.raises(TemplateError, match="its memory has been changed"):
+        in_memory.find(KEY)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_somebody_may_still_write_to_is_no_template(in_memory: TemplateStore, *, mapped: bool) -> None:
+    """As a helper of a machine that has not ended."""
+    meta = Meta(KEY, 0.0, 1, 1, (), {"boot": boot_id()})
+    with in_memory.locked() as directory:
+        memory, state = in_memory.new_file(directory, SIZE), in_memory.new_file(directory)
+        other = os.dup(memory)
+        page = mmap.mmap(other, 4096) if mapped else None
+        if page is not None:
+            os.close(other)
+        with pytest.raises(TemplateError, match="somebody may still write"):
+            in_memory.publish(directory, meta, memory, state)
+        if page is None:
+            os.close(other)
+        else:
+            page.close()
+    assert in_memory.find(KEY) is None
+    publish(in_memory)
 
 
 def test_templates_belong_in_memory(tmp_path: Path) -> None:

@@ -10,19 +10,21 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kata_common.contract import Port
 from kata_common.places import AGENT_SOCKET, PORTS, VSOCK_SOCKET
+from kata_runtime.cage import put_into
 from kata_runtime.errors import HypervisorError, KataError, TemplateError
 from kata_runtime.hypervisor.boot import BootStage
 from kata_runtime.hypervisor.factory import hypervisor_of
 from kata_runtime.hypervisor.machine import Hypervisor, Machine, Terms
 from kata_runtime.process import Privileges
 from kata_runtime.sandbox.template.key import key_of
+from kata_runtime.sandbox.template.meta import Meta
 from kata_runtime.sandbox.template.spare import Spare, spare_for
-from kata_runtime.sandbox.template.store import Meta, Template, TemplateStore
+from kata_runtime.sandbox.template.store import Template, TemplateStore
 from kata_runtime.sandbox.vm import Served, Vm, VmRequest, boot_vm, machine_spec, serve_vm, surroundings
 from kata_telemetry.span import Site, SpanContext, current
 
@@ -55,60 +57,77 @@ async def obtain_vm(request: VmRequest) -> AsyncIterator[Vm]:
     hypervisor = hypervisor_of(request.config)
     async with AsyncExitStack() as stack:
         terms = stack.enter_context(hypervisor.prepared(request.directory.sandbox_id))
-        vm, missing = None, False
-        if request.config.factory.enable_template and _ordinary(request):
-            vm, missing = await _cloned(stack, request, hypervisor, terms)
-        if vm is None:
-            booted = await stack.enter_async_context(boot_vm(request, hypervisor, terms))
-            vm = replace(booted, origin=Origin.COLD, wanting=request if missing else None)
-        yield vm
+        reason = _unlike(request)
+        found = _Against(reason) if reason else await _cloned(stack, request, hypervisor, terms)
+        if isinstance(found, Vm):
+            yield found
+            return
+        booted = await stack.enter_async_context(boot_vm(request, hypervisor, terms))
+        wanting = request if found.missing else None
+        yield replace(booted, origin=Origin.COLD, reason=found.reason, wanting=wanting)
 
 
-async def _cloned(
-    stack: AsyncExitStack, request: VmRequest, hypervisor: Hypervisor, terms: Terms
-) -> tuple[Vm | None, bool]:
-    """A clone, or None and whether a template should be made when there is time."""
+@dataclass(frozen=True)
+class _Against:
+    """What stands against a clone; with `missing` a template should be made when there is time."""
+
+    reason: str
+    missing: bool = False
+
+
+async def _cloned(stack: AsyncExitStack, request: VmRequest, hypervisor: Hypervisor, terms: Terms) -> Vm | _Against:
+    """A clone, or why there is none."""
     template = None
+    try:
+        store = TemplateStore.at(request.config.factory.template_path)
+    except TemplateError as error:
+        # So is this host: nothing has gone wrong, and nobody wants to hear it at each start.
+        return _Against(str(error))
     try:
         with _trace.span("findTemplate") as span:
             key = key_of(request, hypervisor)
             spare = spare_for(key.digest)
             if spare is None:
-                template = TemplateStore.at(request.config.factory.template_path).find(key.digest)
+                template = store.find(key.digest)
             span.set(template=key.digest[:12], found=template is not None or spare is not None)
         if spare is not None:
             vm = await stack.enter_async_context(spare_vm(request, terms, spare))
-            return _told(vm, Origin.POOL, spare.meta), False
+            return _told(vm, Origin.POOL, spare.meta)
         if template is None:
-            return None, True
+            return _Against("there is no template yet", missing=True)
         with template:
             vm = await stack.enter_async_context(clone_vm(request, hypervisor, terms, template))
-            return _told(vm, Origin.TEMPLATE, template.meta), False
+            return _told(vm, Origin.TEMPLATE, template.meta)
     except (KataError, OSError) as error:
         _log.warning("the guest boots, because it could not be cloned: %s", error)
         current().event("templateFailed", reason=str(error)[:512])
         if template is not None:
-            _discard(request, template)
-        return None, template is not None or isinstance(error, TemplateError)
+            _discard(store, template)
+        return _Against(f"it failed: {error}", missing=template is not None or isinstance(error, TemplateError))
 
 
 def _told(vm: Vm, origin: Origin, meta: Meta) -> Vm:
     return replace(vm, origin=origin, link=SpanContext.from_traceparent(meta.trace) if meta.trace else None)
 
 
-def _ordinary(request: VmRequest) -> bool:
-    """Whether the guest is as the configuration has it: else there would be a template for each size asked for."""
+def _unlike(request: VmRequest) -> str:
+    """Why the guest is to be no clone; empty where it may be one.
+
+    It is as the configuration has it, or there would be a template for each size asked for.
+    """
+    if not request.config.factory.enable_template:
+        return "[factory] enable_template = false"
     sizes, config = request.sizes, request.config.hypervisor
     vcpus = config.vcpus(os.cpu_count() or 1)
-    return sizes.memory in (None, config.default_memory) and sizes.vcpus in (None, vcpus)
+    if sizes.memory in (None, config.default_memory) and sizes.vcpus in (None, vcpus):
+        return ""
+    return f"it is of another size than the configuration's {vcpus} CPUs and {config.default_memory} MiB"
 
 
-def _discard(request: VmRequest, template: Template) -> None:
+def _discard(store: TemplateStore, template: Template) -> None:
     """A template whose clone did not come up is not tried again."""
-    with suppress(KataError, OSError):
-        store = TemplateStore.at(request.config.factory.template_path)
-        with store.locked() as directory:
-            store.remove(directory, template.meta.key)
+    with suppress(KataError, OSError), store.locked() as directory:
+        store.remove(directory, template.meta.key)
 
 
 @asynccontextmanager
@@ -154,10 +173,13 @@ async def spare_vm(request: VmRequest, terms: Terms, spare: Spare) -> AsyncItera
     """The VM that this process has had ready, with what the sandbox needs besides.
 
     Raises:
-        HypervisorError: a device can't be had; the VM has ended.
+        HypervisorError, HostError: a device can't be had, or its place among the cgroups; the VM has ended.
     """
     async with spare.stack:
         vm = spare.vm
+        put_into(request.cages.machine, vm.machine.pid)
+        for helper in vm.helpers:
+            put_into(request.cages.helpers, helper.pid)
         vm.machine.boot.hear(request.on_console)
         # Where others look for the way into the guest.
         for name in _WAYS:

@@ -16,12 +16,10 @@ from kata_runtime.config.model import Config
 from kata_runtime.errors import TemplateError
 from kata_runtime.hypervisor.machine import Hypervisor
 from kata_runtime.hypervisor.virtiofsd import find_virtiofsd
-from kata_runtime.sandbox.template.store import FORMAT
+from kata_runtime.sandbox.template.meta import FORMAT, boot_id
 from kata_runtime.sandbox.vm import VmRequest, machine_spec
 
 __all__ = ["Key", "key_of"]
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ def key_of(request: VmRequest, hypervisor: Hypervisor) -> Key:
     settings = {
         "format": FORMAT,
         # Nothing outlives a boot of the host: neither its kernel nor the rate of its clocks need be the same then.
-        "boot": _BOOT_ID.read_text().strip(),
+        "boot": boot_id(),
         "hypervisor": hypervisor.name,
         "machine": dict(identity.settings),
         "shared": _shared(request.config),

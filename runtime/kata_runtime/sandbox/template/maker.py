@@ -25,15 +25,18 @@ from kata_runtime.hypervisor.factory import hypervisor_of
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.user import find_user
+from kata_runtime.sandbox.cgroup import hierarchies
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_runtime.sandbox.rootfs import Rootfs, guest_rootfs
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.state import Directories, SandboxDirectory
 from kata_runtime.sandbox.streams import Stdio
+from kata_runtime.sandbox.template.background import not_again
 from kata_runtime.sandbox.template.clone import clone_vm
 from kata_runtime.sandbox.template.key import Key, key_of
+from kata_runtime.sandbox.template.meta import Meta
 from kata_runtime.sandbox.template.spare import Spare
-from kata_runtime.sandbox.template.store import Meta, TemplateStore
+from kata_runtime.sandbox.template.store import ContendedError, TemplateStore
 from kata_runtime.sandbox.trace import SandboxTrace
 from kata_runtime.sandbox.vm import Sizes, Vm, VmRequest, find_artifacts, machine_spec, serve_vm, surroundings
 from kata_telemetry.span import Site, use
@@ -108,10 +111,11 @@ async def ready_clone(config: Config, image_dir: Path, name: str) -> Spare:
         return Spare(known, vm, SandboxDirectory(options.directories, name).run, stack.pop_all())
 
 
-async def make_template(config: Config, image_dir: Path) -> Meta:
+async def make_template(config: Config, image_dir: Path, *, anew: bool = False) -> Meta:
     """Make the template for sandboxes of this configuration, and keep it. Needs a mount namespace of its own.
 
-    Its own start is a trace where the configuration says so.
+    Its own start is a trace where the configuration says so. One that somebody has made meanwhile is as good, unless
+    it is wanted `anew`.
 
     Raises:
         TemplateError: it can't be made here, or somebody else makes one.
@@ -119,10 +123,15 @@ async def make_template(config: Config, image_dir: Path) -> Meta:
     """
     store = TemplateStore.at(config.factory.template_path)
     with store.locked() as directory:
+        if not anew and (known := await asyncio.to_thread(find_template, config, image_dir)):
+            return known
         if lack := store.room(directory, config.hypervisor.default_memory):
             raise TemplateError(f"there is no room for a template: {lack}")
-        async with asyncio.timeout(_TIMEOUT):
-            return await _Making(config, image_dir, store, directory).make()
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                return await _Making(config, image_dir, store, directory).make()
+        except TimeoutError:
+            raise TemplateError(f"the template was not done within {_TIMEOUT} s") from None
 
 
 class _Making:
@@ -161,45 +170,49 @@ class _Making:
         options = replace(SandboxOptions(image_dir=self._image_dir).from_environment(name), image_dir=self._image_dir)
         sandbox = Sandbox(name, config, trace, replace(options, obtain_vm=self._boot))
         outcome, failure = "error", None
+        state = self._store.new_file(self._directory)
         try:
-            with use(trace.root):
-                meta = await self._run(sandbox, trace.root.context.to_traceparent() if keep else "")
+            try:
+                with use(trace.root):
+                    meta = await self._run(sandbox, state, trace.root.context.to_traceparent() if keep else "")
+            finally:
+                await sandbox.stop()
+            # Nobody has its memory any more who could still change it.
+            memory, kept = self._memory, state
+            self._memory = state = -1
+            meta = self._store.publish(self._directory, meta, memory, kept)
             outcome = "saved"
         except KataError as error:
             failure = error
             raise
         finally:
-            await sandbox.stop()
-            if self._memory >= 0:
-                os.close(self._memory)
+            for fd in (self._memory, state):
+                if fd >= 0:
+                    os.close(fd)
             trace.close(outcome, failure)
         return meta
 
-    async def _run(self, sandbox: Sandbox, trace: str) -> Meta:
+    async def _run(self, sandbox: Sandbox, state: int, trace: str) -> Meta:
+        """Rehearse, save to `state`; what is known of it so far."""
         await sandbox.start()
         with _trace.stage("rehearse"):
             for number in range(_REHEARSALS):
                 await _rehearse(sandbox, f"rehearsal-{number}", self._image_dir)
         vm = await sandbox.retire()
-        state = self._store.new_file(self._directory)
-        try:
-            await vm.machine.save(state)
-            vm.machine.kill()
-            await vm.machine.wait()
-            assert self._key is not None
-            hypervisor = self._wanted.hypervisor
-            meta = Meta(
-                key=self._key.digest,
-                made=time.time(),
-                memory=hypervisor.default_memory,
-                vcpus=hypervisor.vcpus(os.cpu_count() or 1),
-                inputs=self._key.files,
-                settings=self._key.settings,
-                trace=trace,
-            )
-            return self._store.publish(self._directory, meta, self._memory, state)
-        finally:
-            os.close(state)
+        await vm.machine.save(state)
+        vm.machine.kill()
+        await vm.machine.wait()
+        assert self._key is not None
+        hypervisor = self._wanted.hypervisor
+        return Meta(
+            key=self._key.digest,
+            made=time.time(),
+            memory=hypervisor.default_memory,
+            vcpus=hypervisor.vcpus(os.cpu_count() or 1),
+            inputs=self._key.files,
+            settings=self._key.settings,
+            trace=trace,
+        )
 
     @asynccontextmanager
     async def _boot(self, request: VmRequest) -> AsyncIterator[Vm]:
@@ -271,14 +284,21 @@ def main() -> int:
     os.nice(19)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
+    # It is no pod's, so it is not to count as one's.
+    for top in hierarchies():
+        with suppress(OSError):
+            (top / "cgroup.procs").write_text("0")
     request = json.load(sys.stdin)
     config = config_from_json(request["config"])
     with suppress(OSError):
         private_mount_namespace()
     try:
         asyncio.run(make_template(config, Path(request["image_dir"])))
+    except ContendedError:
+        return 1
     except KataError as error:
         _log.info("no template was made: %s", error)
+        not_again(str(error))
         return 1
     return 0
 

@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_runtime.sandbox.template.store import Meta
+from kata_runtime.sandbox.template.meta import Meta
 from kata_runtime.sandbox.vm import Vm
 
 __all__ = ["Spare", "discard", "keep", "spare_for"]

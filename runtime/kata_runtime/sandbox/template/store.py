@@ -1,33 +1,34 @@
 """Where templates lie: files in memory that only we may touch, found out where they are not what we left.
 
-    <template_path>/lock           whoever makes one holds it (flock), so that it is free again however that ends
-                    <key>.memory   the guest's memory, sparse, as large as the guest believes it to be
-                    <key>.state    its devices and processors, as the hypervisor saved them
-                    <key>.json     what the other two must look like; written last, so without it there is no template
+    <template_path>/lock               whoever makes one holds it (flock), so that it is free again however that ends
+                    <key>.json         what the other two are, and must look like; it comes last
+                    <key>.<n>.memory   the guest's memory, sparse, as large as the guest believes it to be
+                    <key>.<n>.state    its devices and processors, as the hypervisor saved them
 
-Both files are unnamed (O_TMPFILE) until the template is whole: one whose maker was killed leaves nothing. Whoever opens
-a template holds its files, whatever becomes of their names.
+All are unnamed (O_TMPFILE) until the template is whole: one whose maker was killed leaves nothing. <n> is another for
+each that is made, and the description takes the place of an older one at once, so that nobody finds parts of two.
+Whoever opens a template holds its files, whatever becomes of their names.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
+import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from kata_common.files import Identity, identify
 from kata_runtime.errors import TemplateError
+from kata_runtime.sandbox.template.meta import Meta
 
-__all__ = ["PLACES", "Meta", "Template", "TemplateStore", "memory_backed"]
+__all__ = ["PLACES", "ContendedError", "Template", "TemplateStore", "memory_backed"]
 
-# Of the files and what is in them. Another format is another template.
-FORMAT: Final = 1
 # Kata's place, and one that is in memory also where /run is not.
 PLACES: Final = (Path("/run/vc/vm/template"), Path("/dev/shm/kata-template"))  # noqa: S108 - checked before it is used
 # How many there may be, and how much memory they may take together (bytes). The longest unused go first.
@@ -37,50 +38,12 @@ MOST_BYTES: Final = 2 << 30
 _META_SIZE: Final = 1 << 16
 _STATE_SIZE: Final = 64 << 20
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
-_PARTS: Final = ("json", "memory", "state")
+# How often a template may be made anew while somebody looks for it.
+_REPLACED: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
-    """What is known of a template. `inputs` are the files that it was made from; `memory` in MiB.
-
-    The fields from `memory_bytes` on are what its files must look like. `trace` is the W3C traceparent of its own
-    boot's root, empty where that was not traced.
-    """
-
-    key: str
-    made: float
-    memory: int
-    vcpus: int
-    inputs: tuple[Identity, ...]
-    settings: Mapping[str, Any]
-    trace: str = ""
-    memory_bytes: int = 0
-    memory_blocks: int = 0
-    memory_mtime_ns: int = 0
-    state_sha256: str = ""
-    format: int = FORMAT
-
-    @property
-    def stale(self) -> bool:
-        """Whether one of the files that it was made from is another one now, or gone."""
-        try:
-            return any(identify(known[0]) != known for known in self.inputs)
-        except OSError:
-            return True
-
-    @classmethod
-    def parse(cls, text: bytes) -> "Meta":
-        """Raises ValueError."""
-        try:
-            fields = json.loads(text)
-            fields["inputs"] = tuple(tuple(known) for known in fields["inputs"])
-            meta = cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"its description can't be read: {error}") from error
-        if meta.format != FORMAT:
-            raise ValueError(f"its format is {meta.format}, not {FORMAT}")
-        return meta
+class ContendedError(TemplateError):
+    """Somebody else makes one."""
 
 
 class Template:
@@ -182,28 +145,39 @@ class TemplateStore:
         with self._opened() as directory:
             if directory is None:
                 return None
+            template = self._whole(directory, key)
+            if template is None:
+                return None
+            with suppress(OSError):  # when it was last used
+                os.utime(f"{key}.json", dir_fd=directory, follow_symlinks=False)
+            return template
+
+    def _whole(self, directory: int, key: str) -> Template | None:
+        meta = None
+        for _ in range(_REPLACED):
+            before = meta
             try:
                 meta = self._meta(directory, key)
             except FileNotFoundError:
                 return None
-            try:
-                template = self._open(directory, meta)
-            except FileNotFoundError as error:
-                raise TemplateError(f"template {key[:12]} lacks a file") from error
-            with suppress(OSError):  # when it was last used
-                os.utime(f"{key}.json", dir_fd=directory, follow_symlinks=False)
-            return template
+            if meta == before:
+                raise TemplateError(f"template {key[:12]} lacks a file")
+            with suppress(FileNotFoundError):  # it has been made anew meanwhile, or lacks a file
+                return self._open(directory, meta)
+        raise TemplateError(f"template {key[:12]} is made over and over")
 
     def _open(self, directory: int, meta: Meta) -> Template:
         fds: list[int] = []
         try:
             for part in ("memory", "state"):
-                fds.append(self._part(directory, f"{meta.key}.{part}"))
-            memory, state = (os.fstat(fd) for fd in fds)
-            seen = (memory.st_size, memory.st_blocks, memory.st_mtime_ns)
-            if seen != (meta.memory_bytes, meta.memory_blocks, meta.memory_mtime_ns):
+                fds.append(self._part(directory, f"{meta.name}.{part}"))
+            memory = os.fstat(fds[0])
+            if not memory.st_nlink:
+                # Replaced since we have opened it, which is a change as well.
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), meta.name)
+            if _looks(memory) != (meta.memory_bytes, *meta.memory_looks):
                 raise TemplateError(f"template {meta.key[:12]}: its memory has been changed since it was made")
-            if state.st_size > _STATE_SIZE or _sha256(fds[1]) != meta.state_sha256:
+            if os.fstat(fds[1]).st_size > _STATE_SIZE or _sha256(fds[1]) != meta.state_sha256:
                 raise TemplateError(f"template {meta.key[:12]}: its state has been changed since it was made")
         except BaseException:
             for fd in fds:
@@ -275,7 +249,7 @@ class TemplateStore:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)
-                raise TemplateError(f"somebody else makes a template in {self.directory}") from None
+                raise ContendedError(f"somebody else makes a template in {self.directory}") from None
             try:
                 self._tidy(directory)
                 yield directory
@@ -292,62 +266,88 @@ class TemplateStore:
         return fd
 
     def publish(self, directory: int, meta: Meta, memory_fd: int, state_fd: int) -> Meta:
-        """Give a whole template its names; `meta` is completed. From now on `find` finds it.
+        """Give a whole template its names; `meta` is completed. From now on `find` finds it, and no older one.
+
+        Both files must be open nowhere else any more; they are closed here.
 
         Raises:
-            TemplateError: it can't be done.
+            TemplateError: it can't be done, or somebody may still write to one of them.
         """
+        given = [memory_fd, state_fd]
         try:
-            for fd in (memory_fd, state_fd):
+            for number, fd in enumerate(given):
                 os.fchown(fd, os.geteuid(), os.getegid())
                 os.fchmod(fd, 0o400)
-            memory = os.fstat(memory_fd)
+                given[number] = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+                os.close(fd)
+            for fd in given:
+                _require_no_writer(fd)
+            name = f"{meta.key}.{secrets.token_hex(8)}"
+            for fd, part in zip(given, ("memory", "state"), strict=True):
+                os.link(f"/proc/self/fd/{fd}", f"{name}.{part}", dst_dir_fd=directory, follow_symlinks=True)
+            memory = os.fstat(given[0])
+            size, *looks = _looks(memory)
             whole = replace(
                 meta,
-                memory_bytes=memory.st_size,
-                memory_blocks=memory.st_blocks,
-                memory_mtime_ns=memory.st_mtime_ns,
-                state_sha256=_sha256(state_fd),
+                name=name,
+                memory_bytes=size,
+                memory_looks=tuple(looks),
+                state_sha256=_sha256(given[1]),
+                taken=memory.st_blocks * 512,
             )
-            self.remove(directory, meta.key)
-            description = self.new_file(directory)
-            try:
-                os.write(description, json.dumps(asdict(whole)).encode())
-                for fd, part in ((memory_fd, "memory"), (state_fd, "state"), (description, "json")):
-                    os.link(f"/proc/self/fd/{fd}", f"{meta.key}.{part}", dst_dir_fd=directory, follow_symlinks=True)
-            finally:
-                os.close(description)
+            self._describe(directory, whole)
+            self._remove_parts(directory, meta.key, but=name)
         except OSError as error:
             raise TemplateError(f"the template can't be kept in {self.directory}: {error.strerror}") from error
+        finally:
+            for fd in given:
+                os.close(fd)
         return whole
+
+    def _describe(self, directory: int, meta: Meta) -> None:
+        """Put the description into the place of what may be there."""
+        description = self.new_file(directory)
+        try:
+            os.write(description, json.dumps(asdict(meta)).encode())
+            new = f"{meta.name}.json"
+            os.link(f"/proc/self/fd/{description}", new, dst_dir_fd=directory, follow_symlinks=True)
+            os.rename(new, f"{meta.key}.json", src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.close(description)
 
     def remove(self, directory: int, key: str) -> None:
         """Remove a template; those who have it open keep it. Its description goes first."""
-        for part in _PARTS:
-            with suppress(FileNotFoundError):
-                os.unlink(f"{key}.{part}", dir_fd=directory)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{key}.json", dir_fd=directory)
+        self._remove_parts(directory, key)
+
+    def _remove_parts(self, directory: int, key: str, but: str = "") -> None:
+        for name in _names(directory):
+            if name.startswith(f"{key}.") and name != f"{key}.json" and not (but and name.startswith(but)):
+                self._remove_foreign(directory, name)
 
     def _tidy(self, directory: int) -> None:
         """Remove what is stale, broken or foreign, and the longest unused of too many."""
-        kept: list[tuple[float, str, int]] = []
+        kept: list[tuple[float, Meta, int]] = []
         for key, used in self._keys(directory).items():
             try:
                 meta = self._meta(directory, key)
                 if meta.stale:
                     raise TemplateError("stale")
                 with self._open(directory, meta) as template:
-                    kept.append((used, key, os.fstat(template.memory_fd).st_blocks * 512))
+                    kept.append((used, meta, os.fstat(template.memory_fd).st_blocks * 512))
             except (TemplateError, OSError):
                 self.remove(directory, key)
-        kept.sort(reverse=True)
+        kept.sort(key=lambda each: each[0], reverse=True)
         total = 0
+        known = {"lock"}
         # Room for one more.
-        for number, (_, key, size) in enumerate(kept, 1):
+        for number, (_, meta, size) in enumerate(kept, 1):
             total += size
-            if number >= MOST or total > MOST_BYTES:
-                self.remove(directory, key)
+            if number < MOST and total <= MOST_BYTES:
+                known |= {f"{meta.key}.json", f"{meta.name}.memory", f"{meta.name}.state"}
         for name in _names(directory):
-            if name != "lock" and name.rpartition(".")[0] not in {key for _, key, _ in kept}:
+            if name not in known:
                 self._remove_foreign(directory, name)
 
     def _remove_foreign(self, directory: int, name: str) -> None:
@@ -421,7 +421,31 @@ class TemplateStore:
 
 
 def _names(directory: int) -> list[str]:
-    return os.listdir(directory)
+    """Descriptions first: what goes in this order is no template before it lacks a file."""
+    return sorted(os.listdir(directory), key=lambda name: not name.endswith(".json"))
+
+
+def _looks(found: os.stat_result) -> tuple[int, ...]:
+    """What a file is and was when anybody last changed it: size, inode, times of change (ns).
+
+    Nobody can set a ctime, and nothing but a change moves it: reading, memory that runs short, swapping and huge pages
+    don't. How many blocks it takes (st_blocks) is no such thing: tmpfs counts pages that were only read, and drops
+    them again (mm/shmem.c, `shmem_recalc_inode`).
+    """
+    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _require_no_writer(fd: int) -> None:
+    """Nobody has this file open, or mapped, so that it could be changed. Raises TemplateError, OSError."""
+    try:
+        # fcntl(2): a lease for reading is only to be had where nobody has the file open for writing.
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise TemplateError("somebody may still write to the template's files") from error
+        if error.errno != errno.EINVAL:  # sysctl fs.leases-enable = 0: nobody can tell
+            raise
 
 
 def _sha256(fd: int) -> str:
