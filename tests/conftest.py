@@ -93,7 +93,7 @@ def _log_of_its_own() -> Iterator[None]:
 
 def _clones(item: pytest.Item) -> bool:
     """Whether a test's sandboxes are clones of the tests' template."""
-    return TEMPLATES_WANTED or item.path.name in ("test_pool.py", "test_template.py")
+    return TEMPLATES_WANTED or item.path.name in ("test_pool.py", "test_start_paths.py", "test_template.py")
 
 
 @pytest.fixture(autouse=True)

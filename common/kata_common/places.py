@@ -2,6 +2,8 @@
 
 # A directory for each sandbox that lives: sockets, logs, its lock. Root's alone. Kata's place.
 RUN_DIR = "/run/kata"
+# The socket of this host's pool, wherever it is configured to be; no sandbox is called so.
+POOL = f"{RUN_DIR}/.pool"
 STATE_DIR = "/var/lib/kata-containers"
 # Writable layers of root file systems, a directory for each sandbox.
 LAYERS_DIR = f"{STATE_DIR}/sandboxes"

@@ -121,6 +121,8 @@ def _import_all() -> None:
     import kata_runtime.guest.agent
     import kata_runtime.sandbox.management
     import kata_runtime.shim.daemon
+    import kata_runtime.shim.pooled
+    import kata_runtime.shim.start
     import kata_runtime.shim.tasks  # noqa: F401
 
 
@@ -128,6 +130,25 @@ def _serve(client: socket.socket, request: Mapping[str, Any], files: list[int]) 
     os.environ.clear()
     os.environ.update(request["environment"])
     birth.born(int(request["started"]))
+    return _be_shim(client, request, files) if request.get("do") == "shim" else _be_run(client, request, files)
+
+
+def _be_shim(client: socket.socket, request: Mapping[str, Any], files: list[int]) -> int:
+    """The daemon that `start` would have made; it outlives who asked."""
+    from kata_runtime.shim import daemon, tasks
+    from kata_runtime.shim.pooled import launch_of
+    from kata_runtime.shim.start import redirect
+
+    client.close()
+    launch = launch_of(request["launch"])
+    launch.forked = time.monotonic_ns()
+    os.chdir(launch.bundle)
+    redirect(launch)
+    return daemon.main(launch, socket.socket(fileno=files[0]), tasks.open_service)
+
+
+def _be_run(client: socket.socket, request: Mapping[str, Any], files: list[int]) -> int:
+    """The command that somebody has given, on his streams and in his directory."""
     threading.Thread(target=_follow, args=(client,), name="client", daemon=True).start()
     streams, directory = files[:3], files[3]
     for target, fd in enumerate(streams):

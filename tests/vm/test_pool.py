@@ -1,21 +1,17 @@
 """Guests that run before they are wanted, and who may have them."""
 
-import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kata_runtime.pool import wire
-from kata_runtime.sandbox.state import Directories
 from support.kata import Kata
-
-PATIENCE = 150
+from support.pool import clear, members, wait_for, wait_for_member
 
 
 def start_path(kata: Kata, sandbox: str) -> str:
@@ -23,40 +19,11 @@ def start_path(kata: Kata, sandbox: str) -> str:
     return str(root.attributes["kata.start.path"])
 
 
-def members() -> list[int]:
-    """Processes of the pool below this one."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        # Orphans are the test's own (support.leaks).
-        if b"kata_runtime.member" in command and int(parent) == os.getpid():
-            found.append(int(entry.name))
-    return found
-
-
-def wait_for(condition: "object") -> None:
-    """What other processes do by themselves tells nobody when they have."""
-    assert callable(condition)
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def pooled(kata: Kata, tmp_path: Path) -> Iterator[Kata]:
     kata.configure("factory", vm_cache_number=1, vm_cache_endpoint=str(tmp_path / "pool.sock"))
     yield kata.tracing(runtime=True, agent=True)
-    wait_for(lambda: not members())
-    # What a member left that was killed is for the next start to remove; one that is empty, after a minute.
-    Directories().sweep()
-    for path in Path("/run/kata").glob("pool-*"):
-        with suppress(OSError):
-            path.rmdir()
+    clear()
 
 
 @contextmanager
@@ -69,19 +36,6 @@ def serving(kata: Kata) -> Iterator["subprocess.Popen[bytes]"]:
             server.send_signal(signal.SIGTERM)
             assert server.wait(30) == 0
     wait_for(lambda: not members())
-
-
-def ready(pid: int) -> bool:
-    """Whether it only waits: its guest has been rehearsed, and it runs at a start's own pace again."""
-    try:
-        return Path(f"/run/kata/pool-{pid}").exists() and os.getpriority(os.PRIO_PROCESS, pid) == 0
-    except ProcessLookupError:
-        return False
-
-
-def wait_for_member() -> int:
-    wait_for(lambda: any(ready(pid) for pid in members()))
-    return next(pid for pid in members() if ready(pid))
 
 
 def test_a_start_is_done_by_a_member_and_another_follows(pooled: Kata) -> None:

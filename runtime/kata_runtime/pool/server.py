@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from kata_common.places import POOL
 from kata_runtime.config.model import Config
 from kata_runtime.errors import HostError, TemplateError
 from kata_runtime.pool import wire
@@ -55,6 +56,7 @@ async def serve(config: Config, image_dir: Path) -> None:
         events.add_signal_handler(number, stop.set)
     with ExitStack() as stack:
         listener = _listener(config.factory.vm_cache_endpoint, stack)
+        _be_known(Path(listener.getsockname()), stack)
         pool = _Pool(config, image_dir)
         stack.callback(pool.empty)
         stack.callback(events.remove_reader, listener)
@@ -92,6 +94,25 @@ def _listener(endpoint: str, stack: ExitStack) -> socket.socket:
         raise HostError(f"{path}: {error.strerror or error}", hint="correct [factory] vm_cache_endpoint") from error
     stack.callback(path.unlink, missing_ok=True)
     return listener
+
+
+def _be_known(endpoint: Path, stack: ExitStack) -> None:
+    """Let containerd's shim find us, which has read no configuration when it asks; the last pool is the one."""
+    known = Path(POOL)
+    try:
+        known.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        known.unlink(missing_ok=True)
+        known.symlink_to(endpoint)
+    except OSError as error:
+        _log.warning("containerd's shims take nothing from the pool: %s: %s", known, error.strerror)
+        return
+
+    def forget() -> None:
+        with suppress(OSError):
+            if known.readlink() == endpoint:
+                known.unlink()
+
+    stack.callback(forget)
 
 
 def _answers(path: Path) -> bool:

@@ -65,9 +65,10 @@ def _start(arguments: Arguments, daemon: "Daemon | None", started: int) -> str:
     os.close(null)
     os.set_inheritable(stderr, False)
     try:
+        from kata_runtime.shim.pooled import lend
         from kata_runtime.shim.start import start
 
-        return start(arguments, daemon or _kata, started=started)
+        return start(arguments, daemon or _kata, started=started, lend=None if daemon else lend)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -16,20 +16,23 @@ from kata_runtime.shim import bootstrap, grouping
 from kata_runtime.shim.arguments import Arguments, UsageError
 from kata_runtime.shim.launch import ADDRESS_FILE, LOG_FIFO, PID_FILE, Launch, socket_address
 
-__all__ = ["Daemon", "start"]
+__all__ = ["Daemon", "Lend", "redirect", "start"]
 
 # Runs in the daemon's process and returns its exit status.
 Daemon = Callable[[Launch, socket.socket], int]
+# Has a process that is there already be the daemon: its id, 0 where there is none.
+Lend = Callable[[Launch, socket.socket], int]
 
 _BACKLOG = 128
 # How long (seconds) to wait for somebody to take our connection; a shim that lives takes it from the backlog.
 _CONNECT_TIMEOUT = 2.0
 
 
-def start(arguments: Arguments, daemon: Daemon, *, started: int) -> str:
+def start(arguments: Arguments, daemon: Daemon, *, started: int, lend: Lend | None = None) -> str:
     """Answer containerd's `start`; returns what to print. In the daemon's process this never returns.
 
-    `started` is the CLOCK_MONOTONIC reading (ns) at which the process began its work.
+    `started` is the CLOCK_MONOTONIC reading (ns) at which the process began its work. `lend` is asked for a daemon
+    before one is made.
 
     Raises:
         UsageError, OSError: it can't be done; nothing is left behind.
@@ -48,7 +51,7 @@ def start(arguments: Arguments, daemon: Daemon, *, started: int) -> str:
     try:
         write_atomically(f"{launch.bundle}/{ADDRESS_FILE}", launch.address.encode())
         if listener is not None:
-            pid = _daemonise(launch, listener, daemon)
+            pid = (lend(launch, listener) if lend else 0) or _daemonise(launch, listener, daemon)
             write_atomically(f"{launch.bundle}/{PID_FILE}", b"%d" % pid)
     except OSError:
         if pid:
@@ -144,8 +147,7 @@ def _daemonise(launch: Launch, listener: socket.socket, daemon: Daemon) -> int:
     try:
         launch.forked = time.monotonic_ns()
         os.setsid()
-        _rename()
-        _redirect(launch)
+        redirect(launch)
         # Whatever else containerd, or `main`, has left open: an end of containerd's pipes would let it wait for ever.
         os.closerange(3, listener.fileno())
         os.closerange(listener.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
@@ -161,13 +163,10 @@ def _daemonise(launch: Launch, listener: socket.socket, daemon: Daemon) -> int:
         os._exit(status)
 
 
-def _rename() -> None:
-    """Be `containerd-shim` in lists of processes, as all shims are, not `python3`."""
+def redirect(launch: Launch) -> None:
+    """Have the streams of a shim, and be `containerd-shim` in lists of processes, as all are, not `python3`."""
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write("containerd-shim")
-
-
-def _redirect(launch: Launch) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     try:
         # Both ways, or the end of containerd would be the end of every write; and never waiting for a reader.
