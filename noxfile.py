@@ -163,10 +163,10 @@ def nested(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Start times beside a bare QEMU boot (root); --stdio, --network, --containerd, --forwarder, --against: others."""
-    arguments = list(session.posargs)
+    """Start times beside a bare QEMU boot (root); --all: docs/performance.md; --stdio, --against, …: others."""
+    arguments = ["--every" if argument == "--all" else argument for argument in session.posargs]
     program = "start"
-    for other in ("stdio", "network", "containerd", "forwarder", "spans", "against"):
+    for other in ("every", "stdio", "network", "containerd", "forwarder", "spans", "against"):
         if f"--{other}" in arguments:
             arguments.remove(f"--{other}")
             program = other

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["COLD", "TRACED", "Contestant", "contestants", "ready"]
+__all__ = ["COLD", "TRACED", "Contestant", "await_member", "command", "contestants", "ready"]
 
 COLD: Final = "cold"
 TRACED: Final = {path: f"{path}, traced" for path in (COLD, "template", "pool")}
@@ -38,15 +38,20 @@ def contestants(scratch: Path, first_output: Callable[[list[str]], float]) -> li
             f'vm_cache_number = {_MEMBERS if path == "pool" else 0}\nvm_cache_endpoint = "{scratch}/pool.sock"\n'
         )
         for name, options in ((path, []), (traced, ["--trace"])):
-            command = [_RUNTIME, "--config", str(config), "run", *options]
-            found.append(Contestant(name, _measured(command, first_output, pooled=path == "pool")))
+            argv = [*command(scratch, path), *options]
+            found.append(Contestant(name, _measured(argv, first_output, pooled=path == "pool")))
     return found
+
+
+def command(scratch: Path, path: str) -> list[str]:
+    """`kata-runtime run` by a path whose configuration `contestants` has written."""
+    return [_RUNTIME, "--config", str(scratch / f"{path}.toml"), "run"]
 
 
 def _measured(command: list[str], first_output: Callable[[list[str]], float], *, pooled: bool) -> Callable[[], float]:
     def measure() -> float:
         if pooled:
-            _await_member()
+            await_member()
         return first_output(command)
 
     return measure
@@ -70,7 +75,7 @@ def _templates() -> str:
     return f"/dev/shm/kata-bench-{os.getpid()}"
 
 
-def _await_member() -> None:
+def await_member() -> None:
     """Wait until a member of the pool waits. What is measured does not include that, nor runs beside it."""
     end = time.monotonic() + _PATIENCE
     while not any(_waits(path) for path in Path("/run/kata").glob("pool-*")):
