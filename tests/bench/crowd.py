@@ -48,12 +48,12 @@ class Crowd(NamedTuple):
         p95 = statistics.quantiles(self.crowded, n=20)[-1] if len(self.crowded) > 1 else max(self.crowded)
         return [
             Row(f"memory of one of {most} busybox clones, but for the translation buffer", [beyond], None, 120, "MiB"),
-            Row("of that the guest's pages, also those that nobody maps", [last.guest], None, None, "MiB"),
+            Row("of it the guest's pages, also those that nobody maps", [last.guest], None, None, "MiB"),
             Row("QEMU's translation buffer", [last.buffer], None, None, "MiB"),
             Row(f"memory of one: most ÷ least, of {' and '.join(map(str, self.memory))} clones", [max(sums)],
                 [min(sums)], 1.1),
             Row(f"{len(self.crowded) + self.failed} sandboxes, {_AT_ONCE} at a time: failed", [self.failed], None, 0),
-            Row("the same: p95 ÷ the median of one alone, whole runs", [p95], self.single, 3),
+            Row(f"whole runs, {_AT_ONCE} at a time: p95 ÷ the median of one alone", [p95], self.single, 3),
         ]  # fmt: skip
 
 

@@ -218,14 +218,14 @@ def _rows(samples: dict[str, list[float]]) -> list[Row]:
 
     rows = [
         ratio("cold start to first output ÷ stock boot", "cold", _STOCK, 1.3),
-        ratio("the same ÷ a boot with a sandbox's own parameters", "cold", _TUNED, None),
+        ratio("cold start ÷ a boot with a sandbox's own parameters", "cold", _TUNED, None),
         ratio("template ÷ stock boot", "template", _STOCK, 0.30),
         ratio("pool ÷ stock boot", "pool", _STOCK, 0.10),
         ratio("`ctr run --rm … true`, cold ÷ runc", _CTR["cold"], _CTR["runc"], None),
-        ratio("the same, template ÷ runc", _CTR["template"], _CTR["runc"], 9),
-        ratio("the same, pool ÷ runc", _CTR["pool"], _CTR["runc"], 4),
+        ratio("`ctr run --rm … true`, template ÷ runc", _CTR["template"], _CTR["runc"], 9),
+        ratio("`ctr run --rm … true`, pool ÷ runc", _CTR["pool"], _CTR["runc"], 4),
         ratio("wait for the shim's `start` ÷ runc's", "start, template", "start, runc", 3),
-        ratio("the same, pool", "start, pool", "start, runc", 3),
+        ratio("wait for the shim's `start` ÷ runc's, pool", "start, pool", "start, runc", 3),
         ratio("exec ÷ runc exec", _EXEC["kata"], _EXEC["runc"], 3),
         ratio("8 bytes there and back through `ctr` ÷ runc", _ECHO["kata"], _ECHO["runc"], None),
     ]

@@ -12,10 +12,10 @@ import pytest
 
 from kata_traces.read.trace import Trace, load_store
 from kata_traces.store.store import Store
-from support.containerd import shim_pid
+from support.containerd import shim_pid, task
 from support.cri.client import Cri
 from support.kata import Kata
-from support.kata_containers import KataContainers, vm_pids
+from support.kata_containers import KataContainers
 from support.pool import clear, is_ready, members, wait_for, wait_for_member
 
 pytestmark = [pytest.mark.containerd, pytest.mark.vm, pytest.mark.slow]
@@ -59,7 +59,7 @@ def test_a_container_by_a_member_of_the_pool(kata: KataContainers) -> None:
     kata.tracing()
     with serving(kata.artifacts) as server:
         member = wait_for_member()
-        kata.detached("box", "sleep", "1000", options=("--cgroup", "/kata-test-pooled"))
+        kata.detached("box", "sleep", "1000", options=("--cgroup", "/pooled"))
         assert shim_pid(kata.containerd, "box") == member
         assert Path(f"/proc/{member}/comm").read_text() == "containerd-shim\n"
         server.send_signal(signal.SIGTERM)
@@ -68,11 +68,12 @@ def test_a_container_by_a_member_of_the_pool(kata: KataContainers) -> None:
         done = kata.exec("box", "e1", "sh", "-c", "echo inside; exit 3")
         assert (done.returncode, done.stdout) == (3, b"inside\n")
         # The pod's limits hold for the machine, which was there before it.
-        (machine,) = vm_pids("pool-")
-        assert "/kata-test-pooled" in Path(f"/proc/{machine}/cgroup").read_text()
+        machine, _ = task(kata.containerd, "box") or (0, "")
+        inside = Path(f"/proc/{machine}/cgroup").read_text()
         kata.tasks("delete", "--force", "box")
         kata.containerd.ctr("containers", "delete", "box")
         wait_for(lambda: not members())
+    assert "/kata_pooled\n" in inside
     assert start_path(kata.trace("box")) == "pool"
     kata.nothing_remains()
 
