@@ -80,6 +80,15 @@ def contract(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Parsers of foreign bytes, shortly; `-- --minutes N` looks for more, guided by coverage: docs/fuzzing.md."""
+    if session.posargs:
+        python(session, "support.fuzz.session", *session.posargs, env={"PYTHONPATH": "tests"})
+    else:
+        pytest(session, "fuzz")
+
+
+@nox.session
 def browser(session: nox.Session) -> None:
     """The page of a trace in a headless Chromium."""
     pytest(session, "browser")

@@ -5,10 +5,27 @@ import fcntl
 import os
 import struct
 
-__all__ = ["Identity", "Lock", "identify", "write_atomically"]
+__all__ = ["Identity", "Lock", "exists", "identify", "is_directory", "is_file", "write_atomically"]
 
 StrPath = str | os.PathLike[str]
 Identity = tuple[str, int, int, int, int, int]
+
+
+def exists(path: StrPath) -> bool:
+    """Whether something is there. As the two below for paths that others give: pathlib's raise where one is too long
+    for any file, or can't be looked at.
+    """
+    return os.path.exists(path)
+
+
+def is_directory(path: StrPath) -> bool:
+    """Whether a directory is there."""
+    return os.path.isdir(path)
+
+
+def is_file(path: StrPath) -> bool:
+    """Whether a regular file is there."""
+    return os.path.isfile(path)
 
 
 class Lock:

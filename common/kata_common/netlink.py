@@ -146,8 +146,8 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def number(value: bytes | None) -> int:
-    """An attribute's number; 0 where there is none."""
-    return int.from_bytes(value or b"", sys.byteorder)
+    """An attribute's number, of 64 bits at most; 0 where there is none."""
+    return int.from_bytes((value or b"")[:8], sys.byteorder)
 
 
 def text(value: bytes | None) -> str:

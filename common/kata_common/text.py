@@ -1,8 +1,15 @@
 """Text of others, made fit to be printed."""
 
-__all__ = ["printable", "told"]
+__all__ = ["is_number", "printable", "told"]
 
 _INDENT = "  "
+
+
+def is_number(text: str, digits: int = 18) -> bool:
+    """Whether it is a whole number of at most so many digits. `int` takes those of other scripts as well, and raises
+    where there are thousands of them.
+    """
+    return len(text) <= digits and text.isascii() and text.isdecimal()
 
 
 def printable(text: str, limit: int = 1000) -> str:

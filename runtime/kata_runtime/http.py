@@ -21,6 +21,7 @@ OPENMETRICS = "application/openmetrics-text"
 MAX_HEAD = 8192
 _MAX_BODY = 4096
 _MAX_CONNECTIONS = 16
+_MAX_WORDS = 20
 # Seconds for a request to arrive, for its answer to be made, and to be read.
 _REQUEST_TIMEOUT = 5.0
 _ANSWER_TIMEOUT = 30.0
@@ -164,7 +165,11 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     if len(body) != int(length):
         raise Refusal(HTTPStatus.BAD_REQUEST, "the body is cut off")
     path, _, query = words[1].partition("?")
-    return Request(words[0], path, parse_qs(query, max_num_fields=20), headers, body)
+    try:
+        asked = parse_qs(query, max_num_fields=_MAX_WORDS)
+    except ValueError:
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"a query of more than {_MAX_WORDS} words") from None
+    return Request(words[0], path, asked, headers, body)
 
 
 def _encode(answer: Answer) -> bytes:

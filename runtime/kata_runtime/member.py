@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kata_common.documents import parse_json
 from kata_runtime import birth, loop
 from kata_runtime.config.load import config_from_json
 from kata_runtime.config.model import Config
@@ -41,7 +41,7 @@ _over = threading.Event()
 
 def main() -> NoReturn:
     """Be a member until it has been taken and its work is done, or nobody wants it."""
-    given = json.load(sys.stdin)
+    given = parse_json(sys.stdin.read())
     control = socket.socket(fileno=given["control"])
     os.set_inheritable(control.fileno(), False)
     namespace = os.readlink("/proc/self/ns/mnt")  # noqa: PTH115 - a name of the kernel's

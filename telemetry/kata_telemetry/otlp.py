@@ -8,9 +8,11 @@ line of OTLP/JSON (the file format of https://opentelemetry.io/docs/specs/otel/p
 import binascii
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kata_common.documents import parse_json
 from kata_telemetry import __version__
 from kata_telemetry.span import Span
 from kata_telemetry.values import Value
@@ -43,6 +45,7 @@ DROPPED = "kata.dropped_spans"
 _SHORT = 64
 INT64 = range(-(2**63), 2**63)
 # OTLP/JSON writes these in hex where protobuf's JSON has base64 (OTLP specification, "JSON Protobuf Encoding").
+_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 ID_FIELDS = ("traceId", "spanId", "parentSpanId")
 
 
@@ -140,7 +143,10 @@ def to_request(line: str | bytes) -> "ExportTraceServiceRequest":
 
     json_format = _json_format()
     try:
-        content = json.loads(line)
+        content = parse_json(line)
+        if _SURROGATE.search(line if isinstance(line, str) else line.decode("utf-8", "replace")):
+            # Where one is in a name, protobuf 7.35 raises SystemError.
+            json.dumps(content, ensure_ascii=False).encode()
         _convert_ids(content, _hex_to_base64)
         request = ExportTraceServiceRequest()
         json_format.ParseDict(content, request, ignore_unknown_fields=True)

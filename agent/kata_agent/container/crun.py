@@ -5,7 +5,6 @@ matched in `explain`, here and nowhere else, because crun (1.8) has one exit cod
 """
 
 import asyncio
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Final
 from kata_agent.container.placement import NOWHERE, Placement
 from kata_agent.errors import CommandNotExecutableError, CommandNotFoundError, CrunError, TimedOutError
 from kata_agent.process.reaper import Child, Reaper
+from kata_common.documents import parse_json
 from kata_telemetry.span import Site
 
 __all__ = ["Crun", "exec_failure", "explain"]
@@ -65,7 +65,7 @@ def last_message(log: Path) -> str:
         return ""
     for line in reversed(lines):
         with suppress(ValueError):
-            entry = json.loads(line)
+            entry = parse_json(line)
             if isinstance(entry, dict) and isinstance(entry.get("msg"), str):
                 return str(entry["msg"])
     return lines[-1]

@@ -85,7 +85,7 @@ def fit_resources(resources: dict[str, Any], guest: Guest) -> None:
 def _holds(entry: Mapping[str, Any], guest: Guest) -> bool:
     """Whether the limit is one that the guest's kernel knows. Raises InvalidError where it asks for pages it lacks."""
     size = entry.get("pageSize") if isinstance(entry, dict) else None
-    if size in guest.hugepages:
+    if isinstance(size, str) and size in guest.hugepages:
         return True
     if isinstance(size, str) and not entry.get("limit"):
         return False  # none of a size that isn't there

@@ -123,9 +123,11 @@ def _object(value: object, name: str) -> dict[str, Any]:
 
 def _attributes(scheduler: dict[str, Any]) -> bytes:
     policy, flags = scheduler.get("policy"), scheduler.get("flags") or []
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise InvalidError(f"process.scheduler.policy: {str(policy)[:40]!r} is none of {', '.join(POLICIES)}")
-    if unknown := [flag for flag in flags if flag not in FLAGS]:
+    if not isinstance(flags, list):
+        raise InvalidError("process.scheduler.flags is no list")
+    if unknown := [flag for flag in flags if not isinstance(flag, str) or flag not in FLAGS]:
         raise InvalidError(f"process.scheduler.flags: {str(unknown[0])[:40]!r} is none of {', '.join(FLAGS)}")
     numbers = [scheduler.get(name) or 0 for name in ("nice", "priority", "runtime", "deadline", "period")]
     if not all(isinstance(number, int) for number in numbers):
@@ -140,7 +142,7 @@ def _attributes(scheduler: dict[str, Any]) -> bytes:
 
 def _io_priority(priority: dict[str, Any]) -> int:
     kind, level = priority.get("class"), priority.get("priority") or 0
-    if kind not in IO_CLASSES:
+    if not isinstance(kind, str) or kind not in IO_CLASSES:
         raise InvalidError(f"process.ioPriority.class: {str(kind)[:40]!r} is none of {', '.join(IO_CLASSES)}")
     if not isinstance(level, int) or not 0 <= level <= 7:
         raise InvalidError("process.ioPriority.priority is not a number from 0 to 7")

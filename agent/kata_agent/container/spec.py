@@ -3,11 +3,11 @@
 Fields: OCI runtime specification 1.0, config.md and config-linux.md.
 """
 
-import json
 import re
 from typing import Any, Final
 
 from kata_agent.errors import InvalidError
+from kata_common.documents import parse_json
 from kata_common.ids import RULE, is_id
 
 __all__ = [
@@ -42,7 +42,7 @@ def parse(data: bytes, what: str) -> Spec:
     if len(data) > MAX_SPEC:
         raise InvalidError(f"{what} has {len(data)} bytes, more than {MAX_SPEC}")
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise InvalidError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):

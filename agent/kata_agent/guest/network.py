@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from kata_agent.errors import AgentError, InvalidError, NotFoundError, SetupError, TimedOutError
 from kata_agent.guest.rtnetlink import Hop, Link, Rtnetlink, packed, packed_mac
 from kata_common.netlink import IFF_NOARP
+from kata_common.text import is_number
 from kata_telemetry.span import Site
 
 __all__ = ["Address", "Counters", "Interface", "Neighbour", "Network", "Route", "counters"]
@@ -256,7 +257,7 @@ def _split(family: int, text: str) -> tuple[bytes, int]:
     if not text:
         return b"", 0
     address, _, length = text.partition("/")
-    prefix = int(length) if length.isascii() and length.isdecimal() else -1
+    prefix = int(length) if is_number(length) else -1
     _check_prefix(family, prefix)
     return packed(family, address), prefix
 

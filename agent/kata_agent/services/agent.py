@@ -13,6 +13,7 @@ from kata_agent.guest import machine
 from kata_agent.guest.mounts import DRIVERS, Storage
 from kata_agent.process.process import Ports
 from kata_agent.services.health import VERSION
+from kata_common.text import is_number
 from kata_protos import agent_pb2 as pb
 
 __all__ = ["AgentService", "Tracer"]
@@ -53,7 +54,7 @@ def _family(family: int) -> int:
 
 
 def _prefix(mask: str) -> int:
-    return int(mask) if mask.isascii() and mask.isdecimal() else -1
+    return int(mask) if is_number(mask) else -1
 
 
 class AgentService:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from kata_common.documents import parse_json
 from kata_runtime.cli.toml import dump
 from kata_runtime.config import Config, load
 
@@ -67,5 +68,5 @@ def tables_of(config: Config) -> dict[str, Any]:
         "agent": {"kata": asdict(config.agent)},
         "runtime": runtime,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(tables))
+    plain: dict[str, Any] = parse_json(json.dumps(tables))
     return plain

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from kata_common import places
+from kata_common.documents import parse_json
 from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.sandbox.state import Directories, valid_id
 
@@ -35,7 +36,7 @@ def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 def _switch(options: argparse.Namespace) -> int:
     sandbox = _chosen(options.sandbox)
     wanted = {"runtime": options.sides, "agent": options.sides and not options.no_agent, "level": options.level}
-    state = json.loads(ask(sandbox, "PUT", "/tracing", body=json.dumps(wanted).encode()))
+    state = parse_json(ask(sandbox, "PUT", "/tracing", body=json.dumps(wanted).encode()))
     sides = [name for name in ("runtime", "agent") if state[name]]
     print(
         f"{sandbox}: tracing {' and '.join(sides) or 'neither side'}, level {state['level']}; {state['store'] or '-'}"
@@ -96,7 +97,7 @@ def ask(
 
 def _said(content: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(content)
+        said = parse_json(content)
     except ValueError:
         said = None
     return said if isinstance(said, dict) else {}

@@ -5,7 +5,6 @@ For people as docker has it, `exec -it SANDBOX [CONTAINER] -- COMMAND`; for engi
 """
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.documents import parse_json
 from kata_runtime.cli import terminal
 from kata_runtime.cli.options import absolute, environment
 from kata_runtime.engine.standin import Console, Started, stand_in
@@ -121,7 +121,7 @@ def _read_process(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_PROCESS)
-        process = json.loads(content)
+        process = parse_json(content)
     except (OSError, ValueError, RecursionError) as error:
         raise RootfsError(f"--process {path} can't be read: {error}") from error
     if not isinstance(process, dict):

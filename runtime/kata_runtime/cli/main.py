@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kata_common import descriptors
+from kata_common.files import exists
 from kata_common.text import printable, told
 from kata_runtime.birth import is_prepared
 from kata_runtime.complaint import LOGGER, complain
@@ -168,7 +169,7 @@ def _elsewhere(arguments: list[str]) -> int | None:
         factory = load(path).factory
     except KataError:
         return None  # whoever does it says what is wrong
-    if not factory.vm_cache_number or not Path(factory.vm_cache_endpoint).exists():
+    if not factory.vm_cache_number or not exists(factory.vm_cache_endpoint):
         return None
     from kata_runtime.birth import own_start
     from kata_runtime.pool.client import run_elsewhere

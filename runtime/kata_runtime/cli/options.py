@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kata_common.files import exists
 from kata_runtime.errors import HostError, KataError
 
 __all__ = ["absolute", "check_sizes", "environment", "volume"]
@@ -53,7 +54,7 @@ def volume(text: str) -> dict[str, Any]:
     if not destination.startswith("/"):
         raise argparse.ArgumentTypeError(f"{text!r}: the path in the container, {destination!r}, is not absolute")
     path = Path(source).absolute()
-    if not path.exists():
+    if not exists(path):
         raise argparse.ArgumentTypeError(f"{text!r}: there is no {path}")
     return {"destination": destination, "type": "bind", "source": str(path), "options": ["rbind", access or "rw"]}
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kata_common import places
+from kata_common.files import exists
 from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.sandbox import reach
 from kata_runtime.sandbox.state import valid_id
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     """Handler of the command."""
     reach.require_root()
     path = _path(options.sandbox)
-    if not path.exists():
+    if not exists(path):
         if options.sandbox in reach.running():
             raise SandboxError(
                 f"the output of {options.sandbox} is not kept here",

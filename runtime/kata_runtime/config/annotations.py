@@ -6,7 +6,6 @@ has a value which is none, or that asks for what is not here is an error. docs/c
 """
 
 import difflib
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kata_common.documents import parse_json
 from kata_runtime.config.model import Config
 from kata_runtime.errors import ConfigError
 
@@ -83,7 +83,7 @@ def _modules(text: str) -> tuple[str, ...]:
 
 def _words(text: str) -> tuple[str, ...]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
@@ -158,7 +158,7 @@ def read_annotations(bundle: Path) -> dict[str, str]:
     try:
         content = (bundle / "config.json").read_bytes()
         # Most have none: the whole need not be parsed twice.
-        found = json.loads(content).get("annotations") if KATA.encode() in content else {}
+        found = parse_json(content).get("annotations") if KATA.encode() in content else {}
     except (OSError, ValueError, AttributeError):
         return {}
     if not isinstance(found, dict):

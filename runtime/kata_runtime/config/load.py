@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from kata_common.documents import parse_json
 from kata_common.files import write_atomically
 from kata_runtime.config import model
 from kata_runtime.config.model import Config
@@ -162,7 +163,7 @@ class _Cache:
     def get(self, sources: list[_Source]) -> Config | None:
         key = self._key(sources)
         try:
-            kept = json.loads(self._path(sources).read_bytes())
+            kept = parse_json(self._path(sources).read_bytes())
             if kept["key"] == key:
                 return config_from_json(kept["config"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -5,6 +5,7 @@ import json
 import signal
 from contextlib import suppress
 
+from kata_common.text import is_number
 from kata_runtime.engine.store import Record, Store
 from kata_runtime.errors import KataError, SandboxError
 from kata_runtime.sandbox import reach
@@ -45,13 +46,13 @@ def number_of(text: str) -> int:
     Raises:
         ArgumentTypeError: there is no such signal.
     """
-    if text.isascii() and text.isdecimal():
+    if is_number(text):
         number = int(text)
     else:
         name = text.upper().removeprefix("SIG")
         number = getattr(signal.Signals.__members__.get(f"SIG{name}"), "value", 0)
         base, plus, offset = name.partition("+")
-        if base == "RTMIN" and plus and offset.isdecimal():
+        if base == "RTMIN" and plus and is_number(offset):
             number = signal.SIGRTMIN + int(offset)
     if not 0 < number <= signal.SIGRTMAX:
         raise argparse.ArgumentTypeError(

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kata_common.documents import parse_json
 from kata_runtime.engine.life import found
 from kata_runtime.errors import KataError, RootfsError
 
@@ -89,7 +90,7 @@ def _given(path: str) -> dict[str, Any]:
         else:
             with Path(path).open("rb") as file:
                 content = file.read(_MAX_RESOURCES)
-        resources = json.loads(content)
+        resources = parse_json(content)
     except (OSError, ValueError, RecursionError) as error:
         raise RootfsError(f"--resources {path} can't be read: {error}") from error
     if not isinstance(resources, dict) or not all(isinstance(part, dict | list) for part in resources.values()):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from kata_common.documents import parse_json
 from kata_common.files import write_atomically
 from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.sandbox.state import valid_id
@@ -91,7 +92,7 @@ class Store:
         """
         path = self._place(container_id) / _STATE
         try:
-            return Record(**json.loads(path.read_bytes()))
+            return Record(**parse_json(path.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             known = ", ".join(list(self.ids())[:10]) or "none"
             raise SandboxError(

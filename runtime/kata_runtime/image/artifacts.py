@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
+from kata_common.documents import parse_json
 from kata_runtime.errors import ImageError
 
 __all__ = ["BUILD_HINT", "FORMAT", "Artifacts", "Manifest"]
@@ -34,7 +35,7 @@ class Manifest:
     def load(cls, path: Path) -> Self:
         """Read a manifest. Raises ImageError where it can't be read or is of another format."""
         try:
-            fields = json.loads(path.read_text())
+            fields = parse_json(path.read_text())
             manifest = cls(**fields)
         except FileNotFoundError as error:
             raise ImageError(f"there is no guest image: {path.parent}", hint=BUILD_HINT) from error

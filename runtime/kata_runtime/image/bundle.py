@@ -5,11 +5,11 @@ from the module's name to its file, whether it is a package, and offset (from th
 code, which is a .pyc file's without the header. `kata_runtime.image.launcher` reads it.
 """
 
-import json
 import marshal
 from collections.abc import Sequence
 from pathlib import Path
 
+from kata_common.documents import parse_json
 from kata_runtime.image import tools
 
 __all__ = ["build"]
@@ -58,7 +58,7 @@ def build(root: Path, python: str, path: Sequence[str]) -> bytes:
     )
     index: dict[str, tuple[str, bool, int, int]] = {}
     code = bytearray()
-    for name, origin, is_package in json.loads(found.splitlines()[-1]):
+    for name, origin, is_package in parse_json(found.splitlines()[-1]):
         module = (root / origin[1:]).read_bytes()[PYC_HEADER:]
         index[name] = (origin, is_package, len(code), len(module))
         code += module

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kata_common.documents import parse_json
 from kata_runtime.errors import ImageError
 from kata_runtime.image import tools
 
@@ -85,7 +86,7 @@ class Packages:
     def known(self) -> list[Package] | None:
         """What was resolved and downloaded earlier, or None where there is nothing, or not for what is asked today."""
         try:
-            stored = json.loads(self._list.read_text())
+            stored = parse_json(self._list.read_text())
             packages = [Package(**fields) for fields in stored["packages"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None

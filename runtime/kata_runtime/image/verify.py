@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kata_common import places
+from kata_common.documents import parse_json
 from kata_common.files import Identity, identify, write_atomically
 from kata_runtime.errors import ImageError
 
@@ -72,7 +73,7 @@ def _wanted(path: Path) -> str:
     manifest = path.with_name(_MANIFEST)
     try:
         with manifest.open("rb") as file:
-            fields = json.loads(file.read(_MANIFEST_SIZE))
+            fields = parse_json(file.read(_MANIFEST_SIZE))
     except FileNotFoundError:
         return ""
     except ValueError as error:
@@ -102,7 +103,7 @@ def _remembered(memory: Path) -> dict[Identity, str]:
         with os.fdopen(fd, "rb") as file:
             state = os.fstat(fd)
             if state.st_uid == os.geteuid() and not state.st_mode & 0o022:
-                return {_identity(*identity): str(digest) for identity, digest in json.load(file)}
+                return {_identity(*identity): str(digest) for identity, digest in parse_json(file.read())}
     return {}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from kata_common.documents import parse_json
 from kata_runtime.errors import HostError
 from kata_runtime.install import containerd
 from kata_runtime.install.items import Item
@@ -36,7 +37,7 @@ class Record:
         if text is None:
             return cls()
         try:
-            return cls(**json.loads(text))
+            return cls(**parse_json(text))
         except (ValueError, TypeError) as error:
             raise HostError(f"{RECORD} is no record of an installation: {error}", hint="remove it") from error
 

@@ -1,11 +1,13 @@
 """OCI bundles: a directory with config.json and a root filesystem, made by somebody else."""
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.documents import parse_json
+from kata_common.files import is_directory
 from kata_runtime.errors import RootfsError
 from kata_runtime.oci.spec import Spec
 from kata_runtime.oci.text import check_environment, check_text
@@ -35,8 +37,9 @@ def read_bundle(directory: Path, *, mounted: bool = False) -> Bundle:
     spec = read_spec(directory)
     rootfs = directory.absolute() / spec["root"]["path"]
     if mounted and rootfs.parent == directory.absolute():
-        rootfs.mkdir(mode=0o711, exist_ok=True)
-    if not rootfs.is_dir():
+        with suppress(OSError):  # what is there instead is told below
+            rootfs.mkdir(mode=0o711, exist_ok=True)
+    if not is_directory(rootfs):
         raise RootfsError(f"{directory / 'config.json'}: root.path: {rootfs} is not a directory")
     return Bundle(directory.absolute(), rootfs, spec)
 
@@ -59,7 +62,7 @@ def read_spec(directory: Path) -> Spec:
     if len(content) > _MAX_CONFIG:
         raise RootfsError(f"{path} is longer than {_MAX_CONFIG} bytes")
     try:
-        spec = json.loads(content)
+        spec = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise RootfsError(f"{path} is not JSON: {error}") from error
     if problem := _problem(spec, _CONFIG, ""):
@@ -94,7 +97,7 @@ def _read(content: bytes, what: str, shape: "_Shape") -> Spec:
     if len(content) > _MAX_CONFIG:
         raise RootfsError(f"{what} is longer than {_MAX_CONFIG} bytes")
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise RootfsError(f"{what} is not JSON: {error}") from error
     if problem := _problem(value, shape, what):
@@ -109,7 +112,9 @@ class _Absolute(str):
     __slots__ = ()
 
 
-# What a shape is: a type; a list of one shape; a mapping of keys to shapes, those that must be there marked with "!".
+# What a shape is: a type; a list of one shape; a mapping of keys to shapes, those that must be there marked with "!";
+# or of _ANY to the shape of all members.
+_ANY = "*"
 _Shape = type | list[Any] | Mapping[str, Any]
 _PROCESS: _Shape = {
     "args!": [str],
@@ -145,10 +150,12 @@ _RESOURCES: _Shape = {
 }
 _LINUX: _Shape = {
     "namespaces": [{"type!": str, "path": str}],
-    "devices": [{"path!": str, "type!": str}],
+    "devices": [
+        {"path!": str, "type!": str, "major": int, "minor": int, "fileMode": int, "uid": int, "gid": int},
+    ],
     "resources": _RESOURCES,
     "seccomp": dict,
-    "sysctl": dict,
+    "sysctl": {_ANY: str},
     "uidMappings": [_MAPPING],
     "gidMappings": [_MAPPING],
     "timeOffsets": dict,
@@ -165,7 +172,7 @@ _CONFIG: _Shape = {
     "hostname": str,
     "domainname": str,
     "hooks": {kind: [{"path!": _Absolute, "args": [str], "env": [str], "timeout": int}] for kind in _HOOKS},
-    "annotations": dict,
+    "annotations": {_ANY: str},
 }
 _NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", _Absolute: "an absolute path"}
 
@@ -181,14 +188,15 @@ def _problem(value: object, shape: _Shape, where: str) -> str:
     elif isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return f"{where or 'the whole'}: expected an object"
-        found = (_member_problem(value, key, inner, where) for key, inner in shape.items())
+        members: Mapping[str, Any] = dict.fromkeys(value, shape[_ANY]) if _ANY in shape else shape
+        found = (_member_problem(value, key, inner, where) for key, inner in members.items())
     else:
         return "" if _is(value, shape) else f"{where}: expected {_NAMES[shape]}"
     return next(filter(None, found), "")
 
 
 def _member_problem(value: Mapping[str, Any], key: str, shape: _Shape, where: str) -> str:
-    name = key.rstrip("!")
+    name = key.rstrip("!") if key not in value else key
     path = f"{where}.{name}" if where else name
     # Go's encoders write null for what is empty.
     if value.get(name) is None:

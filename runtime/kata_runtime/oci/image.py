@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.documents import parse_json
+from kata_common.files import exists
 from kata_common.removal import remove_tree
 from kata_common.threads import in_thread
 from kata_runtime import process
@@ -142,7 +144,7 @@ def _split(image: str) -> tuple[Path, str]:
     """Path and reference: the longest part that ends before a colon, or at the end, and exists."""
     ends = [len(image), *(index for index in range(len(image) - 1, 0, -1) if image[index] == ":")]
     for end in ends:
-        if image[:end] and Path(image[:end]).exists():
+        if image[:end] and exists(image[:end]):
             return Path(image[:end]).absolute(), image[end + 1 :]
     hint = "--image takes PATH or PATH:TAG"
     if not image.startswith((".", "/")):
@@ -206,7 +208,7 @@ def _json(content: bytes) -> Any:  # noqa: ANN401 -- JSON of unknown shape
     if len(content) > _MAX_JSON:
         raise ValueError(f"its index is longer than {_MAX_JSON} bytes")
     try:
-        return json.loads(content)
+        return parse_json(content)
     except RecursionError:
         raise ValueError("its index is nested too deeply") from None
 
@@ -218,7 +220,7 @@ def _remembered(cache: Path, source: _Source, policy: Path) -> Image | None:
     # Root's alone: images bring setuid programs and device nodes of their own.
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        noted = json.loads(_note(cache, source).read_bytes())
+        noted = parse_json(_note(cache, source).read_bytes())
         if noted["state"] != source.state(policy):
             return None
         return _load(cache, noted["digest"])
@@ -232,7 +234,7 @@ def _note(cache: Path, source: _Source) -> Path:
 
 
 def _load(cache: Path, digest: str) -> Image:
-    kept = json.loads((cache / digest / "image.json").read_bytes())
+    kept = parse_json((cache / digest / "image.json").read_bytes())
     config: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     return Image(digest, cache / digest / "rootfs", ImageConfig(**config))
 

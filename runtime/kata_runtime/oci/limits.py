@@ -1,11 +1,11 @@
 """What the containers of a sandbox may use, as far as it is known before the sandbox is made. Pure."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from kata_common.documents import parse_json
 from kata_runtime.errors import ConfigError
 
 __all__ = ["NOTHING", "Asked", "asked_by", "of_limits"]
@@ -64,7 +64,7 @@ def of_limits(quota: int, period: int, memory: int) -> Asked:
 def _of_annotations(annotations: Mapping[str, str]) -> Asked:
     names = [f"{_CRI}{name}" for name in ("cpu-quota", "cpu-period", "memory")]
     values = {name: annotations[name] for name in names if annotations.get(name)}
-    if not values and _CRI_O in annotations:
+    if not values and annotations.get(_CRI_O):
         values = _of_cri_o(annotations[_CRI_O])
         names = ["cpu_quota", "cpu_period", "memory_limit_in_bytes"]
     for name, value in values.items():
@@ -76,7 +76,7 @@ def _of_annotations(annotations: Mapping[str, str]) -> Asked:
 
 def _of_cri_o(text: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"annotation {_CRI_O} is not JSON: {error}") from error
     if not isinstance(values, dict):

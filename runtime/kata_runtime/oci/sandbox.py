@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from kata_common.files import is_file
 from kata_runtime.oci.limits import NOTHING, Asked, asked_by
 from kata_runtime.oci.names import names_of
 from kata_runtime.oci.network import network_namespace
@@ -61,7 +62,7 @@ def _resolver(spec: Spec) -> tuple[str, ...]:
     """What the container is given as resolv.conf, for the guest's own; as Kata does it (kata_agent.go, getDNS)."""
     for mount in spec.get("mounts") or ():
         source = Path(mount.get("source") or "")
-        if mount["destination"] == _RESOLV_CONF and source.is_file():  # a fifo would be waited for
+        if mount["destination"] == _RESOLV_CONF and is_file(source):  # a fifo would be waited for
             try:
                 with source.open("rb") as file:
                     return tuple(file.read(_RESOLV_CONF_LENGTH).decode(errors="replace").splitlines())

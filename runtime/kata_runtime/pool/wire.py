@@ -17,6 +17,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from kata_common.documents import parse_json
+
 __all__ = ["MAX_MESSAGE", "receive", "receive_with_files", "send"]
 
 # Below what Linux lets a process send at once (net.core.wmem_default); a longer request is no request.
@@ -60,7 +62,7 @@ def receive_with_files(stream: socket.socket) -> tuple[dict[str, Any] | None, li
 
 def _parse(data: bytes) -> dict[str, Any] | None:
     try:
-        message = json.loads(data) if data else None
+        message = parse_json(data) if data else None
     except ValueError:
         return None
     return message if isinstance(message, dict) else None

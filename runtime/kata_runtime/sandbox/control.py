@@ -29,6 +29,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from kata_common.documents import parse_json
 from kata_runtime.errors import AgentError, KataError, SandboxError
 from kata_runtime.oci.bundle import read_process
 from kata_runtime.oci.spec import guest_process, merge_env
@@ -110,7 +111,7 @@ class _Peer:
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
-            message = json.loads(line)
+            message = parse_json(line)
         except (ValueError, RecursionError) as error:
             raise SandboxError(f"a request that is not JSON: {error}") from error
         if not isinstance(message, dict):

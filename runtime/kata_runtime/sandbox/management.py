@@ -21,6 +21,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from kata_common.documents import parse_json
 from kata_runtime.http import JSON, MAX_HEAD, Answer, Refusal, Request, Routes, Server, metrics_answer
 from kata_telemetry.span import Level
 
@@ -83,7 +84,7 @@ def _routes(managed: Managed) -> Routes:
 
     async def put_tracing(request: Request) -> Answer:
         try:
-            wanted = json.loads(request.body)
+            wanted = parse_json(request.body)
             level = Level.of(wanted["level"]) if wanted.get("level") else None
             sides = {name: wanted[name] for name in ("runtime", "agent")}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

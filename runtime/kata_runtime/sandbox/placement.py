@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.documents import parse_json
+from kata_common.files import is_directory
 from kata_runtime.cage import Cage
 from kata_runtime.errors import HostError
 from kata_runtime.process import find_program, launch
@@ -147,7 +149,7 @@ async def _scope(place: CgroupPlace, tops: Sequence[Path]) -> AsyncIterator[Host
                 f"systemd made no scope {place.scope} in {place.slice}: {holder.output.strip() or 'no answer'}",
                 hint="is systemd the host's cgroup driver? see linux.cgroupsPath",
             )
-        directories = [path for top in tops if (path := top / place.path.lstrip("/")).is_dir()]
+        directories = [path for top in tops if is_directory(path := top / place.path.lstrip("/"))]
         yield HostCgroup(directories)
 
 
@@ -162,4 +164,4 @@ def _write_record(record: Path, places: Sequence[CgroupPlace], tops: Sequence[Pa
 def remove_leftover(record: Path) -> None:
     """Remove the cgroups that a killed runtime has recorded."""
     with suppress(OSError, ValueError):
-        HostCgroup([Path(path) for path in json.loads(record.read_text())]).remove()
+        HostCgroup([Path(path) for path in parse_json(record.read_text())]).remove()

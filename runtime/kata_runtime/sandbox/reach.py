@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kata_common import places
+from kata_common.documents import parse_json
 from kata_common.ids import is_id
 from kata_runtime.errors import HostError, SandboxError
 
@@ -102,7 +103,7 @@ class Connection:
                 raise SandboxError(f"sandbox {self.sandbox} has ended")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
+        message: dict[str, Any] = parse_json(line)
         if "error" in message:
             refusal = SandboxError(message["error"], hint=message.get("hint") or "")
             refusal.exit_code = message.get("exit_code") or SandboxError.exit_code

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.files import exists, is_directory
 from kata_common.linux import MountAttribute, MountFlag
 from kata_runtime.errors import RootfsError
 from kata_runtime.mount import Mount, mounted, overlay
@@ -57,9 +58,9 @@ class Rootfs:
         Raises:
             RootfsError: not a directory, or not there.
         """
-        if not self.path.exists():
+        if not exists(self.path):
             raise RootfsError(f"{self.path}: there is no such root filesystem")
-        if not self.path.is_dir():
+        if not is_directory(self.path):
             raise RootfsError(f"{self.path} is not a directory", hint="for an archive or OCI layout use --image")
 
 

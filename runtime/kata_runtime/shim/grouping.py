@@ -1,7 +1,6 @@
 """Which sandbox a container belongs to, found by the annotations of whoever made its config.json."""
 
-import json
-
+from kata_common.documents import parse_json
 from kata_runtime.shim.arguments import UsageError
 
 __all__ = ["CONTAINER", "SANDBOX", "SINGLE", "Group", "find_group", "read_group"]
@@ -64,7 +63,7 @@ def read_group(bundle: str, container_id: str) -> Group:
     path = f"{bundle}/config.json"
     try:
         with open(path, "rb") as file:
-            spec = json.load(file)
+            spec = parse_json(file.read())
     except FileNotFoundError:
         return Group(SINGLE, container_id)
     except (OSError, ValueError) as error:

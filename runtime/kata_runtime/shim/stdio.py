@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from kata_common.text import is_number
 from kata_runtime.process import launch
 from kata_runtime.sandbox.streams import Stdio, own_descriptor
 from kata_runtime.shim.ttrpc.errors import FailedPrecondition, InvalidArgument
@@ -105,7 +106,7 @@ class HostStdio:
         from kata_common.linux import take_descriptor
 
         number = url.path.removeprefix("/")
-        if not (url.netloc.isdecimal() and number.isdecimal()):
+        if not (is_number(url.netloc, 9) and is_number(number, 9)):
             raise InvalidArgument(f"{url.geturl()}: expected fd://PID/N")
         pidfd = os.pidfd_open(int(url.netloc))
         try:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from kata_common.documents import parse_json
+
 __all__ = ["UnknownFormatError", "otlp_lines"]
 
 # More than any file that a person looks at; who sends more means harm.
@@ -24,7 +26,7 @@ def otlp_lines(content: bytes) -> list[str]:
     """What is in a file, as lines of OTLP/JSON. Raises UnknownFormatError."""
     head = content.lstrip()[:1]
     try:
-        whole = json.loads(content) if head in (b"{", b"[") else None
+        whole = parse_json(content) if head in (b"{", b"[") else None
     except (ValueError, RecursionError):
         whole = None
     try:
@@ -59,6 +61,13 @@ def _pairs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [_pair(str(key), value) for key, value in content.items()]
 
 
+def _moment(nanoseconds: int) -> str:
+    """A time as OTLP/JSON has it, in 64 bits."""
+    if not 0 <= nanoseconds < 1 << 64:
+        raise ValueError("a time that is none")
+    return str(nanoseconds)
+
+
 def _by_service(spans: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     found: dict[str, list[dict[str, Any]]] = {}
     for number, (service, span) in enumerate(spans):
@@ -89,8 +98,8 @@ def _from_jaeger(span: Mapping[str, Any]) -> dict[str, Any]:
         "parentSpanId": str(parents[0]).zfill(16) if parents else "",
         "name": str(span["operationName"]),
         "kind": KINDS.get(str(tags.pop("span.kind", "")), 1),
-        "startTimeUnixNano": str(start),
-        "endTimeUnixNano": str(start + max(int(span["duration"]), 0) * 1000 or 1),
+        "startTimeUnixNano": _moment(start),
+        "endTimeUnixNano": _moment(start + max(int(span["duration"]), 0) * 1000 or 1),
         "status": {"code": 2, "message": str(tags.pop("otel.status_description", ""))} if failed else {},
         "attributes": _pairs(tags),
         "events": [_from_log(log) for log in span.get("logs") or []],
@@ -100,7 +109,7 @@ def _from_jaeger(span: Mapping[str, Any]) -> dict[str, Any]:
 def _from_log(log: Mapping[str, Any]) -> dict[str, Any]:
     fields = {str(tag["key"]): _tag_value(tag) for tag in log.get("fields") or []}
     name = fields.pop("event", None) or fields.get("message") or "log"
-    return {"name": str(name), "timeUnixNano": str(int(log["timestamp"]) * 1000), "attributes": _pairs(fields)}
+    return {"name": str(name), "timeUnixNano": _moment(int(log["timestamp"]) * 1000), "attributes": _pairs(fields)}
 
 
 def _tag_value(tag: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
@@ -137,17 +146,16 @@ def _perfetto(content: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
         end = start + round(float(event.get("dur", 0)) * 1000)
         above.append((float(event["ts"]) + float(event.get("dur", 0)), span_id))
         failed = "error" in args and ours
+        kept = {k.removeprefix("attribute."): v for k, v in args.items() if not (ours and k in OUR_KEYS)}
         spans[span_id] = {
             "traceId": trace_id,
             "spanId": span_id,
             "parentSpanId": parent,
             "name": str(event["name"]),
-            "startTimeUnixNano": str(start),
-            "endTimeUnixNano": "0" if args.get("open") and ours else str(end or 1),
+            "startTimeUnixNano": _moment(start),
+            "endTimeUnixNano": "0" if args.get("open") and ours else _moment(end or 1),
             "status": {"code": 2, "message": str(args["error"])} if failed else {},
-            "attributes": _pairs(
-                {k.removeprefix("attribute."): v for k, v in args.items() if not (ours and k in OUR_KEYS)}
-            ),
+            "attributes": _pairs(kept),
             "events": [],
         }
         services[span_id] = str(args.get("service") or event.get("cat") or "") or names.get(thread, "unknown")
@@ -164,5 +172,7 @@ def _perfetto(content: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
         if event.get("ph") == "i" and span is not None:
             details = {k: v for k, v in event["args"].items() if k != "span_id"}
             at = begin + round(float(event["ts"]) * 1000)
-            span["events"].append({"name": str(event["name"]), "timeUnixNano": str(at), "attributes": _pairs(details)})
+            span["events"].append(
+                {"name": str(event["name"]), "timeUnixNano": _moment(at), "attributes": _pairs(details)}
+            )
     yield from _by_service((services[span_id], span) for span_id, span in spans.items())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from kata_common.files import exists, is_directory
 from kata_traces.read.trace import Trace, load, load_store
 from kata_traces.store.abandoned import close_abandoned
 from kata_traces.store.errors import StoreError
@@ -110,10 +111,10 @@ def source(trace_dir: Path, wanted: str) -> Source:
     Raises StoreError.
     """
     path = Path(wanted)
-    is_path = "/" in wanted or (wanted != LATEST and path.exists() and not (trace_dir / wanted).is_dir())
+    is_path = "/" in wanted or (wanted != LATEST and exists(path) and not is_directory(trace_dir / wanted))
     if not is_path:
         return Source(find(trace_dir, wanted))
-    if path.is_dir():
+    if is_directory(path):
         if not (path / "spans.jsonl").exists() and not (path / "meta.json").exists():
             raise StoreError(f"{path} is a directory without a trace: it has neither spans.jsonl nor meta.json")
         return Source(Store(path))

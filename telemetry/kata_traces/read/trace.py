@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kata_common.contract import AGENT_SERVICE as AGENT
+from kata_common.documents import parse_json
 from kata_traces.read import stages
 from kata_traces.read.stages import Lane, Rule
 from kata_traces.store.store import Meta, Store
@@ -265,7 +266,7 @@ def _settle(top: TraceSpan, reached: set[str]) -> None:
 def _parse(line: bytes | str) -> list[TraceSpan] | None:
     """The spans in a line; None where it is no OTLP/JSON."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
         spans = []
         for resource in _list(content, "resourceSpans"):
             service = str(_attributes(resource.get("resource", {})).get("service.name", "unknown"))
@@ -285,7 +286,7 @@ def _list(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 def _span(content: Mapping[str, Any], service: str) -> TraceSpan:
     status = content.get("status") or {}
-    end = int(content.get("endTimeUnixNano") or 0)
+    end = _moment(content.get("endTimeUnixNano") or 0)
     return TraceSpan(
         trace_id=str(content["traceId"]).lower(),
         span_id=str(content["spanId"]).lower(),
@@ -293,7 +294,7 @@ def _span(content: Mapping[str, Any], service: str) -> TraceSpan:
         name=str(content.get("name") or "unnamed"),
         service=service,
         kind=int(content.get("kind") or 0),
-        start=int(content["startTimeUnixNano"]),
+        start=_moment(content["startTimeUnixNano"]),
         end=end,
         open=not end,
         failed=status.get("code") == 2,
@@ -301,13 +302,21 @@ def _span(content: Mapping[str, Any], service: str) -> TraceSpan:
         attributes=_attributes(content),
         events=sorted(
             (
-                TraceEvent(str(event.get("name") or ""), int(event.get("timeUnixNano") or 0), _attributes(event))
+                TraceEvent(str(event.get("name") or ""), _moment(event.get("timeUnixNano") or 0), _attributes(event))
                 for event in _list(content, "events")
             ),
             key=lambda event: event.time,
         ),
         dropped_events=int(content.get("droppedEventsCount") or 0),
     )
+
+
+def _moment(value: Any) -> int:  # noqa: ANN401 - JSON
+    """A time in ns, which OTLP has 64 bits for; no view can show another. Raises ValueError."""
+    moment = int(value)
+    if not 0 <= moment < 1 << 64:
+        raise ValueError("a time that is none")
+    return moment
 
 
 def _parent_id(content: Mapping[str, Any]) -> str:

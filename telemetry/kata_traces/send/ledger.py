@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from kata_common.documents import parse_json
 from kata_common.files import write_atomically
 from kata_traces.send.parts import Part, RuntimePart
 from kata_traces.store.errors import StoreError
@@ -84,7 +85,7 @@ def load_progress(store: Store, part: Part | None = None) -> dict[str, Progress]
 
 def _read(part: Part) -> dict[str, dict[str, Any]]:
     try:
-        content = json.loads(part.progress_path.read_bytes())
+        content = parse_json(part.progress_path.read_bytes())
     except (OSError, ValueError):
         return {}
     targets = content.get("targets") if isinstance(content, dict) else None

@@ -245,7 +245,10 @@ def _one_of(setting: _Setting, choices: tuple[str, ...]) -> str:
 
 def _protocol_of(endpoint: str) -> str:
     # 4318 is OTLP/HTTP's port, 4317 OTLP/gRPC's.
-    return "http/protobuf" if urllib.parse.urlsplit(endpoint).netloc.endswith(":4318") else "grpc"
+    try:
+        return "http/protobuf" if urllib.parse.urlsplit(endpoint).netloc.endswith(":4318") else "grpc"
+    except ValueError:  # which is said where the endpoint is looked at
+        return "grpc"
 
 
 def _endpoint(setting: _Setting, protocol: str, *, insecure: _Setting) -> tuple[str, dict[str, str]]:
@@ -260,6 +263,8 @@ def _endpoint(setting: _Setting, protocol: str, *, insecure: _Setting) -> tuple[
     try:
         parts = urllib.parse.urlsplit(text)
         valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+        # What is sent elsewhere than where it seems to go; urlsplit itself drops some of them.
+        valid = valid and text.isprintable() and not any(character.isspace() for character in text)
     except ValueError:
         valid = False
     if not valid:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from kata_common.documents import parse_json
 from kata_common.files import Lock
 from kata_traces.store.store import Store, write_meta
 
@@ -98,7 +99,7 @@ def _spans(store: Store) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Resource and span, as far as the lines can be read."""
     for line in store.lines():
         try:
-            for resource_spans in json.loads(line)["resourceSpans"]:
+            for resource_spans in parse_json(line)["resourceSpans"]:
                 for scope_spans in resource_spans["scopeSpans"]:
                     for span in scope_spans["spans"]:
                         int(span.get("endTimeUnixNano") or 0), int(span["startTimeUnixNano"])

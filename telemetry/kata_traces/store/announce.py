@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from kata_common.documents import parse_json
 from kata_common.files import write_atomically
 
 __all__ = ["Announcement"]
@@ -40,7 +41,7 @@ class Announcement:
     def read(cls, directory: Path) -> Self | None:
         """The announcement in a sandbox's directory; None where there is none that can be read."""
         try:
-            content = json.loads((directory / _NAME).read_bytes())
+            content = parse_json((directory / _NAME).read_bytes())
             known = {item.name: content[item.name] for item in dataclasses.fields(cls)}
             if any(type(known[item.name]) is not item.type for item in dataclasses.fields(cls)):
                 return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from kata_common.documents import parse_json
 from kata_common.files import write_atomically
 from kata_telemetry.wire import MAX_FRAME, NUMBER, frame
 from kata_traces.store.errors import StoreError
@@ -40,7 +41,7 @@ class AgentMeta:
     def read(cls, path: Path) -> Self:
         """As far as it can be read."""
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
         except (OSError, ValueError):
             content = {}
         return cls.from_json(content if isinstance(content, dict) else {})

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from kata_common.documents import parse_json
 from kata_common.files import Lock, write_atomically
 from kata_common.places import TRACE_DIR
 from kata_traces.store.errors import StoreError
@@ -76,9 +77,16 @@ class Meta:
         for item in dataclasses.fields(cls):
             value = content.get(item.name)
             if type(value) is type(getattr(defaults, item.name)):
-                known[item.name] = value
+                known[item.name] = _text(value) if isinstance(value, str) else value
+        known["labels"] = {_text(k): _text(v) for k, v in known.get("labels", {}).items() if isinstance(v, str)}
+        known["lost"] = {_text(k): v for k, v in known.get("lost", {}).items() if type(v) is int}
         known.setdefault("sandbox_id", "")
         return cls(**known)
+
+
+def _text(text: str) -> str:
+    """What JSON may hold and no view can write, a lone surrogate, becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class Store:
     def own_meta(self) -> Meta:
         """What its writer wrote, as far as it can be read."""
         try:
-            content = json.loads(self.meta_path.read_bytes())
+            content = parse_json(self.meta_path.read_bytes())
         except (OSError, ValueError):
             content = {}
         meta = Meta.from_json(content if isinstance(content, dict) else {})

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Final, NamedTuple
 
 from kata_common.contract import AGENT_SERVICE as AGENT
+from kata_common.documents import parse_json
 from kata_traces.read.advice import advice
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.failure import failure_of
@@ -79,7 +80,7 @@ def _assemble(
 def embedded(page: str) -> dict[str, Any]:
     """The trace in a page that `render` made."""
     _, _, rest = page.partition('<script type="application/json" id="trace">')
-    content: dict[str, Any] = json.loads(rest.partition("</script>")[0])
+    content: dict[str, Any] = parse_json(rest.partition("</script>")[0])
     return content
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from kata_common.documents import parse_json
 from kata_traces.read.advice import advice
 from kata_traces.read.analysis import critical_path, split
 from kata_traces.read.failure import failure_of
@@ -92,7 +93,7 @@ def otlp_lines(lines: Iterable[bytes | str]) -> Iterator[str]:
     ended: set[str] = set()
     for line in lines:
         try:
-            content = json.loads(line)
+            content = parse_json(line)
             spans = [s for r in content["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]]
             ids = {span["spanId"] for span in spans}
             started = [span for span in spans if not _ended(span)]

@@ -22,6 +22,8 @@ __all__ = ["Qmp", "Transcript"]
 _trace = Site(package="hypervisor", subsystem="qmp")
 _TRANSCRIPT_LINES = 500
 _LINE_LIMIT = 2048
+# What qemu.qmp lets through besides its own errors where what comes is no QMP, or no UTF-8, or nothing any more.
+_NO_QMP = (OSError, EOFError, ValueError)
 
 
 class Transcript:
@@ -81,7 +83,7 @@ class Qmp:
             with _trace.span("qmp.connect"):
                 async with asyncio.timeout(timeout):
                     await client.connect(end)
-        except (ConnectError, TimeoutError) as error:
+        except (ConnectError, TimeoutError, *_NO_QMP) as error:
             end.close()
             raise HypervisorError(
                 f"QEMU's monitor did not answer: {str(error) or f'nothing within {timeout:g} s'}"
@@ -95,7 +97,7 @@ class Qmp:
             try:
                 async with asyncio.timeout(1):
                     await client.disconnect()
-            except (QMPError, TimeoutError, OSError, EOFError):
+            except (QMPError, TimeoutError, *_NO_QMP):
                 pass  # QEMU has gone, or goes: what there is to know about that, its exit status says
 
     async def _follow(self, listener: "AsyncIterator[Mapping[str, Any]]") -> None:
@@ -161,7 +163,7 @@ class Qmp:
                     raise QmpError(command, error.error_class, error.error.error.desc) from error
                 except TimeoutError as error:
                     raise HypervisorError(f"QEMU did not answer {command} within {timeout:g} s") from error
-                except QMPError as error:
+                except (QMPError, *_NO_QMP) as error:
                     raise HypervisorError(f"QEMU's monitor broke during {command}: {error}") from error
                 self._transcript.add("<--", {"return": result})
                 return result

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kata_common.documents import parse_json
 from kata_runtime.errors import HostError
 from kata_runtime.guest.transport import Transport
 from kata_runtime.hypervisor.machine import Machine, NetDevice
@@ -221,7 +222,7 @@ def undo_leftover(record: Path) -> None:
     Nothing happens where it had nothing to undo, or where the namespace is gone.
     """
     try:
-        content = json.loads(record.read_text())
+        content = parse_json(record.read_text())
         path, interfaces = str(content["namespace"]), dict(content["interfaces"])
     except FileNotFoundError:
         return

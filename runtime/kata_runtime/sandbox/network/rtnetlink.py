@@ -105,7 +105,8 @@ def redirection(source: int, target: int) -> bytes:
 
 
 def _ip(family: int, address: bytes | None) -> str:
-    return socket.inet_ntop(family, address) if address else ""
+    """An address as text; of another family's length it is none."""
+    return socket.inet_ntop(family, address) if address and len(address) == (4 if family == AF_INET else 16) else ""
 
 
 def interfaces(links: Iterable[bytes], addresses: Iterable[bytes]) -> tuple[Interface, ...]:

@@ -5,7 +5,6 @@ leaves behind where it has found no template.
 """
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import replace
 from pathlib import Path
 
+from kata_common.documents import parse_json
 from kata_runtime.config.load import config_from_json
 from kata_runtime.config.model import Config
 from kata_runtime.errors import KataError, TemplateError
@@ -288,7 +288,7 @@ def main() -> int:
     for top in hierarchies():
         with suppress(OSError):
             (top / "cgroup.procs").write_text("0")
-    request = json.load(sys.stdin)
+    request = parse_json(sys.stdin.read())
     config = config_from_json(request["config"])
     with suppress(OSError):
         private_mount_namespace()

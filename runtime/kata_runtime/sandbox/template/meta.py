@@ -1,12 +1,12 @@
 """What is written down of a template."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kata_common.documents import parse_json
 from kata_common.files import Identity, identify
 
 __all__ = ["FORMAT", "Meta", "boot_id"]
@@ -59,7 +59,7 @@ class Meta:
     def parse(cls, text: bytes) -> "Meta":
         """Raises ValueError."""
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             fields["inputs"] = tuple(tuple(known) for known in fields["inputs"])
             fields["memory_looks"] = tuple(fields["memory_looks"])
             meta = cls(**fields)

@@ -12,6 +12,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
+from kata_common.documents import parse_json
+from kata_common.text import is_number
 from kata_telemetry import otlp
 from kata_traces.store.errors import StoreError
 from kata_traces.views.serve.index import Index
@@ -24,7 +26,7 @@ MAX_BATCH: Final = 16 * 1024 * 1024
 
 def _take(index: Index, line: str) -> None:
     """A request as a line of OTLP/JSON: each trace of it to its own. Raises StoreError."""
-    content = json.loads(line)
+    content = parse_json(line)
     by_trace: dict[str, list[dict[str, Any]]] = {}
     for resource in content.get("resourceSpans", []):
         for scope in resource.get("scopeSpans", []):
@@ -49,7 +51,7 @@ def _http(index: Index, port: int) -> Iterator[int]:
 
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
-            if self.path != "/v1/traces" or not length.isdecimal() or int(length) > MAX_BATCH:
+            if self.path != "/v1/traces" or not is_number(length) or int(length) > MAX_BATCH:
                 self._answer(HTTPStatus.BAD_REQUEST)
                 return
             kind = self.headers.get("Content-Type", "").partition(";")[0].strip()

@@ -4,6 +4,7 @@ import json
 import os
 from typing import Any, Final, NamedTuple, NoReturn
 
+from kata_common.documents import parse_json
 from kata_common.ids import MAX_SOCKET_PATH
 
 __all__ = ["LEVELS", "Settings", "UsageError"]
@@ -41,7 +42,7 @@ class Settings(NamedTuple):
     def from_json(cls, text: str) -> "Settings":
         """Raises UsageError, which names what is wrong."""
         try:
-            given = json.loads(text)
+            given = parse_json(text)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the settings are not JSON: {error}") from error
         if not isinstance(given, dict):
