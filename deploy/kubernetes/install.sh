@@ -4,7 +4,7 @@
 #
 #     install.sh            install, then wait
 #     install.sh once       install
-#     install.sh remove     take it all away again, then wait
+#     install.sh remove     take it all away again
 set -eu
 host=${HOST:-/host}
 package=$(ls /kata-python_*_amd64.deb)
@@ -52,7 +52,7 @@ remove) change remove ;;
     exit 2
     ;;
 esac
-if [ "${1:-}" != once ]; then
+if [ -z "${1:-}" ]; then
     echo "install: done, waiting"
     trap 'exit 0' TERM INT
     while :; do sleep 3600 & wait $!; done

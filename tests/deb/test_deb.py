@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,9 @@ from support.fresh_root import System
 
 pytestmark = pytest.mark.timeout(3600)
 
-ROOT = Path(__file__).parents[2]
 # What is no part of an installation: logs of dpkg and apt, their lists and caches.
 OTHERS = ("var/log", "var/lib/dpkg", "var/lib/apt", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig",
           "etc/ld.so.cache", "var/lib/systemd", "tmp", "run", "root", "proc", "sys", "dev")  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two versions of the package."""
-    directory = tmp_path_factory.mktemp("packages")
-    build = (sys.executable, "-P", "debian/build.py", "--output", str(directory))
-    for number in (1, 2):
-        subprocess.run([*build, "--version", f"0.1.0-{number}"], check=True, cwd=ROOT)
-    return sorted(directory.glob("*.deb"))
 
 
 def paths(root: Path) -> set[str]:

@@ -21,6 +21,9 @@ tmp_dir = "{home}/libpod"
 static_dir = "{home}/static"
 volume_path = "{home}/volumes"
 infra_image = "{image}"
+[network]
+network_backend = "{network}"
+network_config_dir = "{home}/networks"
 [containers]
 log_driver = "k8s-file"
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -51,11 +54,14 @@ class Podman:
 
     home: Path
     kata: Kata
+    # What runs it elsewhere, as in a network namespace.
+    prefix: tuple[str, ...] = ()
+    network: str = "netavark"
 
     def prepare(self) -> None:
         """Write its configuration, and import an image of busybox."""
         (self.home / "tmp").mkdir(parents=True)
-        (self.home / "containers.conf").write_text(_ENGINE.format(home=self.home, image=BUSY))
+        (self.home / "containers.conf").write_text(_ENGINE.format(home=self.home, image=BUSY, network=self.network))
         (self.home / "storage.conf").write_text(_STORAGE.format(home=self.home))
         command = self.kata.command()
         kept = {name: value for name, value in self.kata.env().items() if name.startswith("KATA_")}
@@ -79,21 +85,29 @@ class Podman:
         """The `--root` of the runtime's commands."""
         return self.home / "oci"
 
-    def __call__(
-        self, *arguments: str, runtime: str = "", stdin: bytes | None = None, timeout: float = TIMEOUT
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run `podman ARGUMENTS` to its end."""
-        environment = {
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of its commands."""
+        return {
             **os.environ,
             "CONTAINERS_CONF": str(self.home / "containers.conf"),
             "CONTAINERS_STORAGE_CONF": str(self.home / "storage.conf"),
             "TMPDIR": str(self.home / "tmp"),
         }
-        argv = ["podman", "--runtime", runtime or str(self.home / "kata-runtime"), *arguments]
+
+    def argv(self, *arguments: str, runtime: str = "") -> list[str]:
+        """The command line of `podman ARGUMENTS`."""
+        return [*self.prefix, "podman", "--runtime", runtime or str(self.home / "kata-runtime"), *arguments]
+
+    def __call__(
+        self, *arguments: str, runtime: str = "", stdin: bytes | None = None, timeout: float = TIMEOUT
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `podman ARGUMENTS` to its end."""
+        command = self.argv(*arguments, runtime=runtime)
         done = subprocess.run(
-            argv, env=environment, input=stdin or b"", capture_output=True, timeout=timeout, check=False
+            command, env=self.environment, input=stdin or b"", capture_output=True, timeout=timeout, check=False
         )
-        return subprocess.CompletedProcess(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+        return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def close(self) -> None:
         """Remove all containers, pods and images."""

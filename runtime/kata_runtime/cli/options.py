@@ -8,8 +8,9 @@ from typing import Any
 
 from kata_common.files import exists
 from kata_runtime.errors import HostError, KataError
+from kata_runtime.sandbox.network.publish import Publication
 
-__all__ = ["absolute", "check_sizes", "environment", "volume"]
+__all__ = ["absolute", "check_sizes", "environment", "published", "volume"]
 
 
 def absolute(text: str) -> str:
@@ -57,6 +58,18 @@ def volume(text: str) -> dict[str, Any]:
     if not exists(path):
         raise argparse.ArgumentTypeError(f"{text!r}: there is no {path}")
     return {"destination": destination, "type": "bind", "source": str(path), "options": ["rbind", access or "rw"]}
+
+
+def published(text: str) -> Publication:
+    """A port of the host and one of the guest, see `Publication.parse`.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        return Publication.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def check_sizes(memory: int, cpus: int | None, *, host: tuple[int, int] | None = None) -> None:

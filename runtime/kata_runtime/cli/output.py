@@ -5,12 +5,14 @@
 """
 
 import argparse
+import asyncio
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from kata_common import places
 from kata_common.files import exists
@@ -92,6 +94,7 @@ def _copy(reading: int, file: int, path: Path, limit: int) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `logs`."""
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until it ends")
     parser.add_argument("sandbox", metavar="SANDBOX", help="one that was started with run -d")
     parser.set_defaults(run=run)
 
@@ -107,9 +110,45 @@ def run(options: argparse.Namespace) -> int:
                 hint="who started it has it: ctr, podman logs, kubectl logs; kata-runtime run -d keeps it",
             )
         raise SandboxError(f"there is no output of a sandbox {options.sandbox!r}", hint="kata-runtime run -d keeps it")
+    if options.follow:
+        try:
+            asyncio.run(_follow(path, lambda: options.sandbox in reach.running()))
+        except KeyboardInterrupt:
+            return 130
+        return 0
     for part in (_before(path), path):
         with suppress(FileNotFoundError), part.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                sys.stdout.buffer.write(chunk)
-    sys.stdout.flush()
+            _print(file)
     return 0
+
+
+def _print(file: BinaryIO) -> None:
+    """What is left of a file."""
+    while chunk := file.read(_CHUNK):
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.flush()
+
+
+async def _follow(path: Path, lives: Callable[[], bool]) -> None:
+    """Print what is there and what comes, across a change of files, until whoever writes it has closed it."""
+    from asyncinotify import Inotify, Mask
+
+    with Inotify() as inotify, ExitStack() as stack:
+        inotify.add_watch(path.parent, Mask.MODIFY | Mask.CREATE | Mask.CLOSE_WRITE)
+        # Asked when nothing can be missed any more.
+        writing = lives()
+        with suppress(FileNotFoundError), _before(path).open("rb") as before:
+            _print(before)
+        file = stack.enter_context(path.open("rb"))
+        _print(file)
+        while writing:
+            event = await inotify.get()
+            if str(event.name) != path.name:
+                continue
+            # Also the end of a file that is the one before now.
+            _print(file)
+            if event.mask & Mask.CREATE:
+                with suppress(FileNotFoundError):  # again another one: its event comes
+                    file = stack.enter_context(path.open("rb"))
+                    _print(file)
+            writing = not event.mask & Mask.CLOSE_WRITE

@@ -15,7 +15,7 @@ from pathlib import Path
 from kata_runtime import loop
 from kata_runtime.birth import own_start
 from kata_runtime.cli import terminal
-from kata_runtime.cli.options import absolute, check_sizes, volume
+from kata_runtime.cli.options import absolute, check_sizes, published, volume
 from kata_runtime.cli.output import kept_output
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config
@@ -28,6 +28,7 @@ from kata_runtime.oci.limits import asked_by
 from kata_runtime.oci.names import names_of
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
+from kata_runtime.sandbox.network.publish import Published, listening
 from kata_runtime.sandbox.placement import placement_of
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.session import Session, configured
@@ -66,6 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-d", "--detach", action="store_true", help="return when it runs, and print its name; logs shows its output"
     )
     parser.add_argument("--rm", action="store_true", help="leave nothing afterwards: only output of -d would be left")
+    _add_process(parser)
+    _add_sandbox(parser)
+    parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- command and its arguments")
+    parser.set_defaults(run=run)
+
+
+def _add_process(parser: argparse.ArgumentParser) -> None:
+    """What concerns the container's process."""
     parser.add_argument("-i", "--interactive", action="store_true", help="pass stdin to the container")
     parser.add_argument("-t", "--tty", action="store_true", help="give the container a terminal")
     parser.add_argument(
@@ -74,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-w", "--cwd", "--workdir", metavar="DIR", type=absolute, help="working directory in the container"
     )
+    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
+
+
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """What concerns the VM, and what it has of this host."""
     parser.add_argument(
         "-v",
         "--volume",
@@ -83,7 +97,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="show a file or directory of the host in the container",
     )
-    parser.add_argument("-u", "--user", metavar="USER[:GROUP]", default="", help="user in the container, by name or id")
+    parser.add_argument(
+        "-p",
+        "--publish",
+        metavar="[ADDRESS:]HOST:GUEST",
+        type=published,
+        action="append",
+        default=[],
+        help="let a TCP port of this host lead to one of the container",
+    )
     parser.add_argument(
         "--netns", metavar="PATH", help="network namespace whose interfaces the container gets (/run/netns/NAME)"
     )
@@ -95,8 +117,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trace", action="store_true", help="trace this run on both sides, whatever the configuration says"
     )
-    parser.add_argument("argv", metavar="COMMAND", nargs=argparse.REMAINDER, help="-- command and its arguments")
-    parser.set_defaults(run=run)
 
 
 def _cpus(text: str) -> int:
@@ -127,6 +147,7 @@ class Request:
     # To be called when the container runs, and where its output goes, if it is detached.
     running: Started
     output: int | None = None
+    ports: tuple[Published, ...] = ()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -170,12 +191,14 @@ def _run(options: argparse.Namespace, running: Started) -> int:
         session.root.set(**{IMAGE_NAME: Path(options.image).name})
     session.tell(_trace, ("startRuntime", started, begin), ("loadConfig", begin, time.monotonic_ns()))
     try:
-        with use(session.root), logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(use(session.root))
+            stack.enter_context(logs.log_fields(sandbox=request.sandbox_id, container=request.sandbox_id))
+            request = replace(request, ports=stack.enter_context(listening(options.publish)))
             if options.detach:
-                with kept_output(request.sandbox_id, keep=not options.rm) as output:
-                    status = loop.run(_Run(replace(request, output=output), session).main())
-            else:
-                status = loop.run(_Run(request, session).main())
+                output = stack.enter_context(kept_output(request.sandbox_id, keep=not options.rm))
+                request = replace(request, output=output)
+            status = loop.run(_Run(request, session).main())
         session.conclude(f"exit {status}")
         return status
     finally:
@@ -215,7 +238,7 @@ class _Run:
         request = self._request
         options = request.options
         sizes = Sizes(vcpus=options.cpus, memory=options.memory)
-        sandbox = self._session.make(SandboxOptions(sizes=sizes, netns=options.netns))
+        sandbox = self._session.make(SandboxOptions(sizes=sizes, netns=options.netns, published=request.ports))
         for left in sandbox.options.directories.sweep():
             _log.info("removed what a killed runtime left", extra={"sandbox": left})
         hooks = NO_HOOKS

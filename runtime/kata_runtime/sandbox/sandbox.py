@@ -28,6 +28,7 @@ from kata_runtime.metrics.families import SandboxCollector
 from kata_runtime.oci.limits import Asked
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
+from kata_runtime.sandbox.network.publish import Published, published
 from kata_runtime.sandbox.placement import Cages, Placement, placed
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import Rootfs
@@ -51,7 +52,6 @@ _trace = Site(package="virtcontainers", subsystem="sandbox")
 _agent_trace = Site(package="virtcontainers", subsystem="agent")
 _hypervisor_trace = Site(package="virtcontainers", subsystem="hypervisor")
 _log = logging.getLogger("kata.sandbox")
-
 _GUEST_SHM = "/run/kata-containers/sandbox/shm"  # Kata's place for it
 
 
@@ -68,11 +68,11 @@ class SandboxOptions:
     """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
 
     With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
-    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0 where each has its
-    own. `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None is for
-    no network at all. `dns` are the lines of the guest's own resolv.conf. With `forward_localhost` connections to that
-    namespace's localhost reach the guest's. `placement` is its place in the host's cgroups; None leaves its processes
-    where their maker is. `obtain_vm` makes the VM, of `sizes` or as `asked`: a clone of a template, or by a boot.
+    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0: each has its own.
+    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None: no network.
+    `dns` are the lines of the guest's own resolv.conf. Connections to the namespace's localhost with
+    `forward_localhost`, and to `published` ports of this host, reach the guest's. `placement` is its place in cgroups;
+    None is its maker's. `obtain_vm` makes the VM, of `sizes` or as `asked`: a clone of a template, or by a boot.
     """
 
     hostname: str = ""
@@ -83,6 +83,7 @@ class SandboxOptions:
     netns: str | None = None
     dns: tuple[str, ...] = ()
     forward_localhost: bool = False
+    published: tuple[Published, ...] = ()
     placement: Placement | None = None
     sizes: Sizes = field(default_factory=Sizes)
     asked: Asked = field(default_factory=Asked)
@@ -195,7 +196,7 @@ class Sandbox:
                         boot = current()
                     with _agent_trace.stage("StartVM"):
                         await self._start_agent(vm, boot)
-                await self._forward_localhost(vm)
+                await self._forward_ports(vm)
         except BaseException as error:
             await self._trace.failing(error)
             await self.stop()
@@ -217,12 +218,11 @@ class Sandbox:
         made = placed(placement, self.id, only=only, record=self._directory.cgroups)
         return await self._stack.enter_async_context(made)
 
-    async def _forward_localhost(self, vm: Vm) -> None:
-        if self._network is None or not (self.options.forward_localhost and self.options.netns):
-            return
-        # What comes later belongs to nobody's call.
-        with use(self._trace.root):
-            await self._stack.enter_async_context(self._network.forward_localhost(vm.transport))
+    async def _forward_ports(self, vm: Vm) -> None:
+        with use(self._trace.root):  # what comes later belongs to nobody's call
+            await self._stack.enter_async_context(published(self.options.published, vm.transport))
+            if self._network and self.options.forward_localhost and self.options.netns:
+                await self._stack.enter_async_context(self._network.forward_localhost(vm.transport))
 
     async def _watch(self, vm: Vm, agent: "AgentClient") -> None:
         """A guest that nobody can reach hangs for ever: without a helper, or without an agent, the VM ends at once."""

@@ -1,11 +1,12 @@
 """What a detached container writes is kept, and bounded."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
-from kata_runtime.cli.output import kept_output
+from kata_runtime.cli.output import _follow, kept_output
 
 
 def write(descriptor: int, data: bytes) -> None:
@@ -50,3 +51,32 @@ def test_only_so_many_are_kept(tmp_path: Path) -> None:
     assert len(names) == 100
     assert {"box.log", "old119.log"} <= names
     assert "old20.log" not in names
+
+
+async def test_who_follows_reads_all_of_it_across_files(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """While it is written, until its writer ends; the files change on the way."""
+    pieces = [b"%06d\n" % number * 300 for number in range(30)]
+    seen = b""
+    async with asyncio.timeout(30):
+        with kept_output("box", keep=True, directory=tmp_path, limit=30_000) as descriptor:
+            following = asyncio.create_task(_follow(tmp_path / "box.log", lambda: True))
+            for number, piece in enumerate(pieces, 1):
+                await asyncio.to_thread(write, descriptor, piece)
+                # Of what is replaced twice before it is read nothing is left.
+                while len(seen) < number * len(piece):
+                    seen += capfdbinary.readouterr().out
+                    await asyncio.sleep(0)
+        await following
+    assert seen + capfdbinary.readouterr().out == b"".join(pieces)
+
+
+async def test_what_has_ended_is_printed_and_not_waited_for(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (tmp_path / "box.log").write_bytes(b"last\n")
+    (tmp_path / "box.log.1").write_bytes(b"first\n")
+    async with asyncio.timeout(20):
+        await _follow(tmp_path / "box.log", lambda: False)
+    assert capfdbinary.readouterr().out == b"first\nlast\n"

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from kata_common.contract import CONNECTED, LOCALHOST_PORT, Port
@@ -21,7 +21,7 @@ from kata_runtime.sandbox.network.lookup import steer_localhost
 from kata_runtime.sandbox.network.namespace import Namespace
 from kata_telemetry.span import Site
 
-__all__ = ["localhost_forwarded"]
+__all__ = ["Forwarder", "localhost_forwarded"]
 
 _log = logging.getLogger("kata.network")
 _trace = Site(package="virtcontainers", subsystem="network")
@@ -53,13 +53,19 @@ async def localhost_forwarded(namespace: Namespace, transport: Transport) -> Asy
             _log.warning("no port-forwarding to the pod: %s", error)
             yield
             return
-        serving = asyncio.create_task(_Forwarder(transport).serve(listener), name="port-forwarding")
+        serving = asyncio.create_task(Forwarder(transport).serve(listener, _dialed), name="port-forwarding")
         try:
             yield
         finally:
             os.close(link)
             serving.cancel()
             await asyncio.wait((serving,))
+
+
+def _dialed(client: socket.socket) -> int | None:
+    """The port that was dialed at localhost; None for one of the listener's own, at an address of the pod."""
+    host, port = client.getsockname()[:2]
+    return port if host == "::1" or host.removeprefix("::ffff:").startswith("127.") else None
 
 
 def _listen() -> socket.socket:
@@ -79,25 +85,27 @@ def _listen() -> socket.socket:
     return listener
 
 
-class _Forwarder:
+class Forwarder:
+    """Carries connections to the guest's localhost."""
+
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._spans = 0
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: socket.socket, port_of: Callable[[socket.socket], int | None]) -> None:
+        """Take connections until cancelled; `port_of` says to which port of the guest, None refuses one."""
         loop = asyncio.get_running_loop()
         slots = asyncio.Semaphore(_MAX_CONNECTIONS)
         async with asyncio.TaskGroup() as connections:
             while True:
                 await slots.acquire()
                 client, _ = await loop.sock_accept(listener)
-                task = connections.create_task(self._carry(client))
+                task = connections.create_task(self._carry(client, port_of(client)))
                 task.add_done_callback(lambda _: slots.release())
 
-    async def _carry(self, client: socket.socket) -> None:
-        host, port = client.getsockname()[:2]
-        if host != "::1" and not host.removeprefix("::ffff:").startswith("127."):
-            client.close()  # to the listener's own port, at an address of the pod
+    async def _carry(self, client: socket.socket, port: int | None) -> None:
+        if port is None:
+            client.close()
             return
         # Until the guest has taken it an end is a refusal, not the end of the data.
         _linger(client, reset=True)
