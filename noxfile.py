@@ -9,7 +9,7 @@ import nox
 nox.options.default_venv_backend = "none"  # ./dev made .venv and runs nox from it
 nox.options.sessions = ["lint", "types", "unit", "contract"]
 
-PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "debian", "deploy", "noxfile.py")
+PACKAGES = ("runtime", "agent", "telemetry", "common", "tests", "debian", "deploy", "docs", "noxfile.py")
 # What `nox -s containerd2` builds.
 CONTAINERD2 = "v2.4.2"
 # Of `uv pip compile`; without headers and addresses, so that it is the same wherever it is made.
@@ -155,6 +155,12 @@ def kubernetes(session: nox.Session) -> None:
     # Its schemas are 22 MiB, too much for everybody's environment.
     files = [f"deploy/kubernetes/{name}.yaml" for name in ("daemonset", "runtimeclass", "servicemonitor")]
     python(session, "uv", "tool", "run", "kubernetes-validate", "--strict", *files)
+
+
+@nox.session
+def reference(session: nox.Session) -> None:
+    """Reference of commands, keys, annotations, spans, metrics and calls, out of the code: artifacts/reference."""
+    session.run(sys.executable, "-P", "docs/reference.py", *session.posargs, external=True)
 
 
 @nox.session

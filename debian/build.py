@@ -156,6 +156,7 @@ def files(tree: Path) -> None:
     documents = tree / "usr/share/doc/kata-python"
     documents.mkdir(parents=True)
     (documents / "copyright").write_text((ROOT / "LICENSE").read_text())
+    run(sys.executable, "-P", ROOT / "docs/reference.py", "--output", documents / "reference")
     (documents / "changelog.gz").write_bytes(gzip.compress((ROOT / "CHANGELOG.md").read_bytes(), mtime=0))
     for path in (tree, *tree.rglob("*")):
         if not path.is_symlink():

@@ -65,10 +65,10 @@ def _run_a_container(node: System, scratch: Path) -> None:
     node("sh", "-c", "containerd >/var/log/containerd.log 2>&1 & echo $! >/root/pid")
     node("sh", "-c", "for i in $(seq 100); do ctr version >/dev/null 2>&1 && exit 0; sleep 0.2; done; exit 1")
     try:
-        node("ctr", "images", "import", "--index-name", containerd.IMAGE, "/root/busybox.tar")
-        names = node("ctr", "images", "list", "-q").split()
+        name = containerd.IMAGE.partition(":")[0]
+        node("ctr", "images", "import", "--snapshotter", "overlayfs", "--base-name", name, "/root/busybox.tar")
         runtime = ("--runtime", "io.containerd.kata.v2")
-        said = node("ctr", "run", "--rm", *runtime, names[0], "box", "echo", "in a VM", timeout=300)
+        said = node("ctr", "run", "--rm", *runtime, containerd.IMAGE, "box", "echo", "in a VM", timeout=300)
         assert said.splitlines()[-1] == "in a VM"
     finally:
         node("sh", "-c", "kill $(cat /root/pid)")

@@ -57,7 +57,7 @@ def test_dev_tests_with_every_session_that_tests() -> None:
     [quick] = re.findall(r"^QUICK = \(([^)]*)\)", read("dev"), re.MULTILINE)
     # containerd2, docker and jaeger need programs that take minutes to build, deb and kubernetes fresh systems.
     other = {"vm", "containerd", "containerd2", "docker", "nested", "faults", "bench", "jaeger", "protos", "lock"}
-    other |= {"house", "hostile", "deb", "kubernetes"}
+    other |= {"house", "hostile", "deb", "kubernetes", "reference"}
     assert nox_sessions() - set(re.findall(r"\w+", quick)) == other
     assert re.findall(r'"-s", "(\w+)"', read("dev")) == ["nested", "containerd"]
     assert re.findall(r'for name in \(("vm", "faults", "hostile")\)', read("dev"))
