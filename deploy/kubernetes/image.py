@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TAG = "latest"
-APPLETS = ("basename", "cat", "chroot", "cksum", "cp", "env", "ls", "rm", "sh", "sleep")
+APPLETS = ("basename", "cat", "chroot", "md5sum", "cp", "env", "ls", "rm", "sh", "sleep")
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ node() { chroot "$host" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=
     DEBIAN_FRONTEND=noninteractive ${http_proxy:+http_proxy="$http_proxy"} ${https_proxy:+https_proxy="$https_proxy"} \
     ${PIP_CERT:+PIP_CERT="$PIP_CERT"} "$@"; }
 
-state() { cat "$configuration/config.toml" "$configuration"/conf.d/* 2>/dev/null | cksum; }
+state() { cat "$configuration/config.toml" "$configuration"/conf.d/* 2>/dev/null | md5sum; }
 
 restart() {
     if [ -d "$host/run/systemd/system" ]; then

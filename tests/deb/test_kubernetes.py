@@ -32,7 +32,10 @@ def test_a_node(archive: Path, tmp_path: Path) -> None:
         node("apt-get", "-q", "update")
         node("apt-get", "-q", "install", "--yes", "--no-install-recommends", "containerd", "mount", timeout=1200)
         _unpack(archive, root, tmp_path)
-        node("mount", "--rbind", "/", f"{IMAGE}/host")
+        # As a kubelet does.
+        for directory, where in (("/dev", "dev"), ("/proc", "proc"), ("/", "host")):
+            (root / IMAGE[1:] / where).mkdir()
+            node("mount", "--rbind", directory, f"{IMAGE}/{where}")
         install = ("chroot", IMAGE, "/install.sh", "once")
         said = node("env", f"PIP_CERT={_certificates(node)}", *install, timeout=1800)
         assert "install: restart containerd: its configuration has changed" in said
@@ -51,7 +54,6 @@ def _unpack(archive: Path, root: Path, scratch: Path) -> None:
     subprocess.run(["tar", "-C", layout, "-xf", archive], check=True)
     subprocess.run(["umoci", "unpack", "--image", f"{layout}:latest", bundle], check=True, capture_output=True)
     shutil.move(bundle / "rootfs", root / IMAGE[1:])
-    (root / IMAGE[1:] / "host").mkdir()
 
 
 def _certificates(node: System) -> str:
