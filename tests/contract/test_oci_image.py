@@ -13,6 +13,7 @@ import pytest
 
 from kata_runtime.errors import HostError, ImageError
 from kata_runtime.oci.image import Image, ImageConfig, unpack
+from kata_runtime.oci.pull import file_of, pull
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking keeps owners, which takes root")
 
@@ -290,3 +291,34 @@ async def test_every_compression_of_a_layer(tmp_path: Path, cache: Path, kind: s
         assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (uid, uid, mode)
     assert image.config.cmd == ("sh",)
     assert (await unpack(str(layout), cache)).rootfs == image.rootfs
+
+
+async def test_what_is_pulled_can_be_run(layout: Path, cache: Path, tmp_path: Path) -> None:
+    """From where skopeo finds one; a registry is not to be had here."""
+    file = tmp_path / "pulled:odd.tar"
+    await pull(f"oci:{layout}:one", file)
+    moved = file.rename(tmp_path / "pulled.tar")
+    check(await unpack(f"{moved}:one", cache=cache))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".kata-pull")] == []
+
+
+async def test_what_can_not_be_pulled(tmp_path: Path) -> None:
+    file = tmp_path / "image.tar"
+    file.write_text("kept")
+    with pytest.raises(ImageError, match=r"127\.0\.0\.1:1/nothing can't be pulled: .*refused") as caught:
+        await pull("127.0.0.1:1/nothing", file)
+    assert caught.value.hint
+    assert file.read_text() == "kept"
+    with pytest.raises(ImageError, match="no place for an image"):
+        await pull("x", tmp_path / "nowhere/image.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.tar"]
+
+
+def test_names_of_files() -> None:
+    names = {
+        "alpine": "alpine.tar",
+        "docker.io/library/alpine:3": "alpine-3.tar",
+        "..": "image.tar",
+        "a/../b@x": "b-x.tar",
+    }
+    assert {image: str(file_of(image)) for image in names} == names

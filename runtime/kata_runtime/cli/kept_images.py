@@ -1,10 +1,14 @@
-"""`kata-runtime image list` and `prune`: what `run --image` has unpacked and keeps."""
+"""`kata-runtime image list` and `prune`: what `run --image` has unpacked and keeps; `pull` fetches what it takes."""
 
 import argparse
+import asyncio
 import json
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 
+from kata_common.text import printable
 from kata_runtime.sandbox.reach import require_root
 
 __all__ = ["add_arguments"]
@@ -19,6 +23,20 @@ def add_arguments(images: "argparse._SubParsersAction[argparse.ArgumentParser]")
         command = images.add_parser(name, help=says)
         command.add_argument("--json", action="store_true", help="as JSON")
         command.set_defaults(run=handler)
+    pull = images.add_parser("pull", help="fetch a container image into a file, which run --image takes")
+    pull.add_argument("-o", "--output", metavar="FILE", type=Path, help="(default: NAME.tar in this directory)")
+    pull.add_argument("image", metavar="NAME", help="in a registry, NAME:TAG; or as skopeo has it: docker://, oci:, …")
+    pull.set_defaults(run=_pull)
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from kata_runtime.oci.pull import file_of, pull
+
+    file = options.output or file_of(options.image)
+    print(f"pulling {printable(options.image)} ...", file=sys.stderr)
+    asyncio.run(pull(options.image, file))
+    print(f"kata-runtime run --image {file} -- COMMAND")
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:

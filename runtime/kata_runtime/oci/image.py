@@ -304,8 +304,7 @@ async def _unpack(source: _Source, cache: Path, bounds: Bounds, policy: Path) ->
         most = min(bounds.size + _MAX_JSON, _room(work))
         await in_thread("source", lambda: _place(source, work / "source", Meter(bounds, _room(work))))
         reference = f":{source.reference}" if source.reference else ""
-        accepted = _accepted(policy)
-        skopeo = [process.find_program("skopeo", package="skopeo"), accepted, f"--tmpdir={work}", "copy"]
+        skopeo = [process.find_program("skopeo", package="skopeo"), accepted(policy), f"--tmpdir={work}", "copy"]
         layout = work / "layout"
         await _tool(source, [*skopeo, f"{source.transport}:{work}/source{reference}", f"oci:{layout}:image"], most)
         digest, config, layers = _read_layout(source, layout)
@@ -373,7 +372,8 @@ def _room(directory: Path) -> int:
     return max(shutil.disk_usage(directory).free - _SPARED, 0)
 
 
-def _accepted(policy: Path) -> str:
+def accepted(policy: Path) -> str:
+    """skopeo's option for the administrator's policy; where there is none, images of anybody are accepted."""
     return f"--policy={policy}" if policy.exists() else "--insecure-policy"
 
 
