@@ -64,6 +64,32 @@ async def test_mmio(root: Attacker, guest: HostileGuest) -> None:
     assert used < took / 2 + 1
 
 
+# QEMU writes what comes to port 0x402 into the firmware's log: mov rcx, rdx; mov edx, edi; rep outsb; ret.
+_PORT = """
+    import mmap
+    checked(libc.ioperm(ctypes.c_ulong(0x402), ctypes.c_ulong(1), 1))
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(bytes.fromhex("4889d1 89fa f36e c3"))
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_long, ctypes.c_char_p, ctypes.c_long)
+    out = kind(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    data = line.encode()
+    for _ in range(lines):
+        out(0x402, data, len(data))
+    result = "written"
+"""
+
+
+async def test_the_firmwares_port(root: Attacker) -> None:
+    line = "\x1b]0;owned\x07" + "x" * 90 + "\n"
+    assert await root.does(_PORT, line=line, lines=5000) == "written"
+    log = LOGS / "firmware.log"
+    assert BURST // 2 < log.stat().st_size <= SIZE + LAST
+    text = log.read_text()
+    assert r"0;owned\x07" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert await root.does("result = 'here'") == "here"
+
+
 async def test_the_console(root: Attacker) -> None:
     log = LOGS / "console.log"
     assert await root.does(_TASKS, name="\x1b]0;owned\x07", seconds=20) == "told"
