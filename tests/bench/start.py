@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,13 +173,13 @@ def tuned_boot(scratch: Path) -> Callable[[], float]:
 
 
 def _without_devices(argv: list[str]) -> list[str]:
-    """Only what makes the machine: no disks, no monitors, no ports."""
+    """Only what makes the machine: no disks, no monitors, no ports; and nobody is there who would let it go on."""
     dropped = {"-drive", "-device", "-chardev", "-mon", "-serial"}
     words, kept = iter(argv), []
     for word in words:
         if word in dropped:
             next(words)
-        else:
+        elif word != "-S":
             kept.append(word)
     return kept
 
@@ -193,6 +194,9 @@ def _time_to_mark(argv: list[str]) -> float:
     begin = time.monotonic()
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         assert child.stdout is not None
+        late = threading.Timer(_TIMEOUT, child.kill)
+        late.daemon = True
+        late.start()
         seen, elapsed = b"", 0.0
         while chunk := os.read(child.stdout.fileno(), 4096):
             seen += chunk
@@ -201,6 +205,7 @@ def _time_to_mark(argv: list[str]) -> float:
         if not elapsed:
             raise SystemExit(f"{argv[0]} ended without output:\n{seen.decode(errors='replace')}")
         child.wait(_TIMEOUT)
+        late.cancel()
     return elapsed
 
 
