@@ -12,6 +12,7 @@ __all__ = [
     "CommandNotExecutableError",
     "CommandNotFoundError",
     "CrunError",
+    "DeniedError",
     "InvalidError",
     "NotFoundError",
     "PreconditionError",
@@ -62,6 +63,12 @@ class TimedOutError(AgentError):
     """Something in the guest did not happen in time."""
 
     status = "DEADLINE_EXCEEDED"
+
+
+class DeniedError(AgentError):
+    """The sandbox's policy forbids the call."""
+
+    status = "PERMISSION_DENIED"
 
 
 class SetupError(AgentError):

@@ -36,10 +36,12 @@ HOST_CID: Final = 2
 
 
 class Port(IntEnum):
-    """Ports of vsock: the guest's, but for the last one. AGENT and FORWARDER are Kata's numbers, the others ours."""
+    """Ports of vsock: the guest's, but for the last one. AGENT, CONSOLE and FORWARDER are Kata's, the others ours."""
 
     # gRPC.
     AGENT = 1024
+    # A shell of the guest's own, where it was asked for.
+    CONSOLE = 1026
     # Each connection is one stream of a process, known by the host's port number (StdioPorts).
     STDIO = 1027
     # CLOCK_QUESTION in, CLOCK_ANSWER out, as often as one likes.
@@ -121,6 +123,8 @@ RPCS: Final[dict[str, Rpc]] = {
     "PauseContainer": Rpc(),
     "ResumeContainer": Rpc(),
     "UpdateContainer": Rpc(),
+    "UpdateEphemeralMounts": Rpc(),
+    "GetDiagnosticData": Rpc(),
     "ExecProcess": Rpc(Level.ESSENTIAL),
     "SignalProcess": Rpc(),
     "WaitProcess": Rpc(Level.ESSENTIAL),
@@ -130,10 +134,19 @@ RPCS: Final[dict[str, Rpc]] = {
     "UpdateInterface": Rpc(),
     "UpdateRoutes": Rpc(),
     "AddARPNeighbors": Rpc(),
+    "ListInterfaces": Rpc(Level.DETAILED),
+    "ListRoutes": Rpc(Level.DETAILED),
+    "GetIPTables": Rpc(),
+    "SetIPTables": Rpc(),
     "GetGuestDetails": Rpc(Level.DETAILED),
     # The timekeeper's, as long as the sandbox lives.
     "SetGuestDateTime": Rpc(None),
     "ReseedRandomDev": Rpc(),
+    "GetMetrics": Rpc(Level.DETAILED, repeats=True),
+    "CopyFile": Rpc(Level.DETAILED, repeats=True),
+    "AddSwap": Rpc(),
+    "AddSwapPath": Rpc(),
+    "SetPolicy": Rpc(),
     # They last as long as the sandbox: a span would say nothing.
     "GetOOMEvent": Rpc(None),
     "StreamSpans": Rpc(None),

@@ -19,7 +19,7 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateSandboxRequest(_message.Message):
-    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder", "domainname", "entropy")
+    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder", "domainname", "entropy", "debug_console")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class CreateSandboxRequest(_message.Message):
     PIDNS_HOLDER_FIELD_NUMBER: _ClassVar[int]
     DOMAINNAME_FIELD_NUMBER: _ClassVar[int]
     ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    DEBUG_CONSOLE_FIELD_NUMBER: _ClassVar[int]
     hostname: str
     dns: _containers.RepeatedScalarFieldContainer[str]
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
@@ -40,7 +41,8 @@ class CreateSandboxRequest(_message.Message):
     pidns_holder: bool
     domainname: str
     entropy: bytes
-    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ..., entropy: _Optional[bytes] = ...) -> None: ...
+    debug_console: bool
+    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ..., entropy: _Optional[bytes] = ..., debug_console: _Optional[bool] = ...) -> None: ...
 
 class DestroySandboxRequest(_message.Message):
     __slots__ = ()
@@ -145,6 +147,26 @@ class RemoveContainerRequest(_message.Message):
     container_id: str
     timeout: int
     def __init__(self, container_id: _Optional[str] = ..., timeout: _Optional[int] = ...) -> None: ...
+
+class UpdateEphemeralMountsRequest(_message.Message):
+    __slots__ = ("storages",)
+    STORAGES_FIELD_NUMBER: _ClassVar[int]
+    storages: _containers.RepeatedCompositeFieldContainer[Storage]
+    def __init__(self, storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ...) -> None: ...
+
+class GetDiagnosticDataRequest(_message.Message):
+    __slots__ = ("log_type", "container_id")
+    LOG_TYPE_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    log_type: str
+    container_id: str
+    def __init__(self, log_type: _Optional[str] = ..., container_id: _Optional[str] = ...) -> None: ...
+
+class GetDiagnosticDataResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: str
+    def __init__(self, data: _Optional[str] = ...) -> None: ...
 
 class StatsContainerRequest(_message.Message):
     __slots__ = ("container_id",)
@@ -377,6 +399,46 @@ class AddARPNeighborsRequest(_message.Message):
     neighbors: ARPNeighbors
     def __init__(self, neighbors: _Optional[_Union[ARPNeighbors, _Mapping]] = ...) -> None: ...
 
+class ListInterfacesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Interfaces(_message.Message):
+    __slots__ = ("Interfaces",)
+    INTERFACES_FIELD_NUMBER: _ClassVar[int]
+    Interfaces: _containers.RepeatedCompositeFieldContainer[Interface]
+    def __init__(self, Interfaces: _Optional[_Iterable[_Union[Interface, _Mapping]]] = ...) -> None: ...
+
+class ListRoutesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetIPTablesRequest(_message.Message):
+    __slots__ = ("is_ipv6",)
+    IS_IPV6_FIELD_NUMBER: _ClassVar[int]
+    is_ipv6: bool
+    def __init__(self, is_ipv6: _Optional[bool] = ...) -> None: ...
+
+class GetIPTablesResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class SetIPTablesRequest(_message.Message):
+    __slots__ = ("is_ipv6", "data")
+    IS_IPV6_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    is_ipv6: bool
+    data: bytes
+    def __init__(self, is_ipv6: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class SetIPTablesResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class GuestDetailsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -434,6 +496,54 @@ class OOMEvent(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     def __init__(self, container_id: _Optional[str] = ...) -> None: ...
+
+class GetMetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Metrics(_message.Message):
+    __slots__ = ("metrics",)
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    metrics: str
+    def __init__(self, metrics: _Optional[str] = ...) -> None: ...
+
+class CopyFileRequest(_message.Message):
+    __slots__ = ("path", "file_size", "file_mode", "dir_mode", "uid", "gid", "offset", "data")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    FILE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    FILE_MODE_FIELD_NUMBER: _ClassVar[int]
+    DIR_MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    file_size: int
+    file_mode: int
+    dir_mode: int
+    uid: int
+    gid: int
+    offset: int
+    data: bytes
+    def __init__(self, path: _Optional[str] = ..., file_size: _Optional[int] = ..., file_mode: _Optional[int] = ..., dir_mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class AddSwapRequest(_message.Message):
+    __slots__ = ("PCIPath",)
+    PCIPATH_FIELD_NUMBER: _ClassVar[int]
+    PCIPath: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, PCIPath: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AddSwapPathRequest(_message.Message):
+    __slots__ = ("path",)
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    def __init__(self, path: _Optional[str] = ...) -> None: ...
+
+class SetPolicyRequest(_message.Message):
+    __slots__ = ("policy",)
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    def __init__(self, policy: _Optional[str] = ...) -> None: ...
 
 class SetTracingRequest(_message.Message):
     __slots__ = ("tracing",)

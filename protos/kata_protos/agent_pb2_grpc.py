@@ -84,6 +84,16 @@ class AgentServiceStub:
                 request_serializer=kata__protos_dot_agent__pb2.UpdateContainerRequest.SerializeToString,
                 response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
+        self.UpdateEphemeralMounts = channel.unary_unary(
+                '/grpc.AgentService/UpdateEphemeralMounts',
+                request_serializer=kata__protos_dot_agent__pb2.UpdateEphemeralMountsRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.GetDiagnosticData = channel.unary_unary(
+                '/grpc.AgentService/GetDiagnosticData',
+                request_serializer=kata__protos_dot_agent__pb2.GetDiagnosticDataRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.GetDiagnosticDataResponse.FromString,
+                _registered_method=True)
         self.ExecProcess = channel.unary_unary(
                 '/grpc.AgentService/ExecProcess',
                 request_serializer=kata__protos_dot_agent__pb2.ExecProcessRequest.SerializeToString,
@@ -129,6 +139,26 @@ class AgentServiceStub:
                 request_serializer=kata__protos_dot_agent__pb2.AddARPNeighborsRequest.SerializeToString,
                 response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ListInterfaces = channel.unary_unary(
+                '/grpc.AgentService/ListInterfaces',
+                request_serializer=kata__protos_dot_agent__pb2.ListInterfacesRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Interfaces.FromString,
+                _registered_method=True)
+        self.ListRoutes = channel.unary_unary(
+                '/grpc.AgentService/ListRoutes',
+                request_serializer=kata__protos_dot_agent__pb2.ListRoutesRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Routes.FromString,
+                _registered_method=True)
+        self.GetIPTables = channel.unary_unary(
+                '/grpc.AgentService/GetIPTables',
+                request_serializer=kata__protos_dot_agent__pb2.GetIPTablesRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.GetIPTablesResponse.FromString,
+                _registered_method=True)
+        self.SetIPTables = channel.unary_unary(
+                '/grpc.AgentService/SetIPTables',
+                request_serializer=kata__protos_dot_agent__pb2.SetIPTablesRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.SetIPTablesResponse.FromString,
+                _registered_method=True)
         self.GetGuestDetails = channel.unary_unary(
                 '/grpc.AgentService/GetGuestDetails',
                 request_serializer=kata__protos_dot_agent__pb2.GuestDetailsRequest.SerializeToString,
@@ -148,6 +178,31 @@ class AgentServiceStub:
                 '/grpc.AgentService/GetOOMEvent',
                 request_serializer=kata__protos_dot_agent__pb2.GetOOMEventRequest.SerializeToString,
                 response_deserializer=kata__protos_dot_agent__pb2.OOMEvent.FromString,
+                _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/grpc.AgentService/GetMetrics',
+                request_serializer=kata__protos_dot_agent__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Metrics.FromString,
+                _registered_method=True)
+        self.CopyFile = channel.unary_unary(
+                '/grpc.AgentService/CopyFile',
+                request_serializer=kata__protos_dot_agent__pb2.CopyFileRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.AddSwap = channel.unary_unary(
+                '/grpc.AgentService/AddSwap',
+                request_serializer=kata__protos_dot_agent__pb2.AddSwapRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.AddSwapPath = channel.unary_unary(
+                '/grpc.AgentService/AddSwapPath',
+                request_serializer=kata__protos_dot_agent__pb2.AddSwapPathRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/grpc.AgentService/SetPolicy',
+                request_serializer=kata__protos_dot_agent__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
         self.SetTracing = channel.unary_unary(
                 '/grpc.AgentService/SetTracing',
@@ -230,6 +285,20 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateEphemeralMounts(self, request, context):
+        """Memory that containers share ("ephemeral") gets other options, above all another size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDiagnosticData(self, request, context):
+        """What a container left to be read after its end: log_type "termination_log".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExecProcess(self, request, context):
         """Processes. An empty exec_id names the container's init process.
         """
@@ -288,6 +357,32 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListInterfaces(self, request, context):
+        """Of the main table, as UpdateRoutes takes them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRoutes(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetIPTables(self, request, context):
+        """The guest's firewall, as iptables-save writes it and iptables-restore reads it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetIPTables(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGuestDetails(self, request, context):
         """Guest.
         """
@@ -309,6 +404,40 @@ class AgentServiceServicer:
 
     def GetOOMEvent(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetrics(self, request, context):
+        """Of the agent and the guest, as text for Prometheus, with Kata's names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyFile(self, request, context):
+        """A file, directory or symlink below /run/kata-containers, a large file in several calls.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSwap(self, request, context):
+        """Memory on a disk, which has a swap signature: by its place on PCI, or by its path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSwapPath(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicy(self, request, context):
+        """Which calls the agent answers from now on (docs/security.md has the format).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -380,6 +509,16 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     request_deserializer=kata__protos_dot_agent__pb2.UpdateContainerRequest.FromString,
                     response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
             ),
+            'UpdateEphemeralMounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEphemeralMounts,
+                    request_deserializer=kata__protos_dot_agent__pb2.UpdateEphemeralMountsRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'GetDiagnosticData': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiagnosticData,
+                    request_deserializer=kata__protos_dot_agent__pb2.GetDiagnosticDataRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.GetDiagnosticDataResponse.SerializeToString,
+            ),
             'ExecProcess': grpc.unary_unary_rpc_method_handler(
                     servicer.ExecProcess,
                     request_deserializer=kata__protos_dot_agent__pb2.ExecProcessRequest.FromString,
@@ -425,6 +564,26 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     request_deserializer=kata__protos_dot_agent__pb2.AddARPNeighborsRequest.FromString,
                     response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
             ),
+            'ListInterfaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInterfaces,
+                    request_deserializer=kata__protos_dot_agent__pb2.ListInterfacesRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Interfaces.SerializeToString,
+            ),
+            'ListRoutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoutes,
+                    request_deserializer=kata__protos_dot_agent__pb2.ListRoutesRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Routes.SerializeToString,
+            ),
+            'GetIPTables': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetIPTables,
+                    request_deserializer=kata__protos_dot_agent__pb2.GetIPTablesRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.GetIPTablesResponse.SerializeToString,
+            ),
+            'SetIPTables': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetIPTables,
+                    request_deserializer=kata__protos_dot_agent__pb2.SetIPTablesRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.SetIPTablesResponse.SerializeToString,
+            ),
             'GetGuestDetails': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGuestDetails,
                     request_deserializer=kata__protos_dot_agent__pb2.GuestDetailsRequest.FromString,
@@ -444,6 +603,31 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.GetOOMEvent,
                     request_deserializer=kata__protos_dot_agent__pb2.GetOOMEventRequest.FromString,
                     response_serializer=kata__protos_dot_agent__pb2.OOMEvent.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=kata__protos_dot_agent__pb2.GetMetricsRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Metrics.SerializeToString,
+            ),
+            'CopyFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyFile,
+                    request_deserializer=kata__protos_dot_agent__pb2.CopyFileRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'AddSwap': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSwap,
+                    request_deserializer=kata__protos_dot_agent__pb2.AddSwapRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'AddSwapPath': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSwapPath,
+                    request_deserializer=kata__protos_dot_agent__pb2.AddSwapPathRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=kata__protos_dot_agent__pb2.SetPolicyRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
             ),
             'SetTracing': grpc.unary_unary_rpc_method_handler(
                     servicer.SetTracing,
@@ -737,6 +921,60 @@ class AgentService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateEphemeralMounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/UpdateEphemeralMounts',
+            kata__protos_dot_agent__pb2.UpdateEphemeralMountsRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiagnosticData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/GetDiagnosticData',
+            kata__protos_dot_agent__pb2.GetDiagnosticDataRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.GetDiagnosticDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ExecProcess(request,
             target,
             options=(),
@@ -980,6 +1218,114 @@ class AgentService:
             _registered_method=True)
 
     @staticmethod
+    def ListInterfaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/ListInterfaces',
+            kata__protos_dot_agent__pb2.ListInterfacesRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Interfaces.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/ListRoutes',
+            kata__protos_dot_agent__pb2.ListRoutesRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Routes.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetIPTables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/GetIPTables',
+            kata__protos_dot_agent__pb2.GetIPTablesRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.GetIPTablesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetIPTables(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/SetIPTables',
+            kata__protos_dot_agent__pb2.SetIPTablesRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.SetIPTablesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetGuestDetails(request,
             target,
             options=(),
@@ -1077,6 +1423,141 @@ class AgentService:
             '/grpc.AgentService/GetOOMEvent',
             kata__protos_dot_agent__pb2.GetOOMEventRequest.SerializeToString,
             kata__protos_dot_agent__pb2.OOMEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/GetMetrics',
+            kata__protos_dot_agent__pb2.GetMetricsRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Metrics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/CopyFile',
+            kata__protos_dot_agent__pb2.CopyFileRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSwap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/AddSwap',
+            kata__protos_dot_agent__pb2.AddSwapRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSwapPath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/AddSwapPath',
+            kata__protos_dot_agent__pb2.AddSwapPathRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/SetPolicy',
+            kata__protos_dot_agent__pb2.SetPolicyRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

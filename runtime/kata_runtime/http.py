@@ -11,11 +11,23 @@ from urllib.parse import parse_qs
 
 from kata_runtime.errors import KataError
 
-__all__ = ["JSON", "MAX_HEAD", "OPENMETRICS", "Answer", "Refusal", "Request", "Routes", "Server", "metrics_answer"]
+__all__ = [
+    "JSON",
+    "MAX_HEAD",
+    "OPENMETRICS",
+    "TEXT",
+    "Answer",
+    "Refusal",
+    "Request",
+    "Routes",
+    "Server",
+    "metrics_answer",
+]
 
 _log = logging.getLogger("kata.http")
 
 JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
 # What a scraper accepts that can read exemplars.
 OPENMETRICS = "application/openmetrics-text"
 MAX_HEAD = 8192
@@ -75,10 +87,16 @@ def metrics_answer(text: str, *, openmetrics: bool) -> Answer:
 class Server:
     """Answers by a table of paths and methods; `connected` is for asyncio's servers, whose limit is MAX_HEAD.
 
-    `allow` raises Refusal for whom it does not want.
+    `allow` raises Refusal for whom it does not want; `bodies` are paths whose requests may be larger, in bytes.
     """
 
-    def __init__(self, routes: Routes, allow: Callable[[asyncio.StreamWriter], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        allow: Callable[[asyncio.StreamWriter], None] = lambda _: None,
+        bodies: Mapping[str, int] | None = None,
+    ) -> None:
+        self._bodies = bodies or {}
         self._routes = routes
         self._allow = allow
         self._connections: set[asyncio.Task[Any]] = set()
@@ -117,7 +135,7 @@ class Server:
                 raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
             self._allow(writer)
             async with asyncio.timeout(_REQUEST_TIMEOUT):
-                request = await _read(reader)
+                request = await _read(reader, self._bodies)
             async with asyncio.timeout(_ANSWER_TIMEOUT):
                 return await self._route(request)
         except Refusal as refusal:
@@ -139,7 +157,7 @@ class Server:
         return await methods[request.method](request)
 
 
-async def _read(reader: asyncio.StreamReader) -> Request:
+async def _read(reader: asyncio.StreamReader, bodies: Mapping[str, int]) -> Request:
     """A request, as far as anybody needs it here."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -157,14 +175,15 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal()):
         raise Refusal(HTTPStatus.BAD_REQUEST, "Content-Length is no number")
-    if len(length) > 9 or int(length) > _MAX_BODY:
-        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {_MAX_BODY} bytes")
+    path, _, query = words[1].partition("?")
+    most = bodies.get(path, _MAX_BODY)
+    if len(length) > 9 or int(length) > most:
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {most} bytes")
     body = b""
     with suppress(asyncio.IncompleteReadError):
         body = await reader.readexactly(int(length))
     if len(body) != int(length):
         raise Refusal(HTTPStatus.BAD_REQUEST, "the body is cut off")
-    path, _, query = words[1].partition("?")
     try:
         asked = parse_qs(query, max_num_fields=_MAX_WORDS)
     except ValueError:

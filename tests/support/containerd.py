@@ -25,6 +25,7 @@ __all__ = [
     "Containerd",
     "CriSettings",
     "eventually",
+    "import_image",
     "major_version",
     "make_image",
     "missing",
@@ -248,6 +249,17 @@ def running(
             yield containerd
         finally:
             containerd.clear()
+
+
+def import_image(containerd: Containerd, root: Path, name: str, scratch: Path) -> None:
+    """Give it an image of one layer, the tree at `root`; `name` is that of a repository and a tag."""
+    layout, archive = scratch / "layout", scratch / "image.tar"
+    repository, _, tag = name.partition(":")
+    subprocess.run(["umoci", "init", "--layout", layout], check=True)
+    subprocess.run(["umoci", "new", "--image", f"{layout}:{tag}"], check=True)
+    subprocess.run(["umoci", "insert", "--image", f"{layout}:{tag}", root, "/"], check=True, capture_output=True)
+    subprocess.run(["tar", "-C", layout, "-cf", archive, "."], check=True)
+    containerd.ctr("images", "import", "--snapshotter", "overlayfs", "--base-name", repository, archive)
 
 
 def task(containerd: Containerd, name: str) -> tuple[int, str] | None:

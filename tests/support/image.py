@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 from kata_runtime.image.initramfs import BOOT_MODULES
-from kata_runtime.image.tree import GUEST_MODULES
+from kata_runtime.image.tree import GUEST_MODULE_FOLDERS, GUEST_MODULES
 
 # Debian's essential packages depend on it, so that every host has it.
 LIBLZ4 = "liblz4.so.1"
@@ -67,6 +67,9 @@ def debian(tools: Tools, packages: Path) -> None:
     modules.mkdir(parents=True)
     for name in (*BOOT_MODULES, *GUEST_MODULES):
         (modules / f"{name}.ko").write_bytes(kernel_module(depends=""))
+    for folder in GUEST_MODULE_FOLDERS:
+        (modules / folder).mkdir(parents=True)
+        (modules / folder / f"one_of_{folder.replace('/', '_')}.ko").write_bytes(kernel_module(depends=""))
     busybox = packages / "busybox-static"
     (busybox / "bin").mkdir(parents=True)
     (busybox / "bin/busybox").write_text(BUSYBOX)

@@ -32,6 +32,7 @@ from kata_agent.process.process import Exit, Ports, Process, Stdio
 from kata_agent.process.pump import PumpThread
 from kata_agent.process.reaper import Child, Reaper
 from kata_agent.process.streams import StreamRoom
+from kata_common.documents import parse_json
 from kata_telemetry.span import Site
 
 __all__ = ["Container", "State", "Tools"]
@@ -44,6 +45,7 @@ MAX_ENDED: Final = 256
 # Seconds that RemoveContainer gives output that the host hasn't read yet.
 FLUSH_WITHIN: Final = 5.0
 SIGKILL: Final = 9
+MAX_TERMINATION: Final = 4096
 
 
 class State(StrEnum):
@@ -302,6 +304,30 @@ class Container:
         used, limit = self.cgroup.memory(), memory.get("limit")
         if isinstance(limit, int) and 0 <= limit < used:
             raise PreconditionError(f"container {self.id} uses {used} bytes of memory, more than the new limit {limit}")
+
+    def termination_message(self) -> str:
+        """What it wrote for whoever asks why it ended, to the file that it mounts for that: the last 4 KiB.
+
+        Raises NotFoundError.
+        """
+        mounts = parse_json((self._bundle / "config.json").read_text()).get("mounts") or ()
+        sources = [mount["source"] for mount in mounts if mount.get("destination", "").endswith("/termination-log")]
+        if not sources:
+            raise NotFoundError(f"container {self.id} mounts no termination-log")
+        try:
+            file = os.open(sources[-1], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFoundError(
+                f"the termination-log of container {self.id} can't be read: {error.strerror}"
+            ) from error
+        try:
+            # It may have made it anything; of a fifo there is nothing to read.
+            size = os.fstat(file).st_size
+            return os.pread(file, MAX_TERMINATION, max(0, size - MAX_TERMINATION)).decode("utf-8", "replace")
+        except OSError:
+            return ""
+        finally:
+            os.close(file)
 
     async def remove(self, timeout: float) -> None:
         """End all of it and free what it holds; `timeout` seconds for its processes to end, 0 for as long as it takes.

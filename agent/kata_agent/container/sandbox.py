@@ -1,15 +1,15 @@
 """The sandbox: containers, what they share, and the end of it all."""
 
 import asyncio
-import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from kata_agent.container.container import Container, Tools
+from kata_agent.container.firewall import Firewall
 from kata_agent.container.limits import Guest, fit_resources
+from kata_agent.container.modules import Module, Modules
 from kata_agent.container.namespaces import SharedNamespaces
 from kata_agent.container.placement import take_placement
 from kata_agent.container.spec import Spec, check_id, guest_spec, network_sysctls, resources_of
@@ -29,23 +29,15 @@ from kata_telemetry.span import Site
 if TYPE_CHECKING:
     from kata_agent.guest.network import Network
 
-__all__ = ["Module", "Sandbox"]
+__all__ = ["Sandbox"]
 
 _trace = Site(package="container", subsystem="sandbox")
 
-_MODULE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}\Z")
 MAX_CONTAINERS: Final = 512
 MAX_OOM_EVENTS: Final = 1024
 # Seconds that the end of a sandbox waits for killed processes, and for output nobody has read.
 DESTROY_WITHIN: Final = 10.0
 FLUSH_WITHIN: Final = 5.0
-
-
-class Module(NamedTuple):
-    """A kernel module to load."""
-
-    name: str
-    parameters: Sequence[str]
 
 
 class Sandbox:
@@ -56,14 +48,19 @@ class Sandbox:
         self._tools = tools
         self._shared = shared
         self._resolv_conf = resolv_conf
-        self._shared_directory = tools.bundles / ".sandbox"
         self._namespaces = SharedNamespaces(self._shared_directory)
         self._mounts = Mounts()
+        self._modules = Modules(tools.reaper)
+        self.firewall = Firewall(tools.reaper)
         self._containers: dict[str, Container] = {}
         self._oom: asyncio.Queue[str] = asyncio.Queue(MAX_OOM_EVENTS)
         self._destroying = asyncio.Event()
         self._network: Network | None = None
         self.id = ""
+
+    @property
+    def _shared_directory(self) -> Path:
+        return self._tools.bundles / ".sandbox"
 
     async def create(
         self,
@@ -87,7 +84,7 @@ class Sandbox:
         self.id = sandbox_id
         try:
             for module in modules:
-                await self._load(module)
+                await self._modules.load(module)
             if self._shared:
                 await self._namespaces.setup(hostname, domainname, share_pid=share_pid)
             if share_pid and hold_pid:
@@ -102,29 +99,13 @@ class Sandbox:
             self.id = ""
             raise
 
-    async def _load(self, module: Module) -> None:
-        if not _MODULE.match(module.name):
-            raise InvalidError(f"{module.name[:80]!r} can't be the name of a kernel module")
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            with _trace.span("modprobe", module=module.name):
-                child = self._tools.reaper.spawn(
-                    ["modprobe", module.name, *module.parameters], stdio=(null, null, null)
-                )
-                if status := await child.wait():
-                    raise SetupError(f"modprobe {module.name} failed with {status}: is it in the image?")
-        except OSError as error:
-            raise SetupError(f"can't load kernel module {module.name}: {error}") from error
-        finally:
-            os.close(null)
-
     @property
     def network(self) -> "Network":
         """The guest's network, of which many guests know nothing."""
         if self._network is None:
             from kata_agent.guest.network import Network
 
-            self._network = Network(lambda: self._load(Module("virtio_net", ())))
+            self._network = Network(lambda: self._modules.load(Module("virtio_net", ())))
         return self._network
 
     async def _set_dns(self, servers: Sequence[str]) -> None:
@@ -185,6 +166,7 @@ class Sandbox:
                 guest = Guest.look()
                 fit_resources(resources_of(spec), guest)
                 placement = take_placement(spec["process"], guest.cpus)
+            await self._modules.load_for(spec)
             if sysctls := network_sysctls(spec):
                 self.network.set_sysctls(sysctls)
             for storage in storages:
@@ -208,6 +190,11 @@ class Sandbox:
                 await container.remove(DESTROY_WITHIN)
         await container.mounts.clear()
         self._containers.pop(container.id, None)
+
+    async def update_memory(self, storages: Sequence[Storage]) -> None:
+        """Give memory that containers share other options. Raises InvalidError, SetupError."""
+        for storage in storages:
+            await self._mounts.change(storage)
 
     async def remove_container(self, container_id: str, timeout: float) -> None:
         container = self.container(container_id)

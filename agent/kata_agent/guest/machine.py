@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import stat
 import struct
 import sys
 import time
@@ -37,6 +38,8 @@ _LINKS: Final = (
     ("/dev/stdout", "/proc/self/fd/1"),
     ("/dev/stderr", "/proc/self/fd/2"),
 )
+# Nodes whose drivers are loaded when they are opened (Linux's devices.txt); udev would make them.
+_NODES: Final = (("/dev/net/tun", 10, 200),)
 # asm-generic/ioctls: linux/random.h RNDADDENTROPY and RNDRESEEDCRNG; linux/sockios.h SIOCSIFFLAGS; linux/if.h.
 RNDADDENTROPY: Final = 0x40085203
 RNDRESEEDCRNG: Final = 0x5207
@@ -61,6 +64,11 @@ def prepare(done: Callable[[str], None] = lambda _: None) -> None:
         with suppress(OSError):
             Path(link).unlink(missing_ok=True)
             Path(link).symlink_to(target)
+    for node, major, minor in _NODES:
+        with suppress(OSError):
+            Path(node).parent.mkdir(exist_ok=True)
+            os.mknod(node, stat.S_IFCHR, os.makedev(major, minor))
+            Path(node).chmod(0o666)
     done("links")
     with suppress(OSError):
         _enable_controllers(Path("/sys/fs/cgroup"))

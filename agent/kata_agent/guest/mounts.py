@@ -65,6 +65,22 @@ class Mounts:
             if storage.mount_point not in self._points:
                 await self.add(storage)
 
+    async def change(self, storage: Storage) -> None:
+        """Give memory of this owner's other options: flags, and data as size=. Raises InvalidError, SetupError."""
+        if storage.driver != "ephemeral" or storage.mount_point not in self._points:
+            raise InvalidError(
+                f"there is no memory of the sandbox's at {storage.mount_point[:80]!r} (driver ephemeral)"
+            )
+        flags, propagation, rest = linux.mount_flags(storage.options)
+        if propagation:
+            raise InvalidError(f"propagation of {storage.mount_point[:80]!r} can't be changed")
+        remount = partial(linux.mount, "", storage.mount_point, "", flags | MountFlag.REMOUNT, ",".join(rest))
+        with _trace.span("remount", driver=storage.driver):
+            try:
+                await in_thread("mount", remount)
+            except OSError as error:
+                raise SetupError(f"can't change the mount at {storage.mount_point}: {error.strerror}") from error
+
     async def clear(self) -> None:
         """Take them all away, the last first. Busy ones go when their last user does."""
         while self._points:

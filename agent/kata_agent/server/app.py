@@ -4,13 +4,14 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import grpc
 
 from kata_agent.container.container import Tools
 from kata_agent.container.crun import Crun
 from kata_agent.container.sandbox import Sandbox
+from kata_agent.errors import SetupError
 from kata_agent.process.pump import PumpThread
 from kata_agent.process.reaper import Reaper
 from kata_agent.process.streams import StreamRoom
@@ -19,6 +20,7 @@ from kata_agent.server.calls import CallServer
 from kata_agent.server.clock import ClockServer
 from kata_agent.server.funnel import Funnel
 from kata_agent.server.listeners import Acceptor, Endpoints
+from kata_agent.server.policy import ALLOW_ALL, parse_policy
 from kata_agent.server.ports import PortServer
 from kata_agent.server.relay import Relay
 from kata_agent.server.tracing import Tracing
@@ -26,6 +28,9 @@ from kata_agent.services.agent import AgentService
 from kata_agent.services.health import Health
 from kata_common.contract import Port
 from kata_protos import agent_pb2
+
+if TYPE_CHECKING:
+    from kata_agent.server.console import Console
 
 __all__ = ["Agent", "Layout"]
 
@@ -47,6 +52,37 @@ class Layout(NamedTuple):
     shared_namespaces: bool = True
 
 
+class _Doors:
+    """See `kata_agent.services.guest.Doors`."""
+
+    def __init__(self, endpoints: Endpoints, reaper: Reaper, funnel: Funnel) -> None:
+        self._endpoints = endpoints
+        self._reaper = reaper
+        self._funnel = funnel
+        self._console: Console | None = None
+
+    def set_policy(self, text: str) -> None:
+        self._funnel.policy = parse_policy(text)
+
+    def open_console(self, port: int = Port.CONSOLE) -> None:
+        from kata_agent.server.console import Console
+
+        self._console = self._console or Console(self._endpoints, self._reaper)
+        try:
+            self._console.open(port)
+        except OSError as error:
+            raise SetupError(f"the debug console can't listen on port {port:d}: {error.strerror}") from error
+
+    def forget(self) -> None:
+        self._funnel.policy = ALLOW_ALL
+        self.close()
+
+    def close(self) -> None:
+        """End who is at the console, if it is open."""
+        if self._console is not None:
+            self._console.close()
+
+
 class Agent:
     """An async context manager: entered it listens, left it has ended everything.
 
@@ -59,7 +95,6 @@ class Agent:
         self._endpoints = endpoints
         self._layout = layout or Layout()
         self._orphans = orphans
-        self._boot = boot
         self._stack = AsyncExitStack()
         self._destroyed = asyncio.Event()
         self.tracing = Tracing(boot.record if boot else None, lambda: endpoints.dial(Port.FORWARDER))
@@ -86,11 +121,11 @@ class Agent:
             served = ((Port.STDIO, room.add), (Port.CLOCK, clock.accepted), (Port.LOCALHOST, ports.accepted))
             for port, accepted in served:
                 stack.callback(Acceptor(self._endpoints, port, accepted).close)
-            await self._serve(stack)
+            await self._serve(stack, reaper)
             self._stack = stack.pop_all()
         return self
 
-    async def _serve(self, stack: AsyncExitStack) -> None:
+    async def _serve(self, stack: AsyncExitStack, reaper: Reaper) -> None:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -99,7 +134,9 @@ class Agent:
             )
         )
         funnel = Funnel(self.tracing)
-        service = AgentService(self._sandbox, self.tracing, self._destroyed.set)
+        self._doors = _Doors(self._endpoints, reaper, funnel)
+        stack.callback(self._doors.close)
+        service = AgentService(self._sandbox, self.tracing, self._doors, self._destroyed.set)
         self._server.add_generic_rpc_handlers(
             (
                 funnel.service(agent_pb2, "AgentService", service),
@@ -121,6 +158,10 @@ class Agent:
         # Last: whoever gets through is served.
         self._acceptor = Acceptor(self._endpoints, Port.AGENT, self._relay.accepted)
         stack.callback(self._acceptor.close)
+
+    def open_console(self, port: int) -> None:
+        """Let the host have a shell at `port` from the start on. Raises SetupError."""
+        self._doors.open_console(port)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,9 +1,9 @@
 """The one way into the agent: every call of every service passes here.
 
-For a call the funnel learns the setting of tracing that the request may carry, opens the span under the caller's (W3C
-metadata), sets the fields of the log, runs the handler and turns what it raises into a status. Handlers know none of
-this. The deadline needs no code: grpc.aio cancels a handler whose caller's time is up or who went away, and everything
-below undoes its work when cancelled.
+For a call the funnel asks the sandbox's policy, learns the setting of tracing that the request may carry, opens the
+span under the caller's (W3C metadata), sets the fields of the log, runs the handler and turns what it raises into a
+status. Handlers know none of this. The deadline needs no code: grpc.aio cancels a handler whose caller's time is up or
+who went away, and everything below undoes its work when cancelled.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ import grpc
 
 from kata_agent.errors import AgentError, PreconditionError
 from kata_agent.guest import machine
+from kata_agent.server.policy import ALLOW_ALL
 from kata_agent.server.tracing import Setting, Tracing
+from kata_agent.services.elsewhere import ELSEWHERE
 from kata_common.contract import ERROR_KEY, HOST_CID, RPCS, Level, snake_case
 from kata_telemetry.propagation import extract
 from kata_telemetry.span import Kind, Site
@@ -68,13 +70,17 @@ class Funnel:
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
         self._seen: Counter[str] = Counter()
+        # Which calls are answered; whoever sets it is a call itself.
+        self.policy = ALLOW_ALL
 
     def service(self, messages: ModuleType, name: str, handlers: object) -> grpc.GenericRpcHandler:
         """The service `name` of a protobuf module, served by the methods of `handlers` (names in snake case).
 
-        A method that isn't there answers UNIMPLEMENTED.
+        A method that isn't there answers UNIMPLEMENTED; with words, where it is one of Kata's that means nothing here.
         """
-        table = {}
+        table: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(self._elsewhere(words)) for name, words in ELSEWHERE.items()
+        }
         descriptor = messages.DESCRIPTOR.services_by_name[name]
         for method in descriptor.methods:
             handler = getattr(handlers, snake_case(method.name), None)
@@ -97,7 +103,7 @@ class Funnel:
 
         What answers gets a context with `peer`, `invocation_metadata` and `abort` as gRPC's.
         """
-        found = {}
+        found = {name: Plain(bytes, self._elsewhere(words), bytes) for name, words in ELSEWHERE.items()}
         for method in messages.DESCRIPTOR.services_by_name[name].methods:
             handler = getattr(handlers, snake_case(method.name), None)
             if handler is not None and not method.server_streaming:
@@ -111,6 +117,7 @@ class Funnel:
 
         async def call(request: Any, context: Any) -> Any:  # noqa: ANN401 - any message
             try:
+                self.policy.check(method, request)
                 with self._span(method, level, request, context) if level is not None else nullcontext():
                     return await handler(request)
             except Exception as error:
@@ -118,9 +125,16 @@ class Funnel:
 
         return call
 
+    def _elsewhere(self, words: str) -> Handler:
+        async def call(_: object, context: Any) -> None:  # noqa: ANN401 - gRPC's or CallServer's
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, words, ())
+
+        return call
+
     def _streaming(self, method: str, handler: Callable[[Any], AsyncIterator[Any]]) -> Callable[[Any, Any], Any]:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401 - any message
             try:
+                self.policy.check(method, request)
                 async for reply in handler(request):
                     yield reply
             except Exception as error:

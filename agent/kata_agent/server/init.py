@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +16,10 @@ from kata_agent.server.app import Agent
 from kata_agent.server.boot import Boot, kmsg
 from kata_agent.server.listeners import VsockEndpoints
 from kata_common import marks
+from kata_common.contract import Port
 from kata_telemetry import logs
 
-__all__ = ["main"]
+__all__ = ["console_port", "main"]
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -45,6 +47,8 @@ async def _serve(boot: Boot) -> str:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPWR):
         loop.add_signal_handler(number, stopped, f"signal {signal.Signals(number).name}")
     async with Agent(VsockEndpoints(), boot=boot) as agent:
+        if port := console_port(_command_line()):
+            agent.open_console(port)
         boot.mark("listen")
         kmsg(marks.AGENT_LISTENS)
         _console(f"{marks.READY}\n".encode())
@@ -65,10 +69,26 @@ async def _serve(boot: Boot) -> str:
 
 def _log_level() -> str:
     """What agent.log= says on the kernel's command line, as with Kata's agent; the host has checked it."""
-    words = Path("/proc/cmdline").read_text(errors="replace").split()
-    asked = next((word.partition("=")[2] for word in words if word.startswith("agent.log=")), "info")
+    asked = next((word.partition("=")[2] for word in _command_line() if word.startswith("agent.log=")), "info")
     named = {"trace": "debug", "warn": "warning", "critical": "error"}.get(asked, asked)
     return named if named in ("debug", "info", "warning", "error") else "info"
+
+
+def console_port(words: Iterable[str]) -> int:
+    """The port that a kernel's command line wants the console at; 0 where it wants none."""
+    wanted, port = False, int(Port.CONSOLE)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "agent.debug_console":
+            wanted = value in ("", "true", "1")
+        elif name == "agent.debug_console_vport" and value.isascii() and value.isdecimal():
+            wanted, port = True, int(value)
+    return port if wanted else 0
+
+
+def _command_line() -> list[str]:
+    """The words of the kernel's command line."""
+    return Path("/proc/cmdline").read_text(errors="replace").split()
 
 
 def _console(line: bytes) -> None:

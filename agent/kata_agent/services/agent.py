@@ -4,14 +4,16 @@ import gc
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from kata_agent.container.sandbox import Module, Sandbox
+from kata_agent.container.modules import Module
+from kata_agent.container.sandbox import Sandbox
 from kata_agent.container.spec import check_id, parse, process_of
 from kata_agent.guest import machine
-from kata_agent.guest.mounts import DRIVERS, Storage
+from kata_agent.guest.mounts import DRIVERS
 from kata_agent.process.process import Ports
+from kata_agent.services.guest import Doors, GuestCalls, storages
 from kata_agent.services.health import VERSION
 from kata_common.text import is_number
 from kata_protos import agent_pb2 as pb
@@ -41,10 +43,6 @@ class Tracer(Protocol):
         ...
 
 
-def _storages(messages: Iterable[pb.Storage]) -> list[Storage]:
-    return [Storage(m.driver, m.source, m.fstype, list(m.options), m.mount_point) for m in messages]
-
-
 def _ports(message: pb.StdioPorts) -> Ports:
     return Ports(message.stdin_port, message.stdout_port, message.stderr_port)
 
@@ -57,12 +55,13 @@ def _prefix(mask: str) -> int:
     return int(mask) if is_number(mask) else -1
 
 
-class AgentService:
+class AgentService(GuestCalls):
     """One method for each call; errors are those of kata_agent.errors. `on_destroyed` is called once, when the sandbox
     has ended and the answer is about to leave."""
 
-    def __init__(self, sandbox: Sandbox, tracer: Tracer, on_destroyed: Callable[[], None]) -> None:
+    def __init__(self, sandbox: Sandbox, tracer: Tracer, doors: Doors, on_destroyed: Callable[[], None]) -> None:
         self._sandbox = sandbox
+        self._doors = doors
         self._tracer = tracer
         self._on_destroyed = on_destroyed
 
@@ -75,11 +74,13 @@ class AgentService:
             hostname=request.hostname,
             domainname=request.domainname,
             dns=list(request.dns),
-            storages=_storages(request.storages),
+            storages=storages(request.storages),
             modules=[Module(m.name, list(m.parameters)) for m in request.kernel_modules],
             share_pid=request.sandbox_pidns,
             hold_pid=request.pidns_holder,
         )
+        if request.debug_console:
+            self._doors.open_console()
         return pb.Empty()
 
     async def destroy_sandbox(self, _: pb.DestroySandboxRequest) -> pb.Empty:
@@ -89,6 +90,7 @@ class AgentService:
 
     async def forget_sandbox(self, _: pb.ForgetSandboxRequest) -> pb.Empty:
         await self._sandbox.forget()
+        self._doors.forget()
         self._tracer.forget()
         # What lives now lives in every clone: a collection there need not look at it, nor write to its pages.
         gc.collect()
@@ -99,7 +101,7 @@ class AgentService:
         await self._sandbox.create_container(
             request.container_id,
             parse(request.oci, "the OCI specification"),
-            _storages(request.storages),
+            storages(request.storages),
             _ports(request.stdio),
             share_pid=request.sandbox_pidns,
             directories=list(request.directories),

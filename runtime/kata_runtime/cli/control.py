@@ -12,7 +12,7 @@ from kata_common.documents import parse_json
 from kata_runtime.errors import HostError, SandboxError
 from kata_runtime.sandbox.state import Directories, valid_id
 
-__all__ = ["add_arguments", "ask"]
+__all__ = ["add_arguments", "ask", "chosen"]
 
 # Seconds for an answer; switching waits up to five for the guest's spans.
 _TIMEOUT = 30.0
@@ -34,7 +34,7 @@ def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _switch(options: argparse.Namespace) -> int:
-    sandbox = _chosen(options.sandbox)
+    sandbox = chosen(options.sandbox)
     wanted = {"runtime": options.sides, "agent": options.sides and not options.no_agent, "level": options.level}
     state = parse_json(ask(sandbox, "PUT", "/tracing", body=json.dumps(wanted).encode()))
     sides = [name for name in ("runtime", "agent") if state[name]]
@@ -51,7 +51,12 @@ def _running() -> list[str]:
         return []
 
 
-def _chosen(sandbox: str) -> str:
+def chosen(sandbox: str) -> str:
+    """The sandbox that is meant: the only one, unless it is named.
+
+    Raises:
+        HostError, SandboxError: there is not one, or who asks is not root.
+    """
     if os.geteuid() != 0:
         raise HostError("only root can ask a sandbox", hint="sudo kata-runtime …")
     if sandbox:

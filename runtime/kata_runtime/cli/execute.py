@@ -1,6 +1,7 @@
 """`kata-runtime exec`: one more process in a container that runs, whoever started it.
 
-For people as docker has it, `exec -it SANDBOX [CONTAINER] -- COMMAND`; for engines as runc has it,
+For people as docker has it, `exec -it SANDBOX [CONTAINER] -- COMMAND`, and as Kata has it, `exec SANDBOX` for a shell
+of the guest's own; for engines as runc has it,
 `exec --process FILE --detach --pid-file FILE --console-socket PATH CONTAINER`.
 """
 
@@ -12,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kata_common.contract import Port
 from kata_common.documents import parse_json
-from kata_runtime.cli import terminal
+from kata_runtime.cli import console, terminal
 from kata_runtime.cli.options import absolute, environment
 from kata_runtime.engine.standin import Console, Started, stand_in
-from kata_runtime.errors import HostError, KataError, RootfsError
+from kata_runtime.errors import HostError, KataError, RootfsError, SandboxError
 from kata_runtime.sandbox import reach
 
 __all__ = ["add_arguments"]
@@ -47,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preserve-fds", metavar="N", type=int, default=0, help="only 0: a guest has no descriptors of ours"
     )
     parser.add_argument(
+        "--kata-debug-port", metavar="PORT", type=int, default=int(Port.CONSOLE), help=argparse.SUPPRESS
+    )
+    parser.add_argument(
         "words", metavar="SANDBOX [CONTAINER] -- COMMAND", nargs=argparse.REMAINDER, help="where, and what"
     )
     parser.set_defaults(run=run, usage=_USAGE)
@@ -67,6 +72,8 @@ class _Wanted:
 
 def run(options: argparse.Namespace) -> int:
     """Handler of the command; the exit code is the process's."""
+    if len(options.words) == 1 and options.words[0] != "--" and not (options.process or options.detach):
+        return _console(options)
     where, argv = _split(options.words, process=bool(options.process))
     if options.preserve_fds:
         raise KataError("--preserve-fds: a process in a VM can't have descriptors of the host", hint="leave it out")
@@ -84,6 +91,16 @@ def run(options: argparse.Namespace) -> int:
         return _stand(options, target, wanted, started)
 
     return stand_in(body, pid_file=options.pid_file, foreground=not options.detach)
+
+
+def _console(options: argparse.Namespace) -> int:
+    """Kata's own `exec`."""
+    name = options.words[0]
+    try:
+        reach.find_sandbox(name)
+    except SandboxError as error:
+        raise KataError("exec needs a command", hint=f"{_USAGE}; for the debug console of a sandbox: {error}") from None
+    return console.attach(name, options.kata_debug_port)
 
 
 def _split(words: Sequence[str], *, process: bool) -> tuple[list[str], list[str]]:

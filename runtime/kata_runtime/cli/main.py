@@ -117,13 +117,16 @@ def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 def _add_containers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Commands for what runs."""
-    from kata_runtime.cli import configuration, environment, execute, install, listing, output, stop
+    from kata_runtime.cli import configuration, console, environment, execute, guest, install, listing, output, stop
     from kata_runtime.engine import create, life, resources
 
     environment.add_arguments(commands.add_parser("env", help="print what containers would run with here"))
     configuration.add_arguments(commands.add_parser("config", help="print or check the configuration"))
     listing.add_arguments(commands)
     execute.add_arguments(commands.add_parser("exec", help="run one more command in a container"))
+    console.add_arguments(commands.add_parser("console", help="be at a shell of the guest's own"))
+    guest.add_iptables(commands.add_parser("iptables", help="print or set the firewall of a guest"))
+    guest.add_policy(commands.add_parser("policy", help="say which calls a guest's agent answers"))
     output.add_arguments(commands.add_parser("logs", help="print what a sandbox of run -d wrote"))
     stop.add_arguments(commands.add_parser("stop", help="end sandboxes or containers"))
     create.add_arguments(commands.add_parser("create", help="create a container of an OCI bundle (for engines)"))

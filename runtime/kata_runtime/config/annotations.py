@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kata_common.documents import parse_json
 from kata_runtime.config.model import Config
+from kata_runtime.config.policy import policy_text
 from kata_runtime.errors import ConfigError
 
 __all__ = ["APPLIED", "FOREIGN", "PREFIX", "check_container", "read_annotations", "with_annotations"]
@@ -110,6 +111,8 @@ APPLIED: Mapping[str, Applied] = {
     "runtime.sandbox_cgroup_only": Applied("runtime", "sandbox_cgroup_only", _boolean),
     "agent.enable_tracing": Applied("agent", "enable_tracing", _boolean),
     "agent.kernel_modules": Applied("agent", "kernel_modules", _modules),
+    "agent.debug_console_enabled": Applied("agent", "debug_console_enabled", _boolean),
+    "agent.policy": Applied("agent", "policy", policy_text),
     "hypervisor.default_vcpus": Applied("qemu", "default_vcpus", _number(-1024, 1024)),
     "hypervisor.default_memory": Applied("qemu", "default_memory", _integer(64, 16 << 20)),
     "hypervisor.default_max_vcpus": Applied("qemu", "default_maxvcpus", _integer(0, 240)),

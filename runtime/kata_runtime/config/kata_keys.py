@@ -107,7 +107,6 @@ _TABLES: dict[str, dict[str, KataKey]] = {
     "agent.kata": {
         "enable_debug": KataKey((False,), "use [runtime] enable_debug"),
         "log_level": KataKey(("info",), "use [runtime] enable_debug"),
-        "debug_console_enabled": KataKey((False,), "there is no debug console: remove it"),
         **_noted("dial_timeout is how long an agent may take", dial_timeout_ms=10, reconnect_timeout_ms=3000),
         **_noted("for confidential guests, which are not supported", cdh_api_timeout=50, cdh_api_timeout_ms=50000),
         "server_port": KataKey((1024,), "the agent's port is 1024: remove it"),
@@ -116,7 +115,6 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         "launch_process_timeout": KataKey((0,), "create_container_timeout is how long a start may take", noted=True),
         **_off("a pipe has the kernel's size: remove it", "container_pipe_size:int"),
         **_off(_NO_VFIO, "visible_cdi_devices"),
-        **_off("requests can't be denied by rule: remove it", "policy:str"),
     },
     "agent.kata.mem_agent": {
         "mem_agent_enable": KataKey((False,), "the guest's memory is not reclaimed: remove it"),
@@ -177,6 +175,8 @@ ALIASES: Mapping[tuple[str, str], tuple[str, str]] = {
 # here; empty: it is taken. Any other agent.* is refused, too.
 AGENT_PARAMETERS: Mapping[str, str] = {
     "agent.log": "",
+    "agent.debug_console": "",
+    "agent.debug_console_vport": "",
     "agent.unified_cgroup_hierarchy": "",
     "agent.trace": "[agent.kata] enable_tracing",
     "agent.hotplug_timeout": "[agent.kata] dial_timeout",
@@ -193,6 +193,8 @@ def agent_parameters(kernel_params: str) -> list[str]:
         instead = AGENT_PARAMETERS.get(name, "nothing: remove it")
         if name.startswith("agent.") and instead:
             problems.append(f"{name} is not read by this agent; use {instead}")
+        elif name == "agent.debug_console_vport" and not (value.isascii() and value.isdecimal() and int(value)):
+            problems.append(f"{word[:60]}: the debug console is a port of vsock, {Port.CONSOLE:d} as a rule")
         elif name == "agent.log" and value not in _AGENT_LEVELS:
             problems.append(f"agent.log={value[:40]} is none of {', '.join(_AGENT_LEVELS)}")
     return problems

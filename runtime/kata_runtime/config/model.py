@@ -96,6 +96,8 @@ class AgentConfig:
     dial_timeout: Seconds = 45.0
     health_check_request_timeout_ms: Annotated[int, _Schema(ge=1000, le=3_600_000)] = 30_000
     kernel_modules: Strings = ()
+    debug_console_enabled: bool = False
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails, SchemaValidator
 
 from kata_runtime.config.kata_keys import ALIASES, KATA_KEYS, KATA_TABLES, agent_parameters
 from kata_runtime.config.model import AgentConfig, Config, FactoryConfig, QemuConfig, RuntimeConfig
+from kata_runtime.config.policy import policy_text
 from kata_runtime.errors import ConfigError
 
 __all__ = ["Document", "validate"]
@@ -90,6 +91,11 @@ def validate(documents: list[Document]) -> Config:
     if params := values["hypervisor.qemu"].get("kernel_params"):
         where = f"{origin['hypervisor.qemu', 'kernel_params']}: [hypervisor.qemu] kernel_params"
         problems += [f"{where}: {problem}" for problem in agent_parameters(str(params))]
+    if policy := values["agent.kata"].get("policy"):
+        try:
+            policy_text(str(policy))
+        except ValueError as error:
+            problems.append(f"{origin['agent.kata', 'policy']}: [agent.kata] policy: expected {error}")
     if problems:
         raise ConfigError("\n".join(problems), hint="; ".join(dict.fromkeys(hint for hint in hints if hint)))
     files = tuple(file for file, _ in documents)

@@ -113,7 +113,8 @@ class _Build:
             modules = ModuleTree(kernel / "lib/modules" / version)
             bzimage = (kernel / "boot" / f"vmlinuz-{version}").read_bytes()
             self.progress("making the guest's root file system")
-            tree.root_tree(root, self.wheels, wheels, modules, [*initramfs.BOOT_MODULES, *tree.GUEST_MODULES])
+            names = [*initramfs.BOOT_MODULES, *tree.guest_modules(modules)]
+            tree.root_tree(root, self.wheels, wheels, modules, names)
             busybox = root / tree.BUSYBOX
             (partial / "vmlinux").write_bytes(extract_vmlinux(bzimage, root / tree.LIBRARIES / "liblz4.so.1"))
             (partial / "initrd.img").write_bytes(initramfs.build(busybox.read_bytes(), modules))
@@ -162,7 +163,8 @@ def _self_check(root: Path) -> None:
     hint = "a package is missing from the image's list; please report this"
     # Run, crun would want a /proc.
     linker = "/lib64/ld-linux-x86-64.so.2"
-    tools.run(["chroot", root, linker, "--list", "/usr/bin/crun"], doing="find the libraries of crun", hint=hint)
+    for program in ("/usr/bin/crun", "/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi"):
+        tools.run(["chroot", root, linker, "--list", program], doing=f"find the libraries of {program}", hint=hint)
     check = f"import sys; sys.path.append('/{tree.AGENT_DIRECTORY}'); import asyncio, grpc, google.protobuf.message"
     doing = "run Python out of the image"
     tools.run(["chroot", root, tree.PYTHON, "-I", "-S", "-c", check], doing=doing, hint=hint)

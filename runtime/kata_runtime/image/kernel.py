@@ -82,6 +82,13 @@ class ModuleTree:
             aliases=tuple(_modinfo(data, "alias")),
         )
 
+    def below(self, folder: str) -> list[str]:
+        """The names of all modules in `folder` (below the kernel's). Raises ImageError where there are none."""
+        names = sorted(_normal(path.stem) for path in (self.root / "kernel" / folder).rglob("*.ko"))
+        if not names:
+            raise ImageError(f"the kernel has no modules in {folder}: {self.root}", hint="rebuild with --force")
+        return names
+
     def closure(self, names: Iterable[str]) -> dict[str, Module]:
         """The named modules and all they depend on, each after its own dependencies."""
         found: dict[str, Module] = {}

@@ -26,10 +26,11 @@ SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 KEYRINGS = tuple(Path("/usr/share/keyrings", f"debian-archive-keyring.{suffix}") for suffix in ("gpg", "pgp"))
 
 KERNEL = re.compile(r"linux-image-[0-9].*-cloud-amd64")
-# libstdc++6 is grpcio's (a manylinux wheel brings all but the C and C++ libraries).
+# libstdc++6 is grpcio's (a manylinux wheel brings all but the C and C++ libraries); iptables is for GetIPTables.
 WANTED = (
     "busybox-static",
     "crun",
+    "iptables",
     "libpython3.11-stdlib",
     "libstdc++6",
     "linux-image-cloud-amd64",
@@ -53,6 +54,7 @@ EXCLUDED = frozenset(
             "libkrb5-3",
             "libkrb5support0",
         ),
+        "netbase",
         *("libncursesw6", "libnsl2", "libreadline8", "libsqlite3-0", "libssl3", "libtinfo6", "libtirpc-common"),
         *("libtirpc3", "media-types", "readline-common"),
     }

@@ -10,7 +10,17 @@ from kata_runtime.image.kernel import ModuleTree, indexes
 from kata_runtime.image.packages import KERNEL, Package
 from kata_runtime.image.wheels import Wheel, Wheels
 
-__all__ = ["AGENT_DIRECTORY", "GUEST_MODULES", "PYTHON", "default_rootfs", "install_agent", "root_tree", "unpack"]
+__all__ = [
+    "AGENT_DIRECTORY",
+    "GUEST_MODULES",
+    "GUEST_MODULE_FOLDERS",
+    "PYTHON",
+    "default_rootfs",
+    "guest_modules",
+    "install_agent",
+    "root_tree",
+    "unpack",
+]
 
 PYTHON = "/usr/bin/python3.11"
 STDLIB = "usr/lib/python3.11"
@@ -24,11 +34,20 @@ BUSYBOX = "usr/bin/busybox"
 # Everything in the image gets this time stamp (ns); zero would look like a broken one.
 TIMESTAMP_NS = 10**9
 
-# Beyond those of the initramfs: what containers, networks and hotplugged devices may ask for.
+# Beyond those of the initramfs: what containers, networks and hotplugged devices may ask for. None is loaded before the
+# kernel asks for it (by modprobe), so the boot doesn't know of them.
 GUEST_MODULES = (
-    *("overlay", "xfs", "squashfs", "erofs", "loop"),
+    *("overlay", "xfs", "squashfs", "erofs", "loop", "isofs", "vfat", "cuse", "binfmt_misc"),
     *("virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "virtio_console", "virtio_pmem", "nd_pmem"),
-    *("tun", "bridge", "veth", "macvlan", "macvtap", "ipvlan", "dummy", "8021q", "vxlan"),
+    *("tun", "bridge", "veth", "macvlan", "macvtap", "ipvlan", "dummy", "8021q", "vxlan", "geneve", "ifb", "bonding"),
+    *("wireguard", "sctp", "tls", "xfrm_user", "xfrm_interface", "af_key", "unix_diag", "netlink_diag"),
+    *("nfs", "nfsv2", "nfsv3", "nfsv4", "nfs_layout_nfsv41_files", "nfs_layout_flexfiles", "rpcsec_gss_krb5", "cifs"),
+)
+# All that is in these folders of the kernel's modules: firewalls (iptables and nft), tunnels, traffic control, and
+# ciphers, which file systems and tunnels ask for by name.
+GUEST_MODULE_FOLDERS = (
+    *("net/netfilter", "net/ipv4", "net/ipv6", "net/bridge/netfilter", "net/sched", "fs/nls"),
+    *("crypto", "arch/x86/crypto"),
 )
 
 # Debian's layout before /usr was merged, which its packages still have.
@@ -85,6 +104,11 @@ def unpack(packages: Iterable[Package], source: Path, root: Path, kernel: Path) 
             hint="if the file is damaged, remove it and build again; else look at the free space",
         )
     return version
+
+
+def guest_modules(modules: ModuleTree) -> list[str]:
+    """The modules that the guest has beyond those of its initramfs. Raises ImageError where a folder has none."""
+    return [*GUEST_MODULES, *(name for folder in GUEST_MODULE_FOLDERS for name in modules.below(folder))]
 
 
 def root_tree(root: Path, wheels: Wheels, chosen: Iterable[Wheel], modules: ModuleTree, names: Iterable[str]) -> None:

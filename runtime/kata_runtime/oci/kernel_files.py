@@ -15,6 +15,8 @@ OWN_DEVICES = {
     (1, 8): "/dev/random",
     (1, 9): "/dev/urandom",
     (5, 0): "/dev/tty",
+    (10, 200): "/dev/net/tun",
+    (10, 229): "/dev/fuse",
 }
 _DIRECTORIES = ("/dev", "/proc", "/sys")
 # Ordinary files, wherever they lie.

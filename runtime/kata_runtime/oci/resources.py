@@ -9,8 +9,9 @@ from kata_runtime.oci.fields import RESOURCES, Kept, examine
 
 __all__ = ["NO_DEVICES", "SAME_EVERYWHERE", "guest_resources", "translate"]
 
-# mem, zero and their kin, and the terminal devices: the numbers mean the same in every kernel (Linux's devices.txt).
-SAME_EVERYWHERE = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)})
+# mem, zero and their kin, the terminal devices, tun and fuse: the numbers mean the same in every kernel (Linux's
+# devices.txt).
+SAME_EVERYWHERE = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200), (10, 229)})
 _SAME_MAJORS = frozenset(range(136, 144))  # pseudo terminals
 # Every device but the pseudo devices that crun allows by itself (null, zero, full, tty, random, urandom, pts...): with
 # CAP_MKNOD a container could otherwise reach the disk that the guest's agent runs from.

@@ -137,10 +137,13 @@ class Container:
     async def resume(self) -> None:
         """Let them go on."""
         from kata_protos import agent_pb2 as pb
+        from kata_runtime.sandbox.guest_calls import renew
 
         self._require(ContainerState.PAUSED)
         with _trace.span("resumeContainer", container_id=self.id):
             request = pb.ResumeContainerRequest(container_id=self.id)
+            # First: nobody knows how long the host has held the machine meanwhile.
+            await renew(self._agent, self._vm.transport)
             await self._agent.call(self._agent.service.ResumeContainer, request)
         self._state = ContainerState.RUNNING
 

@@ -4,6 +4,7 @@ A connection is one request: a line of JSON, with descriptors (SCM_RIGHTS) where
 
     {"op": "containers"}          {"sandbox", "pid", "containers": [{"id", "state", "created", "args"}]}
     {"op": "pids", "container"}   {"pids": [...]}, as the guest numbers them
+    {"op": "console", "port"}     {"console": true}, with a descriptor: a stream to a shell of the guest's own
     {"op": "attach", "container"} {"exit": STATUS}, when its first process has ended. Where "stands" is true the
                                   container ends with whoever asked
     {"op": "exec", "container",   {"started": true}, then {"exit": STATUS}; descriptors are those of "stdio" (a list of
@@ -29,11 +30,13 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from kata_common.contract import Port
 from kata_common.documents import parse_json
 from kata_runtime.errors import AgentError, KataError, SandboxError
 from kata_runtime.oci.bundle import read_process
 from kata_runtime.oci.spec import guest_process, merge_env
 from kata_runtime.sandbox.container import Container
+from kata_runtime.sandbox.guest_calls import GuestCalls
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.streams import Stdio, own_descriptor
 from kata_runtime.sandbox.workload import tell
@@ -63,6 +66,11 @@ class Controlled(Protocol):
     @property
     def pid(self) -> int:
         """The VM's process."""
+        ...
+
+    @property
+    def guest(self) -> GuestCalls:
+        """What its guest can be asked."""
         ...
 
     async def wait_process(self, process: Process) -> Exit:
@@ -143,6 +151,13 @@ class _Peer:
         with suppress(OSError):
             await asyncio.get_running_loop().sock_sendall(self._socket, json.dumps(message).encode() + b"\n")
 
+    async def hand_over(self, message: Mapping[str, object], stream: socket.socket) -> None:
+        """Send a message with a descriptor."""
+        data = json.dumps(message).encode() + b"\n"
+        with suppress(OSError):
+            sent = socket.send_fds(self._socket, [data], [stream.fileno()])
+            await asyncio.get_running_loop().sock_sendall(self._socket, data[sent:])
+
     def check_root(self) -> None:
         """Raise unless root is at the other end."""
         size = struct.calcsize("3i")
@@ -217,6 +232,8 @@ class _Server:
                 await peer.write(self._containers())
             case "pids":
                 await peer.write({"pids": await self._container(request).pids()})
+            case "console":
+                await self._console(peer, request)
             case "attach":
                 await self._attach(peer, self._container(request), stands=request.get("stands") is True)
             case "exec":
@@ -246,6 +263,13 @@ class _Server:
             what = f"no container {str(wanted)[:100]!r}" if wanted else f"{len(containers)} containers"
             raise SandboxError(f"there is {what} in sandbox {self._sandbox.id}", hint=f"containers: {names}")
         return next(iter(containers.values()))
+
+    async def _console(self, peer: _Peer, request: Mapping[str, Any]) -> None:
+        port = request.get("port", int(Port.CONSOLE))
+        if not isinstance(port, int) or not 0 < port < 1 << 32:
+            raise SandboxError('"port" is no port')
+        with await self._sandbox.guest.console(port) as stream:
+            await peer.hand_over({"console": True}, stream)
 
     async def _attach(self, peer: _Peer, container: Container, *, stands: bool) -> None:
         async def ended() -> None:

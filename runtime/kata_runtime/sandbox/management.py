@@ -4,14 +4,18 @@
     PUT /tracing     {"runtime": true, "agent": true, "level": "detailed"}: trace it from now on, or no more
     GET /agent-url   the agent's address
     GET /metrics     what its processes, its guest and its spans say, for Prometheus
+    GET /iptables    the guest's rules, as iptables-save writes them; /ip6tables those of IPv6
+    PUT /iptables    rules in their place, as iptables-restore reads them; what that says
+    PUT /policy      which calls the agent answers from now on
 
-Name and paths of the socket, `/agent-url` and `/metrics` are Kata's (src/runtime-rs/crates/runtimes/src/shim_mgmt).
+Name and paths of the socket are Kata's, but for `/tracing` (src/runtime-rs/crates/runtimes/src/shim_mgmt).
 Only root can reach the directory; requests are bounded in size, number and time all the same. One request per
 connection.
 """
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import struct
@@ -22,18 +26,21 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from kata_common.documents import parse_json
-from kata_runtime.http import JSON, MAX_HEAD, Answer, Refusal, Request, Routes, Server, metrics_answer
+from kata_runtime.errors import KataError
+from kata_runtime.http import JSON, MAX_HEAD, TEXT, Answer, Refusal, Request, Routes, Server, metrics_answer
+from kata_runtime.sandbox.guest_calls import MAX_RULES, GuestCalls
 from kata_telemetry.span import Level
 
 __all__ = ["Managed", "serve_management"]
 
+_log = logging.getLogger("kata.management")
+
+# Bytes of what is larger than other requests.
+_BODIES = {"/iptables": MAX_RULES, "/ip6tables": MAX_RULES, "/policy": 1 << 20}
 # What Kata's shims have besides, and why it is not here.
 _REFUSED = {
-    "/iptables": "rules of the guest's firewall can't be read or set",
-    "/ip6tables": "rules of the guest's firewall can't be read or set",
     "/direct-volume/stats": "there are no direct volumes",
     "/direct-volume/resize": "there are no direct volumes",
-    "/policy": "the agent takes no policy",
     "/debug/pprof": "pprof is of programs in Go: kata-runtime trace shows where the time goes",
 }
 
@@ -51,6 +58,11 @@ class Managed(Protocol):
         """What is traced."""
         ...
 
+    @property
+    def guest(self) -> GuestCalls:
+        """What its guest can be asked."""
+        ...
+
     async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
         """Trace from now on, or no more."""
         ...
@@ -63,7 +75,7 @@ class Managed(Protocol):
 @asynccontextmanager
 async def serve_management(path: Path, managed: Managed) -> AsyncIterator[None]:
     """Serve `managed` on the unix socket `path` for the block."""
-    server = Server(_routes(managed), _require_root)
+    server = Server({**_routes(managed), **_guest_routes(managed)}, _require_root, bodies=_BODIES)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with listener:
         # Before it can be reached by name.
@@ -97,10 +109,12 @@ def _routes(managed: Managed) -> Routes:
         return await get_tracing(request)
 
     async def agent_url(_request: Request) -> Answer:
-        return Answer("text/plain; charset=utf-8", managed.agent_url.encode())
+        return Answer(TEXT, managed.agent_url.encode())
 
     async def metrics(request: Request) -> Answer:
-        text = await managed.metrics(openmetrics=request.openmetrics)
+        # OpenMetrics ends with this line.
+        text = (await managed.metrics(openmetrics=request.openmetrics)).removesuffix("# EOF\n")
+        text += await _guest_metrics(managed) + ("# EOF\n" if request.openmetrics else "")
         return metrics_answer(text, openmetrics=request.openmetrics)
 
     async def refused(request: Request) -> NoReturn:
@@ -112,6 +126,36 @@ def _routes(managed: Managed) -> Routes:
         "/metrics": {"GET": metrics},
         **{path: dict.fromkeys(("GET", "PUT", "POST"), refused) for path in _REFUSED},
     }
+
+
+def _guest_routes(managed: Managed) -> Routes:
+    """What is asked of the guest itself."""
+
+    async def get_iptables(request: Request) -> Answer:
+        return Answer(TEXT, await managed.guest.iptables(v6=request.path == "/ip6tables"))
+
+    async def put_iptables(request: Request) -> Answer:
+        return Answer(TEXT, await managed.guest.set_iptables(request.body, v6=request.path == "/ip6tables"))
+
+    async def put_policy(request: Request) -> Answer:
+        try:
+            text = request.body.decode()
+        except UnicodeDecodeError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"a policy that is no text: {error}") from error
+        await managed.guest.set_policy(text)
+        return Answer(TEXT, b"")
+
+    firewall = {"GET": get_iptables, "PUT": put_iptables}
+    return {"/iptables": firewall, "/ip6tables": firewall, "/policy": {"PUT": put_policy}}
+
+
+async def _guest_metrics(managed: Managed) -> str:
+    """None of a guest that does not answer: the host's are worth something without."""
+    try:
+        return await managed.guest.metrics()
+    except KataError as error:
+        _log.info("the guest tells no metrics: %s", error)
+        return ""
 
 
 def _require_root(writer: asyncio.StreamWriter) -> None:

@@ -24,7 +24,7 @@ from kata_common.documents import parse_json
 from kata_common.ids import is_id
 from kata_runtime.errors import HostError, SandboxError
 
-__all__ = ["Connection", "Life", "Target", "find", "require_root", "running"]
+__all__ = ["Connection", "Life", "Target", "find", "find_sandbox", "require_root", "running"]
 
 RUN_DIR = Path(places.RUN_DIR)
 # Seconds for an answer of a sandbox that has nothing else to do for it.
@@ -109,6 +109,21 @@ class Connection:
             refusal.exit_code = message.get("exit_code") or SandboxError.exit_code
             raise refusal
         return message
+
+    def stream(self, message: Mapping[str, object]) -> socket.socket:
+        """Send a message that is answered by a stream: the stream.
+
+        Raises:
+            SandboxError: a refusal, or the sandbox has ended.
+        """
+        self.send(message)
+        try:
+            self._buffer, descriptors, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+        except OSError as error:
+            raise SandboxError(f"sandbox {self.sandbox} does not answer: {error}") from error
+        streams = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        self.receive()
+        return streams[0]
 
     def ask(self, message: Mapping[str, object]) -> dict[str, Any]:
         """Send a message; its answer."""
@@ -225,6 +240,15 @@ class Target:
 
     sandbox: str
     container: str
+
+
+def find_sandbox(name: str, run_dir: Path = RUN_DIR) -> str:
+    """The sandbox that a person means, by its id or by that of a container in it, or by an id's beginning.
+
+    Raises:
+        SandboxError: nothing of that name runs, or several do.
+    """
+    return _match(name, running(run_dir)) or find(name, run_dir=run_dir).sandbox
 
 
 def find(name: str, container: str = "", run_dir: Path = RUN_DIR) -> Target:

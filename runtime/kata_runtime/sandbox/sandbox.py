@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_common import places
-from kata_common.ids import MAX_HOSTNAME, hostname_of, is_hostname
+from kata_common.ids import MAX_HOSTNAME, is_hostname
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError, quoted
 from kata_runtime.guest.agent_log import AgentLog
@@ -45,6 +45,7 @@ from kata_telemetry.span import Level, Site, Span, current, use
 if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.guest.clock import Reading
+    from kata_runtime.sandbox.guest_calls import GuestCalls
 
 __all__ = ["Sandbox", "SandboxOptions", "SandboxState"]
 
@@ -246,7 +247,6 @@ class Sandbox:
 
     async def _start_agent(self, vm: Vm, boot: Span) -> None:
         """`boot` is the span that the guest's boot belongs to."""
-        from kata_protos import agent_pb2 as pb
         from kata_runtime.guest import clock
 
         agent = await self._stack.enter_async_context(vm.connect())
@@ -260,21 +260,10 @@ class Sandbox:
             with use(boot):
                 self._trace.record_boot(vm.machine.boot, reading)
         self._trace.announce(vm.cid)
-        from kata_runtime.sandbox.telling import ENTROPY, module, storages
+        from kata_runtime.sandbox.telling import tell_agent
 
-        request = pb.CreateSandboxRequest(
-            hostname=self.options.hostname or hostname_of(self.id),
-            domainname=self.options.domainname,
-            sandbox_id=self.id,
-            storages=storages(self.shm, self.options.shm_size),
-            dns=self.options.dns,
-            kernel_modules=[module(line) for line in self.config.agent.kernel_modules],
-            entropy=os.urandom(ENTROPY),
-            sandbox_pidns=self.options.share_pid,
-            pidns_holder=self.options.hold_pid,
-            tracing=self._trace.for_agent(boot, reading),
-        )
-        await agent.call(agent.service.CreateSandbox, request)
+        tracing = self._trace.for_agent(boot, reading)
+        await tell_agent(agent, self.id, self.config, self.options, self.shm, tracing)
         if self._network is not None:
             await self._network.configure(agent)
         self._trace.follow(agent)
@@ -411,6 +400,16 @@ class Sandbox:
         self._require(SandboxState.READY)
         assert self._vm is not None
         return self._vm.transport.kata_address
+
+    @property
+    def guest(self) -> "GuestCalls":
+        """What its guest can be asked."""
+        from kata_runtime.sandbox.guest_calls import GuestCalls
+
+        self._require(SandboxState.READY)
+        assert self._agent is not None
+        assert self._vm is not None
+        return GuestCalls(self._agent, self._vm.transport)
 
     @property
     def tracing(self) -> dict[str, object]:

@@ -1,15 +1,50 @@
 """What a guest is told of its sandbox, as the contract has it."""
 
-from typing import Final
+import os
+from typing import TYPE_CHECKING, Final
 
+from kata_common.ids import hostname_of
 from kata_protos import agent_pb2 as pb
+from kata_runtime.config.policy import policy_text
 from kata_runtime.sandbox.rootfs import GUEST_SHARED
 from kata_runtime.sandbox.vm import SHARED_TAG
 
-__all__ = ["ENTROPY", "module", "storages"]
-
 # Bytes for the guest's kernel, whose own generator is seeded by 32.
 ENTROPY: Final = 64
+
+if TYPE_CHECKING:
+    from kata_runtime.config.model import Config
+    from kata_runtime.guest.agent import AgentClient
+    from kata_runtime.sandbox.sandbox import SandboxOptions
+
+__all__ = ["tell_agent"]
+
+
+async def tell_agent(
+    agent: "AgentClient", sandbox_id: str, config: "Config", options: "SandboxOptions", shm: str, tracing: pb.Tracing
+) -> None:
+    """Have the agent make the sandbox; `shm` is where its containers share memory, if they do.
+
+    Raises:
+        AgentError: it can't be made.
+    """
+    if config.agent.policy:
+        # Before anything that it may forbid.
+        await agent.call(agent.service.SetPolicy, pb.SetPolicyRequest(policy=policy_text(config.agent.policy)))
+    request = pb.CreateSandboxRequest(
+        hostname=options.hostname or hostname_of(sandbox_id),
+        domainname=options.domainname,
+        sandbox_id=sandbox_id,
+        storages=storages(shm, options.shm_size),
+        dns=options.dns,
+        kernel_modules=[module(line) for line in config.agent.kernel_modules],
+        entropy=os.urandom(ENTROPY),
+        sandbox_pidns=options.share_pid,
+        pidns_holder=options.hold_pid,
+        debug_console=config.agent.debug_console_enabled,
+        tracing=tracing,
+    )
+    await agent.call(agent.service.CreateSandbox, request)
 
 
 def storages(shm: str, shm_size: int) -> list[pb.Storage]:

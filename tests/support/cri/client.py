@@ -33,12 +33,12 @@ class Pod:
     config: pb.PodSandboxConfig
     attempts: dict[str, int] = field(default_factory=dict)
 
-    def container(self, name: str, *command: str, memory: int = 0, **settings: Any) -> str:
+    def container(self, name: str, *command: str, memory: int = 0, image: str = IMAGE, **settings: Any) -> str:
         """Create and start a container; its id. `settings` are fields of ContainerConfig."""
         attempt = self.attempts[name] = self.attempts.get(name, -1) + 1
         config = pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=name, attempt=attempt),
-            image=pb.ImageSpec(image=IMAGE),
+            image=pb.ImageSpec(image=image),
             command=command,
             log_path=f"{name}_{attempt}.log",
             **settings,

@@ -15,11 +15,12 @@ from kata_protos import agent_pb2 as pb
 from kata_protos.containerd.ttrpc_pb2 import Request, Response
 from kata_runtime import http
 from kata_runtime.config.load import load
-from kata_runtime.errors import ConfigError, HypervisorError, KataError
+from kata_runtime.errors import ConfigError, HypervisorError, KataError, SandboxError
 from kata_runtime.guest.call import request_of
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
 from kata_runtime.pool import wire
 from kata_runtime.sandbox import control, management
+from kata_runtime.sandbox.guest_calls import GuestCalls
 from kata_runtime.sandbox.process import Exit
 from kata_runtime.shim import arguments, bootstrap
 from kata_runtime.shim.ttrpc import frames
@@ -114,6 +115,10 @@ class _Managed:
         assert isinstance(agent, bool)
         assert level is None or level in Level
 
+    @property
+    def guest(self) -> GuestCalls:
+        raise SandboxError("there is no guest")
+
     async def metrics(self, *, openmetrics: bool) -> str:
         return "# EOF\n"
 
@@ -185,6 +190,10 @@ class _Sandbox:
 
     def __init__(self) -> None:
         self.containers = {"c": _Container()}
+
+    @property
+    def guest(self) -> GuestCalls:
+        raise SandboxError("there is no guest")
 
     async def wait_process(self, process: _Process) -> Exit:
         await asyncio.sleep(0)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kata_runtime.image.wheels import GUEST_PYTHON, PLATFORMS
 from support import containerd
-from support.l1.userland import CACHE, Say, Userland, make_disk, run_tool
+from support.debian import run_tool
+from support.l1.userland import CACHE, Say, Userland, make_disk
 
 __all__ = ["ROOT", "make_product"]
 

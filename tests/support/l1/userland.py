@@ -4,19 +4,18 @@ import contextlib
 import fcntl
 import hashlib
 import inspect
-import re
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.image import DEFAULT_CACHE, cpio
 from kata_runtime.image.kernel import ModuleTree, extract_vmlinux, indexes
-from kata_runtime.image.packages import KERNEL, KEYRINGS, RELEASE, Packages, host_mirrors, host_transport
+from kata_runtime.image.packages import KERNEL, Packages
+from support.debian import make_tree, run_tool
 
-__all__ = ["CACHE", "Userland", "locked", "make_disk", "run_tool", "userland"]
+__all__ = ["CACHE", "Userland", "locked", "make_disk", "userland"]
 
 CACHE = DEFAULT_CACHE / "nested"
 # What a host of ours has installed, and what the tests in it look at.
@@ -124,14 +123,7 @@ def _kernel_package(say: Say) -> Path:
 
 
 def _install(made: Userland, kernel: Path) -> None:
-    mirror, security = host_mirrors(Path("/etc/apt"))
-    keyring = next(path for path in KEYRINGS if path.is_file())
-    sources = [f"deb [signed-by={keyring}] {mirror} {suite} main" for suite in (RELEASE, f"{RELEASE}-updates")]
-    sources.append(f"deb [signed-by={keyring}] {security} {RELEASE}-security main")
-    settings = ['APT::Install-Recommends "false";', *host_transport()]
-    aptopts = [f"--aptopt={setting.removesuffix(';')}" for setting in settings]
-    include = f"--include={','.join(PACKAGES)}"
-    run_tool("mmdebstrap", "--quiet", "--variant=minbase", include, *aptopts, RELEASE, str(made.root), *sources)
+    make_tree(made.root, PACKAGES, variant="minbase")
     scratch = made.directory / "kernel"
     run_tool("dpkg-deb", "-x", str(kernel), str(scratch))
     (modules,) = (scratch / "lib/modules").iterdir()
@@ -161,11 +153,3 @@ def _initrd(busybox: bytes, modules: ModuleTree) -> bytes:
     entries.append(cpio.file("init", _INIT.replace("@MODULES@", " ".join(BOOT_MODULES)).encode(), 0o755))
     entries += [cpio.file(name, data) for name, data in files.items()]
     return cpio.archive(entries)
-
-
-def run_tool(*argv: str, env: Mapping[str, str] | None = None) -> None:
-    """Run a tool to its end; what it said is shown only if it fails, which ends this process."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=env)
-    if done.returncode:
-        said = "\n".join(re.sub(r"^", "  | ", line) for line in (done.stderr or done.stdout).splitlines()[-12:])
-        raise SystemExit(f"nested: {argv[0]} failed with status {done.returncode}:\n{said}")

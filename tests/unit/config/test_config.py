@@ -131,8 +131,8 @@ def test_drop_ins_without_a_main_file(files: Files) -> None:
         ("[factory]\nzzz = 1", "[factory] zzz: unknown key", "the keys of [factory] are enable_template,"),
         ("[hypervisor.qemu]\nmemory_slot = 1", "memory_slot: unknown key", "did you mean memory_slots?"),
         (
-            '[hypervisor.qemu]\nkernel_params = "quiet agent.debug_console"',
-            "kernel_params: agent.debug_console is not read by this agent; use nothing: remove it",
+            '[hypervisor.qemu]\nkernel_params = "quiet agent.devmode"',
+            "kernel_params: agent.devmode is not read by this agent; use nothing: remove it",
             "",
         ),
         (

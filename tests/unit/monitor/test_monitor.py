@@ -16,9 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from kata_common import places
 from kata_protos import pods_pb2 as pb
+from kata_runtime.errors import SandboxError
 from kata_runtime.http import MAX_HEAD, OPENMETRICS, Server
 from kata_runtime.metrics.families import SandboxCollector
 from kata_runtime.monitor import main, scrape
+from kata_runtime.sandbox.guest_calls import GuestCalls
 from kata_runtime.sandbox.management import serve_management
 from kata_telemetry.span import Level
 from kata_traces.read.metrics import expose
@@ -32,6 +34,10 @@ class Sandbox:
 
     agent_url = "vsock://3:1024"
     tracing: dict[str, object] = {}  # noqa: RUF012 - nobody changes it
+
+    @property
+    def guest(self) -> GuestCalls:
+        raise SandboxError("there is no guest")
 
     async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
         raise NotImplementedError

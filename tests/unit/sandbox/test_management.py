@@ -6,14 +6,40 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kata_runtime import http
 from kata_runtime.cli import control
-from kata_runtime.errors import SandboxError
+from kata_runtime.errors import AgentError, SandboxError
+from kata_runtime.sandbox.guest_calls import checked_metrics
 from kata_runtime.sandbox.management import serve_management
 from kata_telemetry.span import Level
+
+
+class FakeGuestCalls:
+    """A guest that notes what it is told; `mute`, it does not answer."""
+
+    def __init__(self) -> None:
+        self.rules = {False: b"*nat\n", True: b"*filter\n"}
+        self.policy = ""
+        self.mute = False
+
+    async def metrics(self) -> str:
+        if self.mute:
+            raise AgentError("GetMetrics", "UNAVAILABLE", "gone")
+        return "kata_guest_load 1\n"
+
+    async def iptables(self, *, v6: bool) -> bytes:
+        return self.rules[v6]
+
+    async def set_iptables(self, rules: bytes, *, v6: bool) -> bytes:
+        self.rules[v6] = rules
+        return b"said\n"
+
+    async def set_policy(self, text: str) -> None:
+        self.policy = text
 
 
 class Fake:
@@ -25,6 +51,7 @@ class Fake:
         self.tracing: dict[str, object] = {"runtime": False, "agent": False, "level": "normal", "store": ""}
         self.refuses = False
         self.hangs: asyncio.Event | None = None
+        self.guest: Any = FakeGuestCalls()
 
     async def switch_tracing(self, *, runtime: bool, agent: bool, level: Level | None = None) -> None:
         if self.hangs is not None:
@@ -59,8 +86,8 @@ async def ask(path: Path, request: bytes, *, end: bool = False) -> tuple[int, by
     return int(head.split(b" ")[1]), body
 
 
-def put(body: bytes) -> bytes:
-    return b"PUT /tracing HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+def put(body: bytes, path: bytes = b"/tracing") -> bytes:
+    return b"PUT %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (path, len(body)) + body
 
 
 async def test_it_shows_and_switches(tmp_path: Path) -> None:
@@ -72,7 +99,9 @@ async def test_it_shows_and_switches(tmp_path: Path) -> None:
         status, body = await ask(path, put(b'{"runtime": true, "agent": true, "level": "detailed"}'))
         assert (status, json.loads(body)) == (200, fake.tracing)
         assert fake.tracing["level"] == "detailed"
-        assert await ask(path, b"GET /metrics?x=1 HTTP/1.0\r\n\r\n") == (200, b"# nothing\n")
+        assert await ask(path, b"GET /metrics?x=1 HTTP/1.0\r\n\r\n") == (200, b"# nothing\nkata_guest_load 1\n")
+        fake.guest.mute = True
+        assert await ask(path, b"GET /metrics HTTP/1.0\r\n\r\n") == (200, b"# nothing\n")
         accept = b"Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n\r\n"
         assert await ask(path, b"GET /metrics HTTP/1.1\r\n" + accept) == (200, b"# EOF\n")
         fake.refuses = True
@@ -81,6 +110,43 @@ async def test_it_shows_and_switches(tmp_path: Path) -> None:
             409,
             {"error": "sandbox box is stopping, not ready", "hint": "too late"},
         )
+
+
+async def test_a_guests_firewall_and_policy(tmp_path: Path) -> None:
+    rules = b"*nat\n" + b"-A OUTPUT -j ACCEPT\n" * 5000
+    async with served(tmp_path) as (fake, path):
+        assert await ask(path, b"GET /ip6tables HTTP/1.1\r\n\r\n") == (200, b"*filter\n")
+        assert await ask(path, put(rules, b"/iptables")) == (200, b"said\n")
+        assert await ask(path, b"GET /iptables HTTP/1.1\r\n\r\n") == (200, rules)
+        assert await ask(path, put(b'{"default": "deny"}', b"/policy")) == (200, b"")
+        assert fake.guest.policy == '{"default": "deny"}'
+        assert (await ask(path, put(b"\xff", b"/policy")))[0] == 400
+        assert (await ask(path, b"GET /policy HTTP/1.1\r\n\r\n"))[0] == 405
+
+
+def test_a_guests_words_are_no_metrics_unless_they_are() -> None:
+    good = (
+        "# HELP kata_guest_load Load of the guest.",
+        "# TYPE kata_guest_load gauge",
+        'kata_guest_load{item="load1"} 0.5',
+        'kata_guest_netdev_stat{interface="eth0",item="recv_bytes"} 1e+06',
+        "kata_agent_threads 3",
+    )
+    bad = (
+        "up 1",
+        "# EOF",
+        "# TYPE kata_guest_load counter",
+        'kata_guest_load{item="a\\"} 1',
+        'kata_guest_load{item="\x1b[2J"} 1',
+        "kata_guest_load NaN 1",
+        f"kata_agent_{'x' * 100} 1",
+        "kata_guest_load 1\rx",
+    )
+    said = checked_metrics("\n".join([*good, *bad]) + "\n")
+    assert said.splitlines()[: len(good)] == list(good)
+    assert said.splitlines()[-1] == f"kata_agent_metrics_left_out {len(bad)}"
+    assert len(said.splitlines()) == len(good) + 2
+    assert len(checked_metrics("kata_agent_threads 3\n" * 10_000).splitlines()) < 5000
 
 
 @pytest.mark.parametrize(
