@@ -255,10 +255,11 @@ def open_tree(source: int) -> int:
     return _checked(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(source), b"", ctypes.c_uint(flags)))
 
 
-def mount_setattr(tree: int, attributes: int, propagation: int = 0) -> None:
-    """mount_setattr(2) for a mount and all below it: MountAttribute's to set, and one of MountFlag's propagations."""
+def mount_setattr(tree: int, attributes: int, propagation: int = 0, *, below: bool = True) -> None:
+    """mount_setattr(2) for a mount and all `below` it: MountAttribute's to set, and one of MountFlag's propagations."""
     wanted = _MountAttr(attributes, 0, propagation, 0)
-    flags, size = ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE), ctypes.c_size_t(ctypes.sizeof(wanted))
+    flags = ctypes.c_uint(_AT_EMPTY_PATH | (_AT_RECURSIVE if below else 0))
+    size = ctypes.c_size_t(ctypes.sizeof(wanted))
     number = ctypes.c_long(_SYS_MOUNT_SETATTR)
     _checked(_libc.syscall(number, ctypes.c_int(tree), b"", flags, ctypes.byref(wanted), size))
 

@@ -12,7 +12,7 @@ from kata_common import linux
 from kata_common.linux import MountFlag
 from kata_runtime.errors import RootfsError
 
-__all__ = ["Mount", "mounted", "overlay", "private_mount_namespace"]
+__all__ = ["Mount", "mounted", "overlay", "private_mount_namespace", "root_is_shared"]
 
 _PAGE = 4096
 
@@ -111,17 +111,29 @@ _private = False
 def private_mount_namespace() -> None:
     """Give this process a mount namespace of its own, so that its mounts end with it however it ends.
 
-    Mounts of the host still arrive (slave). Needs a process without other threads; a second call does nothing.
+    Mounts of the host still arrive (slave). Where they could not, because the host's `/` shares nothing, the process
+    stays where it is: a volume that is mounted later would be an empty directory. What it mounts there is unmounted
+    with its sandbox, by whoever removes that. Needs a process without other threads; a second call does nothing.
 
     Raises:
         RootfsError: not permitted.
     """
     global _private  # noqa: PLW0603 - a process has one
-    if _private:
+    if _private or not root_is_shared(Path("/proc/self/mountinfo").read_text(errors="replace")):
         return
     _unshare(linux.CLONE_NEWNS, "a mount namespace can't be made")
     _mount("none", Path("/"), "", MountFlag.REC | MountFlag.SLAVE, "", "mount propagation can't be changed")
     _private = True
+
+
+def root_is_shared(mountinfo: str) -> bool:
+    """Whether what is mounted at / is shared, so that copies of it hear of later mounts (proc(5))."""
+    shared = False
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        if fields[4] == "/":  # the last one lies on top
+            shared = any(field.startswith("shared:") for field in fields[6 : fields.index("-")])
+    return shared
 
 
 @contextmanager

@@ -50,14 +50,14 @@ def copied_path(path: Path) -> Iterator[int]:
         yield tree
 
 
-def change(tree: int, name: str, attributes: int, propagation: int = 0) -> None:
-    """Set attributes (MountAttribute) and propagation (MountFlag) of a mount and of all that is mounted below it.
+def change(tree: int, name: str, attributes: int, propagation: int = 0, *, below: bool = True) -> None:
+    """Set attributes (MountAttribute) and propagation (MountFlag) of a mount and of all that is mounted `below` it.
 
     Raises:
         RootfsError: it can't be done.
     """
     with _told(f"the attributes of a copy of {name} can't be set"):
-        linux.mount_setattr(tree, attributes, propagation)
+        linux.mount_setattr(tree, attributes, propagation, below=below)
 
 
 @contextmanager

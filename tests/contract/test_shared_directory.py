@@ -62,8 +62,8 @@ def flags(place: Path) -> int:
 HARMLESS = os.ST_NODEV | os.ST_NOSUID | os.ST_NOEXEC
 
 
-def volume(source: Path, *, readonly: bool = False, follows: bool = False) -> HostMount:
-    return HostMount(str(source), source.name, f"/{source.name}", readonly, follows)
+def volume(source: Path, *, readonly: bool = False, follows: bool = False, deep: bool = False) -> HostMount:
+    return HostMount(str(source), source.name, f"/{source.name}", readonly, follows, deep)
 
 
 @own_mounts
@@ -110,7 +110,8 @@ def test_a_helper_that_started_before_gets_later_mounts(directory: SandboxDirect
 @own_mounts
 def test_read_only_is_so_below_as_well(directory: SandboxDirectory, rootfs: Path, data: Path) -> None:
     tmpfs(data / "below")
-    wanted = Rootfs(rootfs, readonly=True, mounts=(volume(data, readonly=True),), points=("/a/b", "/data", "/file"))
+    mounts = (volume(data, readonly=True, deep=True),)
+    wanted = Rootfs(rootfs, readonly=True, mounts=mounts, points=("/a/b", "/data", "/file"))
     with shared_directory(directory), share_rootfs(directory, "c", wanted):
         shown = directory.shared / "c"
         for place in (shown / "rootfs", shown / "mounts/data", shown / "mounts/data/below"):
@@ -120,6 +121,23 @@ def test_read_only_is_so_below_as_well(directory: SandboxDirectory, rootfs: Path
         assert (shown / "rootfs/a/b").is_dir()
     (data / "below/host").touch()  # the host's own mount is as it was
     assert (rootfs / "file").read_text() == "the host's"
+
+
+@own_mounts
+def test_read_only_alone_leaves_what_is_mounted_below(directory: SandboxDirectory, rootfs: Path, data: Path) -> None:
+    """As with runc. Who wants all of it read-only has a mount of its own, whichever comes first."""
+    tmpfs(data / "below")
+    wanted = {"plain": volume(data, readonly=True), "deep": volume(data, readonly=True, deep=True)}
+    for order in (("plain", "deep"), ("deep", "plain")):
+        with shared_directory(directory), ExitStack() as stack:
+            for name in order:
+                stack.enter_context(share_rootfs(directory, name, Rootfs(rootfs, mounts=(wanted[name],))))
+            shown = {name: directory.shared / name / "mounts/data" for name in order}
+            assert error_of((shown["plain"] / "new").touch) == errno.EROFS
+            (shown["plain"] / "below/new").touch()
+            assert flags(shown["plain"] / "below") & HARMLESS == HARMLESS
+            assert error_of((shown["deep"] / "below/other").touch) == errno.EROFS
+        (data / "below/new").unlink()
 
 
 @own_mounts

@@ -189,7 +189,7 @@ async def test_read_only_is_read_only(guest: HostileGuest, root: Attacker, tmp_p
     with filesystem(data / "below"):
         for file in (data / "file", data / "below/file", rootfs / "file"):
             file.write_text("the host's")
-        mounts = [bind_mount(data, "/data", "ro"), bind_mount(tmp_path / "single", "/single", "ro")]
+        mounts = [bind_mount(data, "/data", "rro"), bind_mount(tmp_path / "single", "/single", "ro")]
         workload = guest.workload("reader", rootfs, mounts=mounts, readonly=True)
         container = await guest.create("reader", workload)
         names = {mount.destination: mount.name for mount in workload.rootfs.mounts}

@@ -67,7 +67,7 @@ async def pod(guest_image: None, tmp_path_factory: pytest.TempPathFactory) -> As
                 ]
                 return await guest.attacker(name, privileged=False, mounts=mounts)
 
-            reader = await container("reader", "ro")
+            reader = await container("reader", "rro")
             one, other = await container("one"), await container("other")
             yield Pod(guest, reader, one, other, data)
     assert leaks.look(before).left_since(before) == []

@@ -196,7 +196,8 @@ class HostMount:
     """Something of the host that a container mounts.
 
     Show `source` (host; a file or a directory) under `name` in the guest's directory of mounts; `readonly` says that
-    the container never writes to it, `follows` that it is to see what the host mounts below it later.
+    the container never writes to it (`deep`: nor to what is mounted below it), `follows` that it is to see what the
+    host mounts below it later.
     """
 
     source: str
@@ -204,6 +205,7 @@ class HostMount:
     destination: str
     readonly: bool
     follows: bool = False
+    deep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +373,8 @@ def _guest_mount(
     # The last one wins, as with mount(8); rro is runc's and crun's word for a read-only mount with all below it.
     access = [option for option in options if option in ("ro", "rro", "rw", "rrw")]
     readonly = bool(access) and access[-1] in ("ro", "rro")
-    shared.append(HostMount(source, name, destination, readonly, bool(set(options) & set(_FOLLOWING))))
+    follows, deep = bool(set(options) & set(_FOLLOWING)), readonly and "rro" in access
+    shared.append(HostMount(source, name, destination, readonly, follows, deep))
     # The propagation of the host's mounts ends at the guest's border.
     local = [option for option in options if option not in _FOLLOWING]
     return {"destination": destination, "type": "bind", "source": f"{directory}/{name}", "options": local}

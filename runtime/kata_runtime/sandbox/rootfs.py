@@ -197,9 +197,10 @@ def _root_tree(directory: SandboxDirectory, container_id: str, rootfs: Rootfs, s
 
 
 def protect_mounts(spec: Mapping[str, Any], mounts: str, shown: Shown) -> dict[str, Any]:
-    """A specification whose read-only mounts of what is in `mounts` (guest) are so for what is mounted below, too.
+    """A specification whose read-only mounts of what is in `mounts` (guest) are so by the guest's own mount, too.
 
-    Where others write it, that is the guest's to do. For a file `ro` says all, and crun takes no `rro`.
+    Where others write it, that is the guest's to do. `ro` alone leaves what is mounted below as it is, as with runc;
+    for a file `ro` says all, and crun takes no `rro`.
     """
 
     def protected(mount: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -208,7 +209,7 @@ def protect_mounts(spec: Mapping[str, Any], mounts: str, shown: Shown) -> dict[s
         if home != mounts or not {"ro", "rro"} & set(options):
             return mount
         kept = [option for option in options if option not in ("ro", "rro")]
-        return {**mount, "options": [*kept, "ro", *(["rro"] if name in shown.names else [])]}
+        return {**mount, "options": [*kept, "ro", *(["rro"] if "rro" in options and name in shown.names else [])]}
 
     return {**spec, "mounts": [protected(mount) for mount in spec.get("mounts") or ()]}
 

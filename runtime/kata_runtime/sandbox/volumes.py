@@ -66,6 +66,8 @@ class _Kind:
     writable: bool
     # Whether it is to show what is mounted below it later; what is writable does.
     follows: bool
+    # Whether what is mounted below it is read-only, too; of what is writable it is not.
+    deep: bool = False
 
 
 @dataclass(slots=True)
@@ -76,11 +78,16 @@ class _Share:
     users: int = 0
 
 
-def protect(tree: int, name: str, *, readonly: bool, follows: bool = False) -> None:
-    """Make a copy fit to be shared; what is mounted below it later shows up as well where it `follows`."""
+def protect(tree: int, name: str, *, readonly: bool, follows: bool = False, deep: bool = True) -> None:
+    """Make a copy fit to be shared; what is mounted below it later shows up as well where it `follows`.
+
+    What is `readonly` is so with all that is mounted below it, unless it is not `deep`.
+    """
     # What comes later comes with the host's own flags, so it comes to what is read-only only where that was asked for.
-    attributes = HARMLESS | MountAttribute.RDONLY if readonly else HARMLESS
-    change(tree, name, attributes, MountFlag.PRIVATE if readonly and not follows else 0)
+    propagation = MountFlag.PRIVATE if readonly and not follows else 0
+    change(tree, name, HARMLESS | MountAttribute.RDONLY if readonly and deep else HARMLESS, propagation)
+    if readonly and not deep:
+        change(tree, name, MountAttribute.RDONLY, below=False)
 
 
 class Volumes:
@@ -173,7 +180,8 @@ class Volumes:
         """One that is there already: a writer's, else one of the same kind."""
         kind = _kind(mount, source)
         # A reader sees a writer's locks only where both have the same mount.
-        written = replace(kind, writable=not _is_readonly(source), follows=True)
+        writable = not _is_readonly(source)
+        written = replace(kind, writable=writable, follows=True, deep=kind.deep and not writable)
         for wanted in (written, kind):
             for share in self._shares:
                 # What the host mounted since then is below both, or below one of them.
@@ -194,7 +202,7 @@ class Volumes:
                 point.touch(exist_ok=False)
                 stack.callback(point.unlink)
             with copied(source, mount.source) as tree:
-                protect(tree, mount.source, readonly=not kind.writable, follows=kind.follows)
+                protect(tree, mount.source, readonly=not kind.writable, follows=kind.follows, deep=kind.deep)
                 stack.enter_context(attached(tree, home, f"{VOLUMES}/{name}"))
             return _Share(kind, name, stack.pop_all())
 
@@ -202,7 +210,7 @@ class Volumes:
 def _kind(mount: HostMount, source: int) -> _Kind:
     # Of an emptyDir a writer will come.
     writable = not _is_readonly(source) and (not mount.readonly or _is_empty_dir(mount.source))
-    return _Kind(identity(source), writable, writable or mount.follows)
+    return _Kind(identity(source), writable, writable or mount.follows, not writable and mount.deep)
 
 
 def _is_readonly(source: int) -> bool:

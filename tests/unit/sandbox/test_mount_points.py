@@ -18,12 +18,13 @@ def test_a_working_directory_that_is_in_a_mount() -> None:
         assert mount_points({"mounts": mounts, "process": {"cwd": cwd}}) == wanted
 
 
-def test_who_may_only_read_reads_below_as_well() -> None:
+def test_who_may_only_read_reads_below_as_well_where_that_is_asked() -> None:
     """But for a file, below which nothing can be: crun refuses `rro` of one."""
     mounts = [
         {"source": source, "options": options}
         for source, options in (
             ("/m/directory", ["rbind", "ro"]),
+            ("/m/directory", ["rbind", "rro"]),
             ("/m/directory", ["rbind", "rw"]),
             ("/m/file", ["bind", "ro"]),
             ("/m/file", ["bind", "rro"]),
@@ -33,6 +34,7 @@ def test_who_may_only_read_reads_below_as_well() -> None:
     ]
     found = protect_mounts({"mounts": mounts}, "/m", Shown({"directory"}))["mounts"]
     assert [mount["options"] for mount in found] == [
+        ["rbind", "ro"],
         ["rbind", "ro", "rro"],
         ["rbind", "rw"],
         ["bind", "ro"],
