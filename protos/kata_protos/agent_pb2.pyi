@@ -19,12 +19,13 @@ class Empty(_message.Message):
     def __init__(self) -> None: ...
 
 class CreateSandboxRequest(_message.Message):
-    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "kernel_modules", "tracing", "pidns_holder", "domainname", "entropy", "debug_console")
+    __slots__ = ("hostname", "dns", "storages", "sandbox_pidns", "sandbox_id", "guest_hook_path", "kernel_modules", "tracing", "pidns_holder", "domainname", "entropy", "debug_console")
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     DNS_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_PIDNS_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_ID_FIELD_NUMBER: _ClassVar[int]
+    GUEST_HOOK_PATH_FIELD_NUMBER: _ClassVar[int]
     KERNEL_MODULES_FIELD_NUMBER: _ClassVar[int]
     TRACING_FIELD_NUMBER: _ClassVar[int]
     PIDNS_HOLDER_FIELD_NUMBER: _ClassVar[int]
@@ -36,13 +37,14 @@ class CreateSandboxRequest(_message.Message):
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
     sandbox_pidns: bool
     sandbox_id: str
+    guest_hook_path: str
     kernel_modules: _containers.RepeatedCompositeFieldContainer[KernelModule]
     tracing: Tracing
     pidns_holder: bool
     domainname: str
     entropy: bytes
     debug_console: bool
-    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ..., entropy: _Optional[bytes] = ..., debug_console: _Optional[bool] = ...) -> None: ...
+    def __init__(self, hostname: _Optional[str] = ..., dns: _Optional[_Iterable[str]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., sandbox_pidns: _Optional[bool] = ..., sandbox_id: _Optional[str] = ..., guest_hook_path: _Optional[str] = ..., kernel_modules: _Optional[_Iterable[_Union[KernelModule, _Mapping]]] = ..., tracing: _Optional[_Union[Tracing, _Mapping]] = ..., pidns_holder: _Optional[bool] = ..., domainname: _Optional[str] = ..., entropy: _Optional[bytes] = ..., debug_console: _Optional[bool] = ...) -> None: ...
 
 class DestroySandboxRequest(_message.Message):
     __slots__ = ()

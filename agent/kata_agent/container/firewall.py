@@ -25,16 +25,14 @@ _LEGACY: Final = {False: Path("/proc/net/ip_tables_names"), True: Path("/proc/ne
 
 
 class Firewall:
-    """One per sandbox. One call at a time."""
+    """Reads and writes it; the kernel, and the lock of the older rules, see to it that nobody sees a half of it."""
 
     def __init__(self, reaper: Reaper) -> None:
         self._reaper = reaper
-        self._busy = asyncio.Lock()
 
     async def save(self, *, v6: bool) -> bytes:
         """The rules, as iptables-save writes them. Raises SetupError, ResourceError."""
-        async with self._busy:
-            return await self._run("save", [], b"", v6=v6)
+        return await self._run("save", [], b"", v6=v6)
 
     async def restore(self, rules: bytes, *, v6: bool) -> bytes:
         """Put `rules` in the place of those of the tables that they name; what iptables-restore says.
@@ -43,8 +41,7 @@ class Firewall:
         """
         if len(rules) > MAX_RULES:
             raise InvalidError(f"{len(rules)} bytes of rules, more than {MAX_RULES}")
-        async with self._busy:
-            return await self._run("restore", ["--wait", _WAIT], rules, v6=v6)
+        return await self._run("restore", ["--wait", _WAIT], rules, v6=v6)
 
     async def _run(self, verb: str, arguments: list[str], given: bytes, *, v6: bool) -> bytes:
         kind = "legacy" if _has_legacy(v6=v6) else "nft"

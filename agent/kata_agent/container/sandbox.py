@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from kata_agent.container.container import Container, Tools
 from kata_agent.container.firewall import Firewall
+from kata_agent.container.hooks import Hooks, add_hooks
 from kata_agent.container.limits import Guest, fit_resources
 from kata_agent.container.modules import Module, Modules
 from kata_agent.container.namespaces import SharedNamespaces
@@ -50,8 +51,9 @@ class Sandbox:
         self._resolv_conf = resolv_conf
         self._namespaces = SharedNamespaces(self._shared_directory)
         self._mounts = Mounts()
+        # Of the guest's own, for each container.
+        self.hooks: Hooks = {}
         self._modules = Modules(tools.reaper)
-        self.firewall = Firewall(tools.reaper)
         self._containers: dict[str, Container] = {}
         self._oom: asyncio.Queue[str] = asyncio.Queue(MAX_OOM_EVENTS)
         self._destroying = asyncio.Event()
@@ -108,6 +110,11 @@ class Sandbox:
             self._network = Network(lambda: self._modules.load(Module("virtio_net", ())))
         return self._network
 
+    @property
+    def firewall(self) -> Firewall:
+        """The guest's, which its containers share."""
+        return Firewall(self._tools.reaper)
+
     async def _set_dns(self, servers: Sequence[str]) -> None:
         """The lines are resolv.conf's own, as with Kata."""
         text = "".join(f"{line}\n" for line in servers)
@@ -162,6 +169,7 @@ class Sandbox:
         self._containers[container_id] = container
         try:
             with _trace.span("guest_spec"):
+                add_hooks(spec, self.hooks)
                 guest_spec(spec, cgroup=f"{self._tools.parent}/{container_id}", shared=shared)
                 guest = Guest.look()
                 fit_resources(resources_of(spec), guest)
@@ -210,6 +218,7 @@ class Sandbox:
         await self._mounts.clear()
         self._oom = asyncio.Queue(MAX_OOM_EVENTS)
         self._network = None
+        self.hooks = {}
         self.id = ""
 
     async def crun_version(self) -> str:

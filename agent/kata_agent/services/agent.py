@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+from kata_agent.container.hooks import find_hooks
 from kata_agent.container.modules import Module
 from kata_agent.container.sandbox import Sandbox
 from kata_agent.container.spec import check_id, parse, process_of
@@ -69,6 +70,7 @@ class AgentService(GuestCalls):
         # Only where the clock is the guest's: a test may run the agent on somebody's machine.
         if request.tracing.HasField("clock") and os.getpid() == 1:
             machine.set_time(self._tracer.to_host(time.monotonic_ns()))
+        hooks = find_hooks(request.guest_hook_path)
         await self._sandbox.create(
             request.sandbox_id,
             hostname=request.hostname,
@@ -79,6 +81,7 @@ class AgentService(GuestCalls):
             share_pid=request.sandbox_pidns,
             hold_pid=request.pidns_holder,
         )
+        self._sandbox.hooks = hooks
         if request.debug_console:
             self._doors.open_console()
         return pb.Empty()

@@ -127,6 +127,7 @@ APPLIED: Mapping[str, Applied] = {
     "hypervisor.virtio_fs_cache": Applied("qemu", "virtio_fs_cache", _one_of("never", "metadata", "auto", "always")),
     "hypervisor.virtio_fs_extra_args": Applied("qemu", "virtio_fs_extra_args", _words),
     "hypervisor.disable_vhost_net": Applied("qemu", "disable_vhost_net", _boolean),
+    "hypervisor.guest_hook_path": Applied("qemu", "guest_hook_path", _path),
     "hypervisor.rootless": Applied("qemu", "rootless", _boolean),
 }
 _UNCHECKED = "files are not checked by a hash"

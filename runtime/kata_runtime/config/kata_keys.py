@@ -97,7 +97,6 @@ _TABLES: dict[str, dict[str, KataKey]] = {
                  for limit in ("max_rate", "one_time_burst"))),
         **_off("a guest's memory is not dumped: see its console in the sandbox's log", "guest_memory_dump_path:str",
                "guest_memory_dump_paging"),
-        **_off("hooks in the guest's image are not run: use OCI's startContainer", "guest_hook_path:str"),
         **_off(_CONFIDENTIAL, "confidential_guest", "sev_snp_guest", "snp_guest_policy:int", "snp_id_auth:str",
                "snp_id_block:str", "initdata:str"),
         **_off("the image is one: remove it", "guest_extension_images:list"),

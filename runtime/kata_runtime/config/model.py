@@ -78,6 +78,7 @@ class QemuConfig:
     enable_annotations: Strings = ("enable_tracing",)
     rootless: bool = True
     disable_vhost_net: bool = False
+    guest_hook_path: AbsolutePath = ""
 
     def vcpus(self, host_cpus: int) -> int:
         """Number of the guest's CPUs: fractions count up, a negative default means all, more than all is all."""

@@ -37,6 +37,7 @@ async def tell_agent(
         sandbox_id=sandbox_id,
         storages=storages(shm, options.shm_size),
         dns=options.dns,
+        guest_hook_path=config.hypervisor.guest_hook_path,
         kernel_modules=[module(line) for line in config.agent.kernel_modules],
         entropy=os.urandom(ENTROPY),
         sandbox_pidns=options.share_pid,

@@ -89,6 +89,7 @@ EVERYTHING = allowing(".*")
         ("hypervisor.virtio_fs_cache", "never", "qemu", "virtio_fs_cache", "never"),
         ("hypervisor.virtio_fs_extra_args", '["--a", "b"]', "qemu", "virtio_fs_extra_args", ("--a", "b")),
         ("hypervisor.disable_vhost_net", "1", "qemu", "disable_vhost_net", True),
+        ("hypervisor.guest_hook_path", "/hooks", "qemu", "guest_hook_path", "/hooks"),
         ("hypervisor.rootless", "f", "qemu", "rootless", False),
     ],
 )
