@@ -18,6 +18,7 @@ __all__ = [
     "CONNECTED",
     "ERROR_KEY",
     "HOST_CID",
+    "HOST_SOCKET",
     "LOCALHOST_PORT",
     "MAX_CALL",
     "REFUSED",
@@ -50,6 +51,8 @@ class Port(IntEnum):
     LOCALHOST = 1029
     # One call without gRPC: CALL_REQUEST in, CALL_REPLY out. The end of the connection cancels it.
     CALLS = 1030
+    # HOST_SOCKET in, then nothing until somebody connects to that socket: CONNECTED out, and the bytes.
+    SOCKETS = 1031
     # The trace forwarder, on the host (`kata_telemetry.wire`).
     FORWARDER = 10240
 
@@ -59,6 +62,8 @@ CLOCK_QUESTION: Final = Struct(">8s")
 # The same bytes, CLOCK_MONOTONIC and CLOCK_REALTIME in ns.
 CLOCK_ANSWER: Final = Struct(">8sqq")
 LOCALHOST_PORT: Final = Struct(">H")
+# The number that CreateContainerRequest gave a unix socket of the host.
+HOST_SOCKET: Final = Struct(">I")
 # Lengths of the message, of the method's name and of its metadata (key and value in turn, each ended by a zero byte),
 # which follow in the order name, metadata, message.
 CALL_REQUEST: Final = Struct(">IBH")

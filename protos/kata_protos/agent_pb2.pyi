@@ -121,20 +121,36 @@ class StdioPorts(_message.Message):
     def __init__(self, stdin_port: _Optional[int] = ..., stdout_port: _Optional[int] = ..., stderr_port: _Optional[int] = ...) -> None: ...
 
 class CreateContainerRequest(_message.Message):
-    __slots__ = ("container_id", "storages", "oci", "sandbox_pidns", "stdio", "directories")
+    __slots__ = ("container_id", "storages", "oci", "sandbox_pidns", "stdio", "directories", "sockets")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
     OCI_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_PIDNS_FIELD_NUMBER: _ClassVar[int]
     STDIO_FIELD_NUMBER: _ClassVar[int]
     DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
+    SOCKETS_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
     oci: bytes
     sandbox_pidns: bool
     stdio: StdioPorts
     directories: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, container_id: _Optional[str] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., oci: _Optional[bytes] = ..., sandbox_pidns: _Optional[bool] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ..., directories: _Optional[_Iterable[str]] = ...) -> None: ...
+    sockets: _containers.RepeatedCompositeFieldContainer[HostSocket]
+    def __init__(self, container_id: _Optional[str] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., oci: _Optional[bytes] = ..., sandbox_pidns: _Optional[bool] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ..., directories: _Optional[_Iterable[str]] = ..., sockets: _Optional[_Iterable[_Union[HostSocket, _Mapping]]] = ...) -> None: ...
+
+class HostSocket(_message.Message):
+    __slots__ = ("number", "path", "mode", "uid", "gid")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    path: str
+    mode: int
+    uid: int
+    gid: int
+    def __init__(self, number: _Optional[int] = ..., path: _Optional[str] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
 
 class StartContainerRequest(_message.Message):
     __slots__ = ("container_id",)

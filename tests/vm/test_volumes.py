@@ -3,7 +3,6 @@
 import asyncio
 import os
 import resource
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -262,13 +261,47 @@ async def test_a_device_over_a_secret_hides_it(pod: Pod, source: str, tmp_path: 
         await pod.guest.remove(container)
 
 
-@pytest.mark.parametrize("kind", ["socket", "fifo", "proc"])
+async def test_a_socket_of_the_host_is_reached(pod: Pod, tmp_path: Path) -> None:
+    """Mounted by itself, as the sockets of drivers and daemons are; by several at once, and after its server's end."""
+    greeted: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted.append(await reader.readline())
+        writer.write(b"served " + greeted[-1])
+        await writer.drain()
+        writer.close()
+
+    ask = """
+        import socket
+        ends = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for number, end in enumerate(ends):
+            end.connect("/run/host.sock")
+            end.sendall(b"%d\\n" % number)
+        result = [b"".join(iter(lambda: end.recv(100), b"")).decode() for end in ends]
+    """
+    path = tmp_path / "s"
+    async with await asyncio.start_unix_server(serve, path) as server:
+        mounts = [bind_mount(path, "/run/host.sock")]
+        client = await pod.guest.attacker("client", privileged=False, mounts=mounts)
+        assert await client.does(ask) == [f"served {number}\n" for number in range(3)]
+        assert sorted(greeted) == [b"0\n", b"1\n", b"2\n"]
+        server.close()
+        # As by a server that ends: the connection is there, and nobody at its other end.
+        told = await client.does(
+            """
+            import socket
+            end = socket.socket(socket.AF_UNIX)
+            end.connect("/run/host.sock")
+            result = end.recv(100).decode()
+            """
+        )
+        assert told == ""
+
+
+@pytest.mark.parametrize("kind", ["fifo", "proc"])
 async def test_what_has_its_other_end_on_the_host_is_refused(pod: Pod, kind: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    if kind == "socket":
-        with socket.socket(socket.AF_UNIX) as end:
-            end.bind(str(source))
-    elif kind == "fifo":
+    if kind == "fifo":
         os.mkfifo(source)
     else:
         source.symlink_to("/proc/sys")

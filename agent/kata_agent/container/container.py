@@ -7,6 +7,7 @@ one at a time; exec, signal, wait and stats don't queue.
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,7 @@ from kata_agent.guest.mounts import Mounts
 from kata_agent.process.process import Exit, Ports, Process, Stdio
 from kata_agent.process.pump import PumpThread
 from kata_agent.process.reaper import Child, Reaper
+from kata_agent.process.sockets import HostSocket, SocketRoom
 from kata_agent.process.streams import StreamRoom
 from kata_common.documents import parse_json
 from kata_telemetry.span import Site
@@ -71,6 +73,7 @@ class Tools(NamedTuple):
     # The cgroup file system's root, and below it the parent of the containers' cgroups ("/kata").
     cgroups: Path
     parent: str
+    sockets: SocketRoom
     # What undoes containers that could not be made. It goes on whoever waits for it, so it must end before the reaper.
     undoing: set[asyncio.Task[None]]
 
@@ -134,6 +137,10 @@ class Container:
                 await asyncio.shield(undoing)
                 raise
             self.state = State.CREATED
+
+    def listen(self, sockets: Sequence[HostSocket]) -> None:
+        """Have its clients of these connected to the host's until it is removed. Raises InvalidError, SetupError."""
+        self._tools.sockets.open(self.id, sockets)
 
     async def _launch(
         self,
@@ -379,6 +386,7 @@ class Container:
             await self._tools.crun.run("delete", "--force", container=self.id, log=self._log)
         with _trace.span("remove_cgroup"), suppress(OSError):
             self.cgroup.remove()
+        self._tools.sockets.shut(self.id)
         with _trace.span("unmount"):
             await self.mounts.clear()
         with _trace.span("remove_bundle") as span:

@@ -24,6 +24,7 @@ from kata_agent.errors import (
 )
 from kata_agent.guest.mounts import Mounts, Storage, open_directories
 from kata_agent.process.process import Ports
+from kata_agent.process.sockets import HostSocket
 from kata_common.ids import MAX_HOSTNAME, is_hostname
 from kata_telemetry.span import Site
 
@@ -147,6 +148,7 @@ class Sandbox:
         *,
         share_pid: bool,
         directories: Sequence[str] = (),
+        sockets: Sequence[HostSocket] = (),
     ) -> None:
         """Make it up to the point where StartContainer lets its command run.
 
@@ -183,6 +185,7 @@ class Sandbox:
                 else:
                     await container.mounts.add(storage)
             await open_directories(directories)
+            container.listen(sockets)
             await container.create(spec, ports, placement)
             if share_pid and "pid" not in shared:
                 self._namespaces.adopt_pid(container.init.pid)

@@ -14,6 +14,7 @@ from kata_agent.container.sandbox import Sandbox
 from kata_agent.errors import SetupError
 from kata_agent.process.pump import PumpThread
 from kata_agent.process.reaper import Reaper
+from kata_agent.process.sockets import SocketRoom
 from kata_agent.process.streams import StreamRoom
 from kata_agent.server.boot import Boot
 from kata_agent.server.calls import CallServer
@@ -111,14 +112,21 @@ class Agent:
             stack.callback(room.close)
             pumps = PumpThread()
             stack.callback(pumps.close)
-            tools = Tools(reaper, crun, room, pumps, layout.bundles, layout.cgroups, layout.parent, set())
+            sockets = SocketRoom()
+            stack.callback(sockets.close)
+            tools = Tools(reaper, crun, room, pumps, layout.bundles, layout.cgroups, layout.parent, sockets, set())
             stack.push_async_callback(tools.undone)
             self._sandbox = Sandbox(tools, resolv_conf=layout.resolv_conf, shared=layout.shared_namespaces)
             clock = ClockServer()
             stack.callback(clock.close)
             ports = PortServer()
             stack.callback(ports.close)
-            served = ((Port.STDIO, room.add), (Port.CLOCK, clock.accepted), (Port.LOCALHOST, ports.accepted))
+            served = (
+                (Port.STDIO, room.add),
+                (Port.CLOCK, clock.accepted),
+                (Port.LOCALHOST, ports.accepted),
+                (Port.SOCKETS, sockets.accepted),
+            )
             for port, accepted in served:
                 stack.callback(Acceptor(self._endpoints, port, accepted).close)
             await self._serve(stack, reaper)

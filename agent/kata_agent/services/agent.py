@@ -14,6 +14,7 @@ from kata_agent.container.spec import check_id, parse, process_of
 from kata_agent.guest import machine
 from kata_agent.guest.mounts import DRIVERS
 from kata_agent.process.process import Ports
+from kata_agent.process.sockets import HostSocket
 from kata_agent.services.guest import Doors, GuestCalls, storages
 from kata_agent.services.health import VERSION
 from kata_common.text import is_number
@@ -108,6 +109,7 @@ class AgentService(GuestCalls):
             _ports(request.stdio),
             share_pid=request.sandbox_pidns,
             directories=list(request.directories),
+            sockets=[HostSocket(s.number, s.path, s.mode, s.uid, s.gid) for s in request.sockets],
         )
         return pb.Empty()
 

@@ -1,6 +1,8 @@
 """A container of a sandbox, from the host's point of view."""
 
 import json
+import os
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from kata_runtime.errors import SandboxError
 from kata_runtime.sandbox.process import Process, ProcessState
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, protect_mounts
+from kata_runtime.sandbox.sockets import HostSocket, forwarded
 from kata_runtime.sandbox.state import valid_id
 from kata_runtime.sandbox.streams import Stdio
 from kata_runtime.sandbox.vm import Vm
@@ -86,8 +89,10 @@ class Container:
                     sandbox_pidns=share_pid,
                     storages=[_memory(memory) for memory in shown.memory],
                     directories=shown.directories,
+                    sockets=[_socket(each) for each in shown.sockets],
                     stdio=pb.StdioPorts(**await self.init.connect(stdio)),
                 )
+                await self._stack.enter_async_context(forwarded(shown.sockets, self._vm.transport))
                 await self._agent.call(self._agent.service.CreateContainer, request, timeout=timeout)
             except BaseException:
                 await self._stack.aclose()
@@ -185,6 +190,14 @@ class Container:
     def _require(self, state: ContainerState) -> None:
         if self.state is not state:
             raise SandboxError(f"container {self.id} is {self.state}, not {state}")
+
+
+def _socket(each: HostSocket) -> "pb.HostSocket":
+    from kata_protos import agent_pb2 as pb
+
+    status = os.fstat(each.descriptor)
+    mode = stat.S_IMODE(status.st_mode)
+    return pb.HostSocket(number=each.number, path=each.place, mode=mode, uid=status.st_uid, gid=status.st_gid)
 
 
 def _memory(memory: Memory) -> "pb.Storage":

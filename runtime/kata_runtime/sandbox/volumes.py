@@ -18,6 +18,7 @@ from kata_runtime.errors import RootfsError
 from kata_runtime.mount_tree import Submount, attached, change, copied, submounts
 from kata_runtime.oci.kernel_files import OWN_DEVICES, refused
 from kata_runtime.oci.spec import HostMount
+from kata_runtime.sandbox.sockets import HostSocket
 from kata_runtime.sandbox.sources import Identity, identity
 
 __all__ = ["GUEST_SHARED", "HARMLESS", "VOLUMES", "Memory", "Shown", "Volumes", "protect"]
@@ -50,12 +51,14 @@ class Memory:
 @dataclass(slots=True)
 class Shown:
     """What the guest has to do before a container is made: open `directories`, so that what is mounted there is one
-    mount for all containers, and make `memory`. `names` are those of the container's mounts that are directories.
+    mount for all containers, make `memory`, and listen for `sockets`. `names` are those of the container's mounts that
+    are directories.
     """
 
     names: set[str] = field(default_factory=set)
     directories: list[str] = field(default_factory=list)
     memory: list[Memory] = field(default_factory=list)
+    sockets: list[HostSocket] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +121,23 @@ class Volumes:
             for index in order:
                 mount, source = mounts[index], sources[index]
                 places[index] = (
-                    self._own_device(mount, source)
+                    self._socket(mount, source, shown, stack)
+                    or self._own_device(mount, source)
                     or self._of_memory(mount, source, shown)
                     or stack.enter_context(self._share(home, mount, source, shown))
                 )
             yield places, shown
+
+    def _socket(self, mount: HostMount, source: int, shown: Shown, stack: ExitStack) -> str:
+        """Where the guest listens in the place of a unix socket of the host; empty for what is none."""
+        if not stat.S_ISSOCK(os.fstat(source).st_mode):
+            return ""
+        # As long as it is forwarded.
+        descriptor = os.dup(source)
+        stack.callback(os.close, descriptor)
+        found = HostSocket(next(_numbers), descriptor, mount.source)
+        shown.sockets.append(found)
+        return found.place
 
     def _own_device(self, mount: HostMount, source: int) -> str:
         """The guest's own device in place of the host's; empty for what is no device. Refuses what can't be shared."""
@@ -131,7 +146,7 @@ class Volumes:
             device = OWN_DEVICES.get((os.major(status.st_rdev), os.minor(status.st_rdev)))
             if device:
                 return device
-        kinds = (stat.S_ISSOCK, "a unix socket"), (stat.S_ISFIFO, "a fifo"), (stat.S_ISBLK, "a block device")
+        kinds = (stat.S_ISFIFO, "a fifo"), (stat.S_ISBLK, "a block device")
         what = next((words for is_kind, words in (*kinds, (stat.S_ISCHR, "a device")) if is_kind(status.st_mode)), "")
         if what or refused(_path(source)):
             raise RootfsError(
