@@ -165,8 +165,9 @@ def test_rx_buffer_without_room_for_data(shared: tuple[Backend, Frontend], guest
             assert client.recv(1) == b""
 
 
-def test_queues_outside_ram_and_memory_that_is_not_shared(shared: tuple[Backend, Frontend], guest: Frontend) -> None:
-    backend, _ = shared
+def test_queues_outside_ram_and_memory_that_is_not_shared(own: tuple[Backend, Frontend]) -> None:
+    backend, guest = own
+    guest.boot()
     guest.stop()
     struct.pack_into("<H", guest.ram, guest.rx.used + 2, 4711)
     guest.start()
@@ -174,6 +175,7 @@ def test_queues_outside_ram_and_memory_that_is_not_shared(shared: tuple[Backend,
     assert "4711" in backend.stderr
     assert "share=on" in backend.stderr
     guest.stop()
+    guest.rx.reset()
     place, guest.tx.descriptors = guest.tx.descriptors, RAM_SIZE
     guest.start()
     guest.sync()

@@ -22,6 +22,8 @@ TX: Final = 1
 
 FEATURES: Final = m.FEATURE_VERSION_1 | m.FEATURE_PROTOCOL
 PROTOCOL_FEATURES: Final = m.PROTOCOL_REPLY_ACK | m.PROTOCOL_CONFIG
+# How often a guest that breaks its rings is told of.
+_BREAKS_TOLD: Final = 10
 
 
 class Kicks(Protocol):
@@ -64,6 +66,7 @@ class Session:
         self._memory: GuestMemory | None = None
         self._queues = (Queue(), Queue())
         self._protocol = 0
+        self._breaks = 0
         self._handlers: dict[int, Callable[[Message], bytes | None]] = {
             m.GET_FEATURES: lambda _: m.U64.pack(FEATURES),
             m.SET_FEATURES: self._set_features,
@@ -112,7 +115,11 @@ class Session:
 
     def broken(self, error: RingError) -> None:
         """The guest's driver can't be followed: no more until it starts again."""
-        self._kicks.log("warning", f"the device stops until the guest resets it: {error}")
+        # Whoever has the device's registers can have this as often as they like.
+        self._breaks += 1
+        if self._breaks <= _BREAKS_TOLD:
+            last = "; further times are not logged" if self._breaks == _BREAKS_TOLD else ""
+            self._kicks.log("warning", f"the device stops until the guest resets it: {error}{last}")
         self._device.stop()
         self._device.forget_guest()
         for queue in self._queues:
