@@ -161,17 +161,26 @@ class _Merged:
         parse = (openmetrics_parser if openmetrics else parser).text_string_to_metric_families
         for sandbox, text in answers:
             labels = {"sandbox_id": sandbox, **pods.get(sandbox, Pod()).labels}
+            # A guest may say the same twice, and Prometheus would refuse what follows.
+            said: set[tuple[str, frozenset[tuple[str, str]]]] = set()
             try:
                 for metric in parse(text) if text else ():
-                    found._add(metric, labels)
+                    found._add(metric, labels, said)
             except ValueError as error:
                 found.broken += 1
                 _log.warning("sandbox %s says something else than metrics: %s", sandbox, error)
         return found
 
-    def _add(self, metric: "Metric", labels: Mapping[str, str]) -> None:
+    def _add(
+        self, metric: "Metric", labels: Mapping[str, str], said: set[tuple[str, frozenset[tuple[str, str]]]]
+    ) -> None:
         known = self._families.get(metric.name)
-        samples = [sample._replace(labels={**sample.labels, **labels}) for sample in metric.samples]
+        samples = []
+        for sample in metric.samples:
+            series = sample.name, frozenset(sample.labels.items())
+            if series not in said:
+                said.add(series)
+                samples.append(sample._replace(labels={**sample.labels, **labels}))
         if known is None:
             metric.samples = samples
             self._families[metric.name] = metric

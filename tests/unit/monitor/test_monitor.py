@@ -155,6 +155,19 @@ async def test_who_has_another_type_does_not_break_the_text(tmp_path: Path) -> N
         assert {sample.labels["sandbox_id"] for sample in fds} == {"a", "b"}
 
 
+async def test_what_is_said_twice_counts_once(tmp_path: Path) -> None:
+    """As a guest may that wants the rest refused; and what it says after nonsense is lost, not what came before."""
+    guest = 'kata_guest_load{item="load1"} 1\n' * 3 + '# TYPE kata_guest_load gauge\nkata_guest_load{item="load1"} 2\n'
+    text = expose([], openmetrics=False, more=[SandboxCollector(os.getpid())]) + guest + "{nonsense\nkata_guest_x 1\n"
+    async with monitored(tmp_path, one=Says(text)) as path:
+        _, answer = await get(path, "/metrics")
+        assert await asyncio.to_thread(lint, answer) == ["kata_guest_load no help text"]
+        found = {family.name: family.samples for family in parse(answer)}
+        assert [sample.value for sample in found["kata_guest_load"]] == [1]
+        assert len(found["kata_shim_threads"]) == 1
+        assert found["kata_monitor_scrape_failed_count"][0].value == 1
+
+
 async def test_names_of_pods(tmp_path: Path) -> None:
     """From whatever speaks CRI."""
     item = pb.PodSandbox(id="one", metadata=pb.PodSandboxMetadata(name='w"\n', uid="u-1", namespace="n"))
