@@ -78,7 +78,11 @@ def test_a_sandbox_that_is_not_traced(kata: Kata) -> None:
             assert "vsock" in get(f"{url}/agent-url?sandbox={NAME}")
             of_command = kata("metrics", NAME)
             assert b"kata_hypervisor_proc_status" in of_command.stdout, of_command.stderr
-            for path in ("/iptables", "/direct-volume/stats", "/policy", "/debug/pprof"):
+            # What the guest says of itself: its kernel's view of the VM's memory.
+            guest = {s.labels["item"].lower(): s.value for s in found["kata_guest_meminfo"]}
+            assert 100 << 20 < guest["memtotal"] <= 4 << 30
+            assert found["kata_agent_metrics_left_out"][0].value == 0
+            for path in ("/direct-volume/stats", "/debug/pprof"):
                 with pytest.raises(SandboxError, match=path):
                     ask(NAME, "GET", path)
         assert get(f"{url}/sandboxes") == ""

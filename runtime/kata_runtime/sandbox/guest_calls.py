@@ -72,7 +72,8 @@ def checked_metrics(text: str) -> str:
     lines = text.split("\n", _MAX_LINES)[:_MAX_LINES]
     kept = [line for line in lines if _LINE.fullmatch(line)]
     left_out = sum(1 for line in lines if line) - len(kept)
-    kept += ["# TYPE kata_agent_metrics_left_out gauge", f"kata_agent_metrics_left_out {left_out}"]
+    name = "kata_agent_metrics_left_out"
+    kept += [f"# HELP {name} Lines of the guest that are none.", f"# TYPE {name} gauge", f"{name} {left_out}"]
     return "".join(f"{line}\n" for line in kept)
 
 

@@ -145,7 +145,7 @@ def test_a_guests_words_are_no_metrics_unless_they_are() -> None:
     said = checked_metrics("\n".join([*good, *bad]) + "\n")
     assert said.splitlines()[: len(good)] == list(good)
     assert said.splitlines()[-1] == f"kata_agent_metrics_left_out {len(bad)}"
-    assert len(said.splitlines()) == len(good) + 2
+    assert len(said.splitlines()) == len(good) + 3
     assert len(checked_metrics("kata_agent_threads 3\n" * 10_000).splitlines()) < 5000
 
 
