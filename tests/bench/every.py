@@ -26,7 +26,7 @@ from bench.start import first_output, stock_boot, take_turns, tuned_boot
 from support import processes
 from support import start_paths as paths
 from support.containerd import IMAGE, Containerd, make_image, missing, running, write_shim
-from support.start_paths import Contestant, await_member
+from support.start_paths import Contestant
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT = 240
@@ -105,10 +105,11 @@ def _measure(scratch: Path, options: argparse.Namespace) -> tuple[dict[str, list
     command = paths.command(scratch, "template")
     with running(_shims(scratch), make_image(scratch)) as containerd, paths.ready(scratch):
         runs = [Contestant(_CTR[path], _run(containerd, path)) for path in _CTR]
-        samples = take_turns([*boots, *starts, *runs], options.rounds)
+        samples = take_turns(paths.undisturbed([*boots, *starts, *runs]), options.rounds)
         for path in _CTR:
             # The first one warms up.
             samples[f"start, {path}"] = _waits(scratch, path)[1:]
+        paths.await_member()
         samples |= _alive(containerd, options.rounds)
         crowded = crowd.measure(command, options.clones, options.starts)
     return samples, crowded
@@ -140,8 +141,6 @@ def _run(containerd: Containerd, path: str) -> Callable[[], float]:
     def measure() -> float:
         nonlocal number
         number += 1
-        if path == "pool":
-            await_member()
         return _ctr(containerd, "run", "--rm", *_runtime(path), IMAGE, f"{path}{number}", "true")
 
     return measure

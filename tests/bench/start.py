@@ -68,7 +68,7 @@ def main() -> int:
             *paths.contestants(Path(scratch), first_output),
         ]
         with paths.ready(Path(scratch)):
-            samples = take_turns(contestants, options.rounds)
+            samples = take_turns(paths.undisturbed(contestants), options.rounds)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     print(f"{'command to first output':28} {'median':>8} {'min':>8} {'max':>8}  to stock  to tuned")
     for name, values in samples.items():

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["COLD", "TRACED", "Contestant", "await_member", "command", "contestants", "ready"]
+__all__ = ["COLD", "TRACED", "Contestant", "await_member", "command", "contestants", "ready", "undisturbed"]
 
 COLD: Final = "cold"
 TRACED: Final = {path: f"{path}, traced" for path in (COLD, "template", "pool")}
@@ -39,7 +40,7 @@ def contestants(scratch: Path, first_output: Callable[[list[str]], float]) -> li
         )
         for name, options in ((path, []), (traced, ["--trace"])):
             argv = [*command(scratch, path), *options]
-            found.append(Contestant(name, _measured(argv, first_output, pooled=path == "pool")))
+            found.append(Contestant(name, partial(first_output, argv)))
     return found
 
 
@@ -48,13 +49,14 @@ def command(scratch: Path, path: str) -> list[str]:
     return [_RUNTIME, "--config", str(scratch / f"{path}.toml"), "run"]
 
 
-def _measured(command: list[str], first_output: Callable[[list[str]], float], *, pooled: bool) -> Callable[[], float]:
-    def measure() -> float:
-        if pooled:
-            await_member()
-        return first_output(command)
+def undisturbed(contestants: Iterable[Contestant]) -> list[Contestant]:
+    """The same, each begun when a member of the pool waits: one in the making would run beside whoever is next."""
 
-    return measure
+    def measure(contestant: Contestant) -> float:
+        await_member()
+        return contestant.measure()
+
+    return [Contestant(contestant.name, partial(measure, contestant)) for contestant in contestants]
 
 
 @contextmanager
