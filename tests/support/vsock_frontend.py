@@ -5,15 +5,18 @@ everything can be reached to misbehave.
 """
 
 import array
+import contextlib
 import mmap
 import os
 import select
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
-from support.vsock_backend import GUEST_CID
+from support.vsock_backend import GUEST_CID, Backend
 
 GUEST_BASE = 0x10_0000  # guest address of the RAM's first byte, and QEMU's
 USER_BASE = 0x7F00_0000_0000
@@ -334,3 +337,16 @@ class Frontend:
         self.tx.close()
         self.ram.close()
         os.close(self.memfd)
+
+
+@contextlib.contextmanager
+def booted(directory: Path, *forwards: int) -> Iterator[tuple[Backend, Frontend]]:
+    """A backend with these ports, and a guest that has booted; when the guest goes, the backend must end well."""
+    with Backend(directory, forwards=forwards, unprivileged=False) as backend:
+        frontend = Frontend(backend.vhost)
+        frontend.handshake()
+        frontend.boot()
+        frontend.sync()
+        yield backend, frontend
+        frontend.close()
+        assert backend.wait() == 0

@@ -1,8 +1,8 @@
 """A trace as one HTML file to look at: no network, no other file, nothing that a trace could make run.
 
-The page is `page/page.html` with the style sheet and the scripts of that directory. A Content-Security-Policy names
-each by its hash, so nothing else runs or is fetched. The trace is JSON in an inert block; the scripts put what comes
-from it into the page as text only.
+The page is `page/page.html` with the head, the style sheet and the scripts of that directory. A Content-Security-Policy
+names each by its hash, so nothing else runs or is fetched. The trace is JSON in an inert block; the scripts put what
+comes from it into the page as text only.
 """
 
 import base64
@@ -51,18 +51,18 @@ def page(trace: Trace, *, served: str = "") -> Page:
     """The page of a trace. `served` is what `trace serve` calls it: it leads back to the list then, and follows it."""
     meta = trace.meta
     title = " ".join(part for part in ("Trace of", meta.sandbox_id or trace.trace_id, meta.name, meta.command) if part)
-    parts = {"title": html.escape(title), "trace": _embed(trace), "served": html.escape(served, quote=True)}
+    parts = {"trace": _embed(trace), "served": html.escape(served, quote=True)}
     scripts = (*SCRIPTS[:-1], *(SERVED if served else ()), SCRIPTS[-1])
-    return _assemble("page", ("page",), scripts, parts, online=bool(served))
+    return _assemble("page", title, ("page",), scripts, parts, online=bool(served))
 
 
 def site() -> Page:
     """The list of traces that `trace serve` shows first; what is in it comes from the server."""
-    return _assemble("site", ("page", "site"), SITE, {}, online=True)
+    return _assemble("site", "Traces of Kata Containers", ("page", "site"), SITE, {}, online=True)
 
 
 def _assemble(
-    name: str, styles: Sequence[str], scripts: Sequence[str], parts: Mapping[str, str], *, online: bool
+    name: str, title: str, styles: Sequence[str], scripts: Sequence[str], parts: Mapping[str, str], *, online: bool
 ) -> Page:
     directory = resources.files("kata_traces.views") / "page"
     style = "\n".join((directory / f"{part}.css").read_text("utf-8") for part in styles)
@@ -73,8 +73,9 @@ def _assemble(
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
         f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
-    template = (directory / f"{name}.html").read_text("utf-8")
-    return Page(_fill(template, {"policy": policy, "style": style, "script": script, **parts}), policy)
+    head, body = ((directory / f"{part}.html").read_text("utf-8") for part in ("head", name))
+    parts = {**parts, "head": _fill(head, {"policy": policy, "title": html.escape(title), "style": style})}
+    return Page(_fill(body, {"script": script, **parts}), policy)
 
 
 def embedded(page: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from support.vsock_frontend import (
     RW,
     SHUTDOWN,
     Frontend,
+    booted,
 )
 
 PORT = 1024
@@ -31,11 +32,7 @@ PORT = 1024
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, Frontend]]:
     """One process for all tests that leave it alive; it must be as it was when they are done."""
-    with Backend(tmp_path_factory.mktemp("backend"), forwards=(PORT,), unprivileged=False) as backend:
-        frontend = Frontend(backend.vhost)
-        frontend.handshake()
-        frontend.boot()
-        frontend.sync()
+    with booted(tmp_path_factory.mktemp("backend"), PORT) as (backend, frontend):
         fds, mappings, memory = backend.fds(), backend.mappings(), backend.rss()
         yield backend, frontend
         frontend.stop()
@@ -43,9 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, 
         frontend.sync()
         assert (backend.fds(), backend.mappings()) == (fds, mappings)
         assert backend.rss() < memory + (8 << 20)
-        frontend.close()
-        assert backend.wait() == 0
-        assert "Warning" not in backend.stderr
+    assert "Warning" not in backend.stderr
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from support.vsock_frontend import (
     USER_BASE,
     WRITE,
     Frontend,
+    booted,
 )
 
 PORT = 1024
@@ -34,19 +35,13 @@ PORT = 1024
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Backend, Frontend]]:
     """One process that has to survive every guest of this module."""
-    with Backend(tmp_path_factory.mktemp("backend"), forwards=(PORT,), unprivileged=False) as backend:
-        frontend = Frontend(backend.vhost)
-        frontend.handshake()
-        frontend.boot()
-        frontend.sync()
+    with booted(tmp_path_factory.mktemp("backend"), PORT) as (backend, frontend):
         fds, memory = backend.fds(), backend.rss()
         yield backend, frontend
         frontend.sync()
         assert backend.fds() == fds
         assert backend.rss() < memory + (16 << 20)
-        frontend.close()
-        assert backend.wait() == 0
-        assert "Traceback" not in backend.stderr
+    assert "Traceback" not in backend.stderr
 
 
 @pytest.fixture
