@@ -267,6 +267,9 @@ def test_the_tables(page: Page) -> None:
         "[...document.querySelectorAll('#view-slowest thead button')].find((b) => b.textContent === 'Duration').click()"
     )
     page.browser.until(f"{first} === 'rootSpan'")
+    # Once more turns it round.
+    page.browser.click("#view-slowest thead [aria-sort=descending] button")
+    page.browser.until(f"{first} !== 'rootSpan' && document.querySelector('#view-slowest [aria-sort=ascending]')")
     page.browser.run(
         "[...document.querySelectorAll('.page-head button')].find((b) => b.textContent === 'By name').click()"
     )
@@ -280,13 +283,52 @@ def test_the_tables(page: Page) -> None:
     assert page.browser.run("return document.getElementById('view-waterfall').hidden") is False
 
 
+def test_all_events_by_their_time(page: Page) -> None:
+    make = container_start()
+    log = {"level": "warning", "msg": "the disk is slow", "disk": "vda"}
+    make.add("late", 2000, 2001, f"{1:016x}", agent=True, events=((2000.5, "log", log),))
+    page.show(make)
+    page.browser.click("#tab-events")
+    rows = (
+        "[...document.querySelectorAll('#view-events tbody tr')].map((row) => [...row.cells].map((c) => c.textContent))"
+    )
+    told = page.browser.run(f"return {rows}")
+    assert [row[:2] for row in told] == [
+        ["410 ms", "boot.kernel"],
+        ["1.32 s", "boot.kernel"],
+        ["1.65 s", "boot.kernel"],
+        ["2.00 s", "late"],
+        ["2.84 s", "process"],
+    ]
+    assert told[3][2] == "the disk is slow warning disk=vda"
+    assert told[4][2] == "exited status=7"
+    # The search holds here, too, and a row leads to its span.
+    page.search("late")
+    assert [row[1] for row in page.browser.run(f"return {rows}")] == ["late"]
+    page.browser.click("#view-events tbody button")
+    page.browser.until("document.querySelector('#details h2').textContent === 'late'")
+    assert page.browser.run("return document.getElementById('view-waterfall').hidden") is False
+
+
+def test_more_events_than_a_page_has_room_for(page: Page) -> None:
+    make = container_start()
+    root = f"{1:016x}"
+    for number in range(20):
+        make.add("busy", number, number + 1, root, events=tuple((number + n / 100, f"e{n}", {}) for n in range(100)))
+    page.show(make)
+    page.browser.click("#tab-events")
+    assert page.text("#view-events h2") == "2,004 events"
+    assert page.browser.run("return document.querySelectorAll('#view-events tbody tr').length") == 500
+    assert "1,504 later ones" in page.text("#view-events")
+
+
 def test_a_hostile_trace_is_text(page: Page) -> None:
     page.show(hostile(), name=HOSTILE[0], command=HOSTILE[2], outcome=HOSTILE[1])
     names = page.names()
     for text in HOSTILE:
         if text.isprintable():
             assert text in names
-    for tab in ("slowest", "stages", "clock", "waterfall"):
+    for tab in ("slowest", "stages", "events", "clock", "waterfall"):
         page.browser.click(f"#tab-{tab}")
     for index in range(1, 1 + 2 * len(HOSTILE)):
         page.browser.run(f"document.querySelector('#row-{index}').click()")

@@ -109,6 +109,23 @@ def test_a_thousand_traces_are_searched_in_time(pages: Pages) -> None:
     assert pages.browser.run(f"return {ROWS}") == 120
 
 
+def test_a_column_sorts_both_ways(pages: Pages) -> None:
+    pages.open()
+    heads = pages.browser.run("return [...document.querySelectorAll('#heads th')].map((head) => head.textContent)")
+    number = heads.index("Whole")
+    column = f"[...document.querySelectorAll('#rows tr')].map((row) => parseFloat(row.cells[{number}].textContent))"
+    head = f"#heads th:nth-child({number + 1})"
+    for way, most in (("descending", True), ("ascending", False)):
+        pages.browser.click(f"{head} button")
+        pages.browser.until(f"document.querySelector('{head}').getAttribute('aria-sort') === '{way}'")
+        took = pages.browser.run(f"return {column}")
+        assert took == sorted(took, reverse=most)
+        assert len(set(took)) > 1
+    # A text begins with A.
+    pages.browser.click("#heads th:nth-child(2) button")
+    assert pages.browser.run("return document.querySelector('#heads th:nth-child(2)').ariaSort") == "ascending"
+
+
 def test_the_keyboard_is_enough(pages: Pages) -> None:
     pages.open()
     keys = pages.browser.keys

@@ -26,7 +26,9 @@ from kata_traces.views.values import portable
 __all__ = ["SCRIPTS", "Page", "embedded", "page", "render", "site", "to_page_model"]
 
 # One function around all of them; each may use what stands in those before it.
-SCRIPTS: Final = ("units", "model", "query", "overview", "waterfall", "details", "tables", "flame", "app", "begin")
+SCRIPTS: Final = (
+    *("units", "model", "query", "overview", "waterfall", "details", "tables", "flame", "events", "app", "begin"),
+)
 # What `trace serve` adds, and the scripts of its list.
 SERVED: Final = ("served",)
 SITE: Final = ("units", "chart", "comparison", "site")

@@ -1,7 +1,7 @@
 // What is shown, and what people do about it.
 
 const MIN_WINDOW = 1000; // ns
-const TABS = ["waterfall", "slowest", "stages", "flame", "clock"];
+const TABS = ["waterfall", "slowest", "stages", "flame", "events", "clock"];
 
 class App {
   constructor(model) {
@@ -198,7 +198,7 @@ class App {
       ? `${matches.length.toLocaleString("en")} of ${count(model.spans.length, "span")}` : count(model.spans.length, "span");
     $("empty").hidden = matches.length > 0;
     this.list();
-    if (this.tab === "slowest") this.tables.slowest([...matches]);
+    if (this.tab === "slowest" || this.tab === "events") this.openTab(this.tab);
   }
 
   /** The rows of the tree: what the filter kept and nobody collapsed. */
@@ -350,6 +350,7 @@ class App {
     if (tab === "slowest") this.tables.slowest([...this.matches]);
     if (tab === "stages") this.tables.stages();
     if (tab === "flame") this.flame.show();
+    if (tab === "events") $("view-events").replaceChildren(eventsView([...this.matches], (span) => this.select(span)));
     if (tab === "clock") this.tables.clock();
     if (tab === "waterfall") this.waterfall.schedule();
   }

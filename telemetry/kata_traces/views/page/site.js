@@ -10,9 +10,13 @@ const COLUMNS = [
   ["First process", "started", "number narrow-off"], ["Whole", "duration", "number"], ["Stages of the start", null, "wide-strip narrow-off"], ["Spans", "spans", "number narrow-off"],
 ];
 
+// Sorted from A on; all others are numbers, the largest first.
+const TEXTS = ["name", "pod", "state"];
+
 class Site {
   constructor() {
     this.sort = "start";
+    this.turned = false;
     this.rows = [];
     this.at = -1;
     this.sides = { a: new Set(), b: new Set() };
@@ -43,8 +47,8 @@ class Site {
   }
 
   heads() {
-    $("heads").replaceChildren(...COLUMNS.map(([text, key, kind]) => el("th", { scope: "col", class: kind, "aria-sort": key && this.sort === key ? "descending" : undefined },
-      key ? el("button", { type: "button", onclick: () => { this.sort = key; this.heads(); this.list(); } }, text) : text)));
+    $("heads").replaceChildren(...COLUMNS.map(([text, key, kind]) => el("th", { scope: "col", class: kind, "aria-sort": key && this.sort === key ? (TEXTS.includes(key) !== this.turned ? "ascending" : "descending") : undefined },
+      key ? el("button", { type: "button", onclick: () => { this.turned = this.sort === key && !this.turned; this.sort = key; this.heads(); this.list(); } }, text) : text)));
   }
 
   /** The view as an address: what is searched for, and the sides. */
@@ -107,8 +111,8 @@ class Site {
   }
 
   list() {
-    const key = this.sort, text = key === "name" || key === "pod" || key === "state";
-    this.rows = [...this.all].sort((a, b) => (text ? String(a[key]).localeCompare(String(b[key])) : b[key] - a[key]));
+    const key = this.sort, text = TEXTS.includes(key), way = this.turned ? -1 : 1;
+    this.rows = [...this.all].sort((a, b) => way * (text ? String(a[key]).localeCompare(String(b[key])) : b[key] - a[key]));
     const { found, all, unread } = this.answer;
     $("count").textContent = `${found.toLocaleString("en")} of ${count(all, "trace")}${unread ? `, ${unread.toLocaleString("en")} still to be read` : ""}`;
     const failures = this.rows.filter((row) => row.failure).length, live = this.rows.filter((row) => row.live).length;

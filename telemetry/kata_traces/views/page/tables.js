@@ -8,6 +8,7 @@ class Tables {
     this.model = model;
     this.actions = actions;
     this.sort = "self";
+    this.rising = false;
     this.grouped = false;
   }
 
@@ -17,11 +18,12 @@ class Tables {
       span, name: span.name, lane: span.lane, count: 1, start: span.start,
       duration: span.duration, self: span.self, critical: span.criticalTime, most: span.duration,
     }));
-    rows.sort((a, b) => b[this.sort] - a[this.sort] || b.duration - a.duration);
+    const falling = (a, b) => b[this.sort] - a[this.sort] || b.duration - a.duration;
+    rows.sort(this.rising ? (a, b) => falling(b, a) : falling);
     const shown = rows.slice(0, MAX_SLOWEST);
     const most = Math.max(...shown.map((row) => row[this.sort]), 1);
-    const head = (key, text) => el("th", { scope: "col", class: "number", "aria-sort": this.sort === key ? "descending" : undefined },
-      el("button", { type: "button", onclick: () => { this.sort = key; this.slowest(spans); } }, text));
+    const head = (key, text) => el("th", { scope: "col", class: "number", "aria-sort": this.sort === key ? (this.rising ? "ascending" : "descending") : undefined },
+      el("button", { type: "button", onclick: () => { this.rising = this.sort === key && !this.rising; this.sort = key; this.slowest(spans); } }, text));
     const choose = (grouped, text) => el("button", {
       type: "button", "aria-pressed": this.grouped === grouped, onclick: () => { this.grouped = grouped; this.slowest(spans); },
     }, text);
