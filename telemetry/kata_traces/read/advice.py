@@ -36,6 +36,8 @@ BUSY_IO: Final = 0.15
 BUSY_MEMORY: Final = 0.05
 STOLEN: Final = 0.05
 OVERLOAD: Final = 1.5
+# Of a trace, from which on time in an emulated guest is.
+EMULATED: Final = 0.1
 
 
 def advice(trace: Trace) -> Iterator[str]:
@@ -55,6 +57,8 @@ def _emulation(trace: Trace) -> Iterator[str]:
         return
     stages = split(trace).stages
     guest = sum(took for stage, took in stages.items() if stage in IN_GUEST)
+    if guest < EMULATED * trace.root.duration:
+        return
     why = ""
     if chosen is not None:
         reason = crop(printable(str(chosen.attributes.get("reason", ""))), 320)

@@ -93,8 +93,11 @@ def _opening(trace: Trace, start: Start, failed: Failure | None) -> str:
         # A file of OTLP has no outcome; a root that has ended tells that it did.
         silent = "it ended without a word" if trace.root.open else "it ended"
         state = f"it ended with {printable(meta.outcome)}" if meta.outcome else silent
-    if not start.reached:
+    if not start.reached and trace.live:
         return f"{who}: {whole} so far without a first process; {state}."
+    if not start.reached:
+        # Of a sandbox that did well, spans were lost.
+        return f"{who} took {whole} in all, and the trace has no first process; {state}."
     return f"{who} took {duration(start.total)} to its first process and {whole} in all; {state}."
 
 

@@ -15,6 +15,12 @@ def remarks(trace: Trace) -> Iterator[str]:
     if trace.live and AGENT not in trace.services:
         # What the kernel and the initramfs did comes by the agent, too.
         yield "no span of the guest is here yet; if its agent is traced, they come when the first process runs"
+    told = {span.name for span in trace.spans}
+    if not trace.live and "waitVM" in told and "boot.firmware" in told and "boot.kernel" not in told:
+        yield (
+            "the guest ended before its agent told of its boot: kernel, initramfs and the agent's start are one "
+            "stretch here, waitVM"
+        )
     for reason, count in trace.meta.lost.items():
         yield f"not in this trace: {count} {printable(reason)}"
     if trace.broken:

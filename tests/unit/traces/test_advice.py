@@ -22,7 +22,7 @@ from kata_traces.read.explain import explain
 from kata_traces.read.trace import Trace
 from support.collectors import http_collector
 from support.odd_traces import trace_of
-from support.traces import container_start, write_store
+from support.traces import Maker, container_start, write_store
 
 
 def started(**attributes: Any) -> Trace:
@@ -42,6 +42,16 @@ def test_emulation_is_said_with_its_price() -> None:
     [line] = advice(started(**{ACCELERATOR: "tcg"}))
     assert line.startswith("QEMU emulates the guest's processor")
     assert "most of 2.61 s in the guest (86.7 %) is its price; KVM would change that" in line
+
+
+def test_a_guest_that_hardly_ran_cost_nothing() -> None:
+    """QEMU refused to start: that it would have emulated is not the point."""
+    make = Maker()
+    root = make.add("rootSpan", 0, 900, error="QEMU did not start")
+    make.add("startVsockBackend", 0, 500, root)
+    make.add("boot.firmware", 810, 890, root)
+    make.spans[0]["span"]["attributes"].append({"key": ACCELERATOR, "value": {"stringValue": "tcg"}})
+    assert list(advice(trace_of(make, outcome="error"))) == []
 
 
 def test_why_kvm_is_not_used_is_said() -> None:

@@ -15,7 +15,7 @@ from kata_traces.read.check import Rules, check, summary
 from kata_traces.read.compare import Run, compare, median, percentile, run_of
 from kata_traces.read.explain import MAX_LINES, explain, start_of
 from kata_traces.read.failure import MAX_SAID, failure_of
-from kata_traces.read.trace import Trace
+from kata_traces.read.trace import Trace, load
 from kata_traces.store.abandoned import CUT_OFF
 from kata_traces.store.errors import StoreError
 from kata_traces.views import comparison
@@ -287,6 +287,17 @@ def test_budgets_that_are_none(tmp_path: Path, budget: str, capsys: pytest.Captu
 
 
 # --- explain
+
+
+def test_a_first_process_that_is_not_in_the_trace() -> None:
+    """The store's disk was full: what is said of a sandbox that has ended is not what is said of one that starts."""
+    make = Maker()
+    make.add("Stop", 2000, 2500, make.add("rootSpan", 0, 2500))
+    [first, *_] = explain(trace_of(make, command="sh", outcome="exit 0"))
+    assert "took 2.50 s in all, and the trace has no first process; it ended with exit 0." in first
+    live = load(make.lines(), live=True)
+    assert live is not None
+    assert "2.50 s so far without a first process; it is still running." in explain(live)[0]
 
 
 def test_what_dominated_a_start() -> None:

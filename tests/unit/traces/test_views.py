@@ -360,3 +360,17 @@ def test_a_live_trace_says_that_the_guest_has_not_told_yet(live: bool, agent: bo
     trace = load(make.lines(), live=live)
     assert trace is not None
     assert sum("no span of the guest" in remark for remark in remarks(trace)) == said
+
+
+@pytest.mark.parametrize(("live", "kernel", "said"), [(False, False, 1), (True, False, 0), (False, True, 0)])
+def test_a_boot_that_nobody_told_of_is_no_agents_fault(live: bool, kernel: bool, said: int) -> None:
+    """The VM was killed before the agent's account came: all of the boot looks like one long wait for it."""
+    make = Maker()
+    root = make.add("rootSpan", 0, 500)
+    make.add("boot.firmware", 1, 50, root)
+    make.add("waitVM", 1, 400, root)
+    if kernel:
+        make.add("boot.kernel", 50, 400, root)
+    trace = load(make.lines(), live=live)
+    assert trace is not None
+    assert sum("are one stretch here, waitVM" in remark for remark in remarks(trace)) == said
