@@ -289,6 +289,10 @@ def test_all_events_by_their_time(page: Page) -> None:
     make.add("late", 2000, 2001, f"{1:016x}", agent=True, events=((2000.5, "log", log),))
     page.show(make)
     page.browser.click("#tab-events")
+    # The toolbar is one row.
+    top = "document.querySelector(arguments[0]).getBoundingClientRect().top"
+    first, last = (page.browser.run(f"return {top}", part) for part in (".tabs", "#zoom-all"))
+    assert abs(first - last) < 10
     rows = (
         "[...document.querySelectorAll('#view-events tbody tr')].map((row) => [...row.cells].map((c) => c.textContent))"
     )
@@ -308,6 +312,16 @@ def test_all_events_by_their_time(page: Page) -> None:
     page.browser.click("#view-events tbody button")
     page.browser.until("document.querySelector('#details h2').textContent === 'late'")
     assert page.browser.run("return document.getElementById('view-waterfall').hidden") is False
+
+
+def test_without_events_there_is_no_tab_of_them(page: Page) -> None:
+    make = Maker()
+    make.add("startVM", 0, 50, make.add("rootSpan", 0, 100))
+    page.show(make)
+    assert page.browser.run("return document.getElementById('tab-events').hidden") is True
+    page.browser.run("document.getElementById('tab-flame').focus(); document.getElementById('tab-flame').click()")
+    page.browser.keys(RIGHT)
+    assert page.browser.run("return document.activeElement.id") == "tab-clock"
 
 
 def test_more_events_than_a_page_has_room_for(page: Page) -> None:
@@ -449,6 +463,16 @@ def test_advice_is_told_beside_the_failure(page: Page) -> None:
     make.spans[0]["span"]["attributes"].append({"key": "kata.vm.accelerator", "value": {"stringValue": "tcg"}})
     page.show(make)
     assert page.text("#advice").startswith("QEMU emulates the guest's processor")
+    # A line, until somebody asks for the rest: the picture is what the page is for.
+    height = "document.querySelector('#advice p').getBoundingClientRect().height"
+    page.browser.resize(700, 900)
+    one = page.browser.run(f"return {height}")
+    page.browser.click("#advice button")
+    assert page.browser.run(f"return {height}") > 1.5 * one
+    assert page.browser.run("return document.querySelector('#advice button').ariaExpanded") == "true"
+    page.browser.click("#advice button")
+    assert page.browser.run(f"return {height}") == one
+    page.browser.resize(1440, 900)
     # What does not matter is not on the critical path that is shown.
     page.browser.click("#only-critical")
     page.browser.until("document.getElementById('count').textContent.includes(' of ')")

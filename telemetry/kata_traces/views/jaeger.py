@@ -5,6 +5,7 @@ typed tags, and integers that JavaScript can't hold as texts (`converter/v1/json
 is OpenTelemetry's: https://opentelemetry.io/docs/specs/otel/compatibility/jaeger/.
 """
 
+from collections.abc import Set
 from typing import Any, Final
 
 from kata_traces.read.trace import Trace, TraceEvent, TraceSpan
@@ -20,9 +21,10 @@ def to_jaeger(trace: Trace) -> dict[str, Any]:
     """The content of a file for Jaeger's "JSON File" upload; an answer of `/api/traces/ID` has the same form."""
     processes = {service: f"p{number + 1}" for number, service in enumerate(trace.services)}
     sandbox = trace.meta.sandbox_id
+    begins = {(span.parent_id, _micros(span.start)) for span in trace.spans}
     content = {
         "traceID": trace.trace_id,
-        "spans": [_span(span, processes[span.service]) for span in trace.walk()],
+        "spans": [_span(span, processes[span.service], begins) for span in trace.walk()],
         "processes": {
             process: {
                 "serviceName": service,
@@ -35,7 +37,11 @@ def to_jaeger(trace: Trace) -> dict[str, Any]:
     return {"data": [content], "total": 0, "limit": 0, "offset": 0, "errors": None}
 
 
-def _span(span: TraceSpan, process: str) -> dict[str, Any]:
+def _micros(nanoseconds: int) -> int:
+    return max(nanoseconds // 1000, 0)
+
+
+def _span(span: TraceSpan, process: str, begins: Set[tuple[str, int]]) -> dict[str, Any]:
     tags = [_tag(key, value) for key, value in span.attributes.items()]
     if span.kind in KINDS:
         tags.append(_tag("span.kind", KINDS[span.kind]))
@@ -52,15 +58,19 @@ def _span(span: TraceSpan, process: str) -> dict[str, Any]:
         warnings.append(f"{span.dropped_events} events of this span were dropped")
     # The parent that the span names, also where it is not in this trace: Jaeger says so itself.
     parent = {"refType": "CHILD_OF", "traceID": span.trace_id, "spanID": span.parent_id}
-    start = max(span.start // 1000, 0)
+    # From the same rounding as the start, so that a child stays within its parent.
+    start, end = _micros(span.start), _micros(span.end)
+    if (span.parent_id, end) in begins:
+        # Jaeger's critical path walks from a span to one that ended before it began, and passes over one that ended in
+        # the same microsecond, as a stage of a boot does: its parent would be said to have been waited for.
+        end -= 1
     return {
         "traceID": span.trace_id,
         "spanID": span.span_id,
         "operationName": span.name,
         "references": [parent] if span.parent_id else [],
         "startTime": start,
-        # From the same rounding as the start, so that a child stays within its parent.
-        "duration": max(span.end // 1000 - start, 0),
+        "duration": max(end - start, 0),
         "tags": tags,
         "logs": [_log(event) for event in span.events],
         "processID": process,
@@ -73,7 +83,7 @@ def _log(event: TraceEvent) -> dict[str, Any]:
     fields = [_tag("event", event.name)]
     # The name is the event's; an attribute of that name gives way.
     fields += [_tag(key, value) for key, value in event.attributes.items() if key != "event"]
-    return {"timestamp": max(event.time // 1000, 0), "fields": fields}
+    return {"timestamp": _micros(event.time), "fields": fields}
 
 
 def _tag(key: str, value: object) -> dict[str, Any]:

@@ -90,8 +90,17 @@ class App {
     }
     if (model.advice.length) {
       $("advice").hidden = false;
-      $("advice").replaceChildren(...model.advice.map((line) => el("p", {}, line)));
+      // One line each, until somebody wants to know: the picture is below it.
+      const more = el("button", { type: "button", onclick: () => { $("advice").classList.toggle("open"); tell(); } });
+      const tell = () => {
+        const open = $("advice").classList.contains("open");
+        more.setAttribute("aria-expanded", open);
+        more.textContent = open ? "Less" : "More";
+      };
+      tell();
+      $("advice").replaceChildren(...model.advice.map((line) => el("p", { title: line }, line)), more);
     }
+    $("tab-events").hidden = !model.spans.some((span) => span.events.length);
     if (model.remarks.length) {
       $("remarks").hidden = false;
       $("remarks").replaceChildren(...model.remarks.map((remark) => el("p", {}, remark)));
@@ -432,7 +441,8 @@ class App {
   }
 
   stepTab(amount) {
-    const tab = TABS[(TABS.indexOf(this.tab) + amount + TABS.length) % TABS.length];
+    const tabs = TABS.filter((name) => !$(`tab-${name}`).hidden);
+    const tab = tabs[(tabs.indexOf(this.tab) + amount + tabs.length) % tabs.length];
     this.openTab(tab);
     $(`tab-${tab}`).focus();
   }
