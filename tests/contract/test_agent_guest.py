@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -252,6 +253,11 @@ async def test_a_policy_that_is_none(agent: AgentClient, policy: str, words: str
     await agent.rpc.ListInterfaces(pb.ListInterfacesRequest())
 
 
+def _listens(agent: AgentClient) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(agent.endpoints.path(Port.CONSOLE))) == 0
+
+
 async def test_the_console(tmp_path: Path) -> None:
     async with agent_client(tmp_path, real=False) as agent:
         assert not agent.endpoints.path(Port.CONSOLE).exists()
@@ -272,5 +278,12 @@ async def test_the_console(tmp_path: Path) -> None:
             asyncio.get_running_loop().add_reader(pidfd, ended.set)
             await agent.rpc.ForgetSandbox(pb.ForgetSandboxRequest())
             await ended.wait()
+            assert not _listens(agent)
+            # What the kernel's command line says holds for every sandbox of this guest.
+            assert agent.agent is not None
+            agent.agent.open_console(Port.CONSOLE)
+            await agent.create_sandbox()
+            await agent.rpc.ForgetSandbox(pb.ForgetSandboxRequest())
+            assert _listens(agent)
             asyncio.get_running_loop().remove_reader(pidfd)
             os.close(pidfd)

@@ -61,6 +61,8 @@ class _Doors:
         self._reaper = reaper
         self._funnel = funnel
         self._console: Console | None = None
+        # The port of one that the kernel's command line wants, which no sandbox can forget.
+        self.always = 0
 
     def set_policy(self, text: str) -> None:
         self._funnel.policy = parse_policy(text)
@@ -77,6 +79,8 @@ class _Doors:
     def forget(self) -> None:
         self._funnel.policy = ALLOW_ALL
         self.close()
+        if self.always:
+            self.open_console(self.always)
 
     def close(self) -> None:
         """End who is at the console, if it is open."""
@@ -169,6 +173,7 @@ class Agent:
 
     def open_console(self, port: int) -> None:
         """Let the host have a shell at `port` from the start on. Raises SetupError."""
+        self._doors.always = port
         self._doors.open_console(port)
 
     async def __aexit__(
