@@ -9,5 +9,7 @@ AGENT_START = "kata: agent start"
 AGENT_LISTENS = "kata: agent ready"
 # Whoever dials from now on is served.
 READY = "kata-agent: ready"
+# The reason follows; the initramfs gives up.
+BOOT_FAILED = "kata: boot failed: "
 # The reason follows.
 POWER_OFF = "kata-agent: power off: "

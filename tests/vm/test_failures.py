@@ -64,6 +64,18 @@ ROWS = {
         "do kernel, initrd, image and kernel_params",
         settings={"hypervisor.qemu": {"kernel_params": "rdinit=/nowhere"}},
     ),
+    "image that is none": Row(
+        ("kata: boot failed: /dev/vda can't be mounted",),
+        "boot.kernel",
+        "do kernel, initrd, image and kernel_params",
+        settings={"hypervisor.qemu": {"image": "/etc/passwd"}},
+    ),
+    "kernel that is missing": Row(
+        ("the guest's kernel is missing: /nowhere/kernel",),
+        "findArtifacts",
+        "correct [hypervisor.qemu] kernel",
+        settings={"hypervisor.qemu": {"kernel": "/nowhere/kernel"}},
+    ),
     "command not found": Row(
         ("executable file `no-such-command` not found in $PATH",),
         "crun create",
@@ -144,6 +156,8 @@ def test_every_view_tells_what_stderr_told(kata: Kata, tmp_path: Path, name: str
         assert not hint or f"hint: {hint}" in text, view
     explained = kata("trace", "explain", "broken").stdout.decode()
     assert f"It was seen first in {row.span} (" in explained
+    # No advice about the price of a guest that never ran.
+    assert "most of 0 s" not in explained
 
 
 def test_a_killed_runtime_is_told_with_its_time(kata: Kata, tmp_path: Path) -> None:
@@ -191,3 +205,4 @@ def test_a_full_disk_costs_spans_and_says_so(kata: Kata, tmp_path: Path, small_d
         text = kata("trace", command[0], "broken", *command[1:]).stdout.decode()
         assert "store full or not writable" in text
         assert "killed" not in text
+    assert "so far" not in kata("trace", "explain", "broken").stdout.decode()

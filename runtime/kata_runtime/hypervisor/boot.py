@@ -23,9 +23,14 @@ _trace = Site(package="virtcontainers", subsystem="hypervisor")
 _LAST_LINES = 150
 # Of these, what an error quotes.
 _QUOTED_LINES = 15
-# How the kernel begins a line, and what tells that a line says why it ended: a panic, else an exception of the agent.
+# How the kernel begins a line, and what tells that a line says why it ended: a panic, else what the initramfs can't do
+# (image/init.sh), else an exception of the agent.
 _TIMESTAMP = re.compile(r"^\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? ")
-_CAUSES = (re.compile(r"Kernel panic - not syncing: (.+)"), re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)\b.*)"))
+_CAUSES = (
+    re.compile(r"Kernel panic - not syncing: (.+)"),
+    re.compile(rf"^{marks.BOOT_FAILED}.+"),
+    re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)\b.*)"),
+)
 
 
 class BootStage(StrEnum):
@@ -141,7 +146,7 @@ def hint_of_death(console: Sequence[str], status: int | None) -> str:
     said = "\n".join(console).lower()
     if "out of memory" in said or "deadlocked on memory" in said:
         return "the guest ran out of memory: more --memory, or [hypervisor.qemu] default_memory"
-    if "kernel panic" in said:
+    if "kernel panic" in said or marks.BOOT_FAILED in said:
         return "do kernel, initrd, image and kernel_params of [hypervisor.qemu] fit together?"
     if status == -signal.SIGKILL:
         return "somebody killed it; the host's kernel does where memory runs out, and says so in its log (dmesg)"

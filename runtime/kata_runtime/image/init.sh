@@ -9,7 +9,7 @@ say() {
 
 # One line that says why, then off: a guest that can't boot must not hang.
 fail() {
-	echo "kata: boot failed: $1" >/dev/console
+	echo "@FAILED@$1" >/dev/console
 	poweroff -f
 }
 

@@ -30,6 +30,7 @@ def init_script() -> str:
     """The first process of the guest."""
     values = {
         "MARK": marks.INITRAMFS,
+        "FAILED": marks.BOOT_FAILED,
         "MODULES": " ".join(BOOT_MODULES),
         "SERIAL": ROOT_SERIAL,
         "FSTYPE": FILE_SYSTEM,

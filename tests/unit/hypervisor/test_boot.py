@@ -11,6 +11,7 @@ from kata_runtime.hypervisor.boot import hint_of_death
         ("[1.0] Kernel panic - not syncing: System is deadlocked on memory", 0, "default_memory"),
         ("[1.0] Out of memory: Killed process 1 (python3)", 0, "default_memory"),
         ("[1.0] Kernel panic - not syncing: VFS: Unable to mount root fs", 0, "kernel_params"),
+        ("kata: boot failed: /dev/vda can't be mounted as ext4", 0, "kernel_params"),
         ("[1.0] all is well", -9, "dmesg"),
         ("[1.0] all is well", 1, ""),
     ],

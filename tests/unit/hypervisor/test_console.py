@@ -76,6 +76,15 @@ async def test_a_full_disk_costs_the_log_and_no_line() -> None:
             "ModuleNotFoundError: No module named 'grpc'",
             3,
         ),
+        (
+            [
+                "mount: mounting /dev/vda on /root failed",
+                "kata: boot failed: /dev/vda can't be mounted",
+                "[ 1.9] reboot",
+            ],
+            "kata: boot failed: /dev/vda can't be mounted",
+            2,
+        ),
         (["[    1.0] all is well"] * 40, "", 15),
         ([], "", 0),
     ],
