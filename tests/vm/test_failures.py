@@ -4,6 +4,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,18 @@ def test_a_killed_runtime_is_told_with_its_time(kata: Kata, tmp_path: Path) -> N
         assert "hint: if nobody did, the host's kernel may have" in text, view
     assert "It was in rootSpan" in kata("trace", "explain", "broken").stdout.decode()
     assert kata.run("true").returncode == 0  # which also cleans up
+
+
+def test_what_fails_before_the_sandbox_is_told_by_its_trace(kata: Kata, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = kata.run("true", options=["--trace", "--name", "broken", "-p", f"{port}:80"])
+    assert done.returncode == 125
+    [line], hint = message_of(done.stderr.decode())
+    assert f"port {port} can't be published" in line
+    for view, text in views(kata, tmp_path).items():
+        assert line in text, view
+        assert f"hint: {hint}" in text, view
 
 
 @pytest.fixture

@@ -201,6 +201,10 @@ def _run(options: argparse.Namespace, running: Started) -> int:
             status = loop.run(_Run(request, session).main())
         session.conclude(f"exit {status}")
         return status
+    except KataError as error:
+        # Of what comes before the sandbox; what ends a sandbox was said there.
+        session.conclude("error", error)
+        raise
     finally:
         session.close()
 

@@ -2,6 +2,9 @@
 
 import http.client
 import json
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -336,3 +339,16 @@ def test_hostile_texts_stay_texts(client: Client, tmp_path: Path) -> None:
 
 def test_summaries_are_of_any_trace() -> None:
     assert Summary(*("x",) * 8, 0, 0, 0, False).to_row()["id"] == "x"
+
+
+def test_a_port_that_is_taken_is_said_once() -> None:
+    code = (
+        "import sys\nfrom kata_traces.views.serve.receiver import receiving\n"
+        "with receiving(None, int(sys.argv[1]), 0): pass"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-P", "-c", code, str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[0] == "Traceback (most recent call last):"
+    assert done.stderr.splitlines()[-1] == f"OSError: port {port} of 127.0.0.1 is taken"

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import threading
 import zlib
 from collections.abc import Iterator
@@ -101,6 +102,8 @@ def _unpacked(data: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _grpc(index: Index, port: int) -> Iterator[int]:
+    # Its own words on a port that is taken would stand before ours.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import grpc
 
     def export(request: bytes, context: grpc.ServicerContext) -> bytes:
