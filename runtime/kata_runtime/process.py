@@ -102,8 +102,10 @@ class Child:
         popen: "subprocess.Popen[bytes]",
         log: HelperLog,
         on_line: Callable[[str], None] | None = None,
+        name: str = "",
     ) -> None:
         self.argv = tuple(argv)
+        self.name = name or Path(argv[0]).name
         self._on_line = on_line
         self.pid = popen.pid
         self._popen = popen
@@ -120,7 +122,7 @@ class Child:
 
     def __repr__(self) -> str:
         state = "running" if self.status is None else f"ended {self.status}"
-        return f"<Child {Path(self.argv[0]).name} {self.pid} {state}>"
+        return f"<Child {self.name} {self.pid} {state}>"
 
     @property
     def status(self) -> int | None:
@@ -211,6 +213,7 @@ def _spawn(
     environment: Mapping[str, str] | None,
     log_path: Path | None,
     on_line: Callable[[str], None] | None,
+    name: str,
 ) -> Child:
     prefix = []
     if cage is not None:
@@ -242,11 +245,11 @@ def _spawn(
     except OSError as error:
         log.close()
         raise HostError(f"{argv[0]} can't be started: {error.strerror}") from error
-    return Child(argv, popen, log, on_line)
+    return Child(argv, popen, log, on_line, name)
 
 
 @asynccontextmanager
-async def launch(
+async def launch(  # noqa: PLR0913 - each of them is a property of the child
     argv: Sequence[str],
     *,
     pass_fds: Sequence[int] = (),
@@ -256,8 +259,9 @@ async def launch(
     log_path: Path | None = None,
     on_line: Callable[[str], None] | None = None,
     grace: float = 2.0,
+    name: str = "",
 ) -> AsyncIterator[Child]:
-    """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`).
+    """Run a long-lived child for the block. `argv[0]` is absolute (`find_program`), `name` what people call it.
 
     `pass_fds` stay the caller's to close; `cage` is what it is kept to. The child's stdin and stdout are /dev/null;
     stderr goes to `log_path`, its last lines also to `Child.output`, and each line to `on_line`. Leaving the block ends
@@ -275,6 +279,7 @@ async def launch(
             environment=environment,
             log_path=log_path,
             on_line=on_line,
+            name=name,
         )
         span.set(pid=child.pid)
     try:

@@ -57,7 +57,8 @@ def test_dev_tests_with_every_session_that_tests() -> None:
     [quick] = re.findall(r"^QUICK = \(([^)]*)\)", read("dev"), re.MULTILINE)
     # containerd2, docker and jaeger need programs that take minutes to build, deb and kubernetes fresh systems.
     other = {"vm", "containerd", "containerd2", "docker", "nested", "faults", "bench", "jaeger", "protos", "lock"}
-    other |= {"house", "hostile", "deb", "kubernetes", "reference"}
+    # The short form of `soak` is a test of vm's.
+    other |= {"house", "hostile", "deb", "kubernetes", "reference", "soak"}
     assert nox_sessions() - set(re.findall(r"\w+", quick)) == other
     assert re.findall(r'"-s", "(\w+)"', read("dev")) == ["nested", "containerd"]
     assert re.findall(r'for name in \(("vm", "faults", "hostile")\)', read("dev"))

@@ -67,7 +67,7 @@ def test_a_killed_runtime_leaves_a_trace_with_a_root(kata: Kata) -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "shown"), [("virtiofsd", "virtiofsd"), (Path(sys.executable).resolve().name, "python")]
+    ("program", "shown"), [("virtiofsd", "virtiofsd"), (Path(sys.executable).resolve().name, "the vsock backend")]
 )
 def test_a_helper_that_dies_ends_the_run(kata: Kata, program: str, shown: str) -> None:
     child = running(kata, "helpless")

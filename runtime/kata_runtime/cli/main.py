@@ -1,6 +1,7 @@
 """`kata-runtime`: the command line. Commands import what they need when they run."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from kata_common.files import exists
 from kata_common.text import printable, told
 from kata_runtime.birth import is_prepared
 from kata_runtime.complaint import LOGGER, complain
-from kata_runtime.errors import KataError
+from kata_runtime.errors import HostError, KataError
 from kata_telemetry import logs
 
 __all__ = ["main", "whole_parser"]
@@ -156,6 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+    except OSError as error:
+        # Whatever was to be done then: the host lacks something, and that is no fault of ours to show the place of.
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT):
+            raise
+        return complain(HostError(str(error), hint="the host, or what limits this process, has no more of it"))
 
 
 def _elsewhere(arguments: list[str]) -> int | None:

@@ -132,7 +132,14 @@ async def start_virtiofsd(
             c = await is_c_program(path)
             argv = to_argv(path, listener.fileno(), shared, cache=cache, extra=extra, c=c)
             cage = replace(cage, capabilities=_CAPABILITIES, files=_most_files())
-            launched = launch(argv, pass_fds=[listener.fileno()], cage=cage, log_path=log_path, on_line=start.on_line)
+            launched = launch(
+                argv,
+                pass_fds=[listener.fileno()],
+                cage=cage,
+                log_path=log_path,
+                on_line=start.on_line,
+                name="virtiofsd",  # whatever the configuration calls it
+            )
             child = await stack.enter_async_context(launched)
             end = stack.enter_context(socket.socket(socket.AF_UNIX))
             end.connect(str(socket_path))

@@ -10,6 +10,7 @@ Nothing here is ever removed recursively through a mount: a root filesystem of t
 """
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -158,6 +159,7 @@ class SandboxDirectory:
                     path.mkdir(mode=0o755)
                 self.layers.mkdir(parents=True, mode=0o700)
             except OSError as error:
+                await _aside(self.remove)
                 raise HostError(f"{error.filename}: {error.strerror}", hint="is the disk full?") from error
             try:
                 yield self
@@ -187,7 +189,8 @@ class SandboxDirectory:
             except FileNotFoundError:
                 continue  # its last holder removed it before our open
             except OSError as error:
-                raise HostError(f"{self.run}: {error.strerror}", hint="are you root?") from error
+                hint = "are you root?" if error.errno in (errno.EACCES, errno.EPERM) else "is the disk full?"
+                raise HostError(f"{self.run}: {error.strerror}", hint=hint) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self.run.exists() and self.run.stat().st_ino == os.fstat(fd).st_ino:

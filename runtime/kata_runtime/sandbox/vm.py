@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -16,13 +16,14 @@ from contextlib import (
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kata_common import places
+from kata_common.files import is_file
 from kata_common.threads import in_thread
 from kata_runtime.cage import Cage
 from kata_runtime.config.model import Config
-from kata_runtime.errors import ImageError
+from kata_runtime.errors import HypervisorError, ImageError, quoted
 from kata_runtime.guest.transport import HybridTransport, KernelTransport, Transport
 from kata_runtime.hypervisor.factory import hypervisor_of
 from kata_runtime.hypervisor.helper import HelperStart
@@ -32,7 +33,7 @@ from kata_runtime.hypervisor.vsock import kernel as vhost_vsock
 from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
 from kata_runtime.image.verify import verify
-from kata_runtime.process import Child, Privileges
+from kata_runtime.process import Child, Privileges, describe
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
@@ -62,6 +63,7 @@ __all__ = [
     "surroundings",
 ]
 
+T = TypeVar("T")
 _trace = Site(package="virtcontainers", subsystem="sandbox")
 
 # Kata's tag of the virtio-fs device.
@@ -146,7 +148,7 @@ def find_artifacts(config: Config, image_dir: Path) -> Artifacts:
     for key in ("kernel", "initrd", "image"):
         configured = getattr(config.hypervisor, key)
         path = Path(configured) if configured else getattr(built, key)
-        if not path.is_file():
+        if not is_file(path):
             hint = f"correct [hypervisor.qemu] {key}" if configured else "build it: kata-runtime image build"
             raise ImageError(f"the guest's {key} is missing: {path}", hint=hint)
         found[key] = path
@@ -208,7 +210,8 @@ async def boot_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms) -> A
     async with serve_vm(request, terms) as served:
         cards = network.devices(served.theirs, vhost=terms.vhost_net) if network else ()
         spec = replace(machine_spec(request), devices=(*served.devices, *cards))
-        machine = await served.stack.enter_async_context(hypervisor.launch(spec, surroundings(request)))
+        launched = hypervisor.launch(spec, surroundings(request))
+        machine = await served.unless_helpers_end(served.stack.enter_async_context(launched))
         yield served.vm(machine)
 
 
@@ -233,6 +236,27 @@ class Served:
     share: ShareRootfs
     helpers: "_Helpers"
     accelerator: str
+
+    async def unless_helpers_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """What comes of `work`, which the machine's helpers are needed for.
+
+        Raises:
+            HypervisorError: a helper ended meanwhile, or it failed and one had not begun to serve: its words are in it.
+        """
+        working, ending = asyncio.ensure_future(work), asyncio.ensure_future(self.helpers.failure())
+        try:
+            await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+            error = working.exception() if working.done() else None
+            if ending.done() and (error is not None or not working.done()):
+                raise ending.result() from error
+            late = self.helpers.not_serving() if isinstance(error and error.__cause__, TimeoutError) else None
+            if late is not None:
+                raise late from error
+            return working.result()
+        finally:
+            for task in (working, ending):
+                task.cancel()
+            await asyncio.wait({working, ending})
 
     def vm(self, machine: Machine) -> Vm:
         """With the machine that has been given the devices."""
@@ -307,6 +331,30 @@ class _Helpers:
     children: list[Child] = field(default_factory=list)
     starts: list[HelperStart] = field(default_factory=list)
 
+    async def failure(self) -> HypervisorError:
+        """Wait until one has ended that should not: what it was, with its words.
+
+        One that ends well after it has served follows its machine.
+        """
+        waiting = {asyncio.ensure_future(child.wait()): number for number, child in enumerate(self.children)}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for number in map(waiting.pop, done):
+                    child, start = self.children[number], self.starts[number]
+                    if child.status != 0 or not start.ready_ns:
+                        how = "ended" if start.ready_ns else "did not start"
+                        return _failed(child, f"{how} ({describe(child.status or 0)})")
+            return await asyncio.Future()
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def not_serving(self) -> HypervisorError | None:
+        """What there is to say of one that runs and has not begun to serve."""
+        late = (child for child, start in zip(self.children, self.starts, strict=True) if not start.ready_ns)
+        return next((_failed(child, "has not begun to serve") for child in late if child.status is None), None)
+
     def add(self, child: Child, chardev: socket.socket, start: HelperStart) -> int:
         """Keep one that is running; the fd of its chardev."""
         self.theirs.enter_context(chardev)
@@ -314,6 +362,14 @@ class _Helpers:
         self.children.append(child)
         self.starts.append(start)
         return chardev.fileno()
+
+
+def _failed(helper: Child, how: str) -> HypervisorError:
+    # The one that is told things by the configuration.
+    hint = "what it was asked for is in [hypervisor.qemu]: virtio_fs_daemon, virtio_fs_extra_args"
+    return HypervisorError(
+        f"{helper.name} {how}" + quoted(helper.name, helper.output), hint=hint if helper.name == "virtiofsd" else ""
+    )
 
 
 async def _vsock(

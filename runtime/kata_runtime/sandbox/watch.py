@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kata_runtime.errors import AgentError, quoted
@@ -53,8 +52,9 @@ async def first_failure(
                     async with asyncio.timeout(_FOLLOWS):
                         await machine.wait()
                         return ""
-            name = Path(child.argv[0]).name
-            return f"{name} ended unexpectedly ({describe(child.status)})" + quoted(name, child.output, lines=_WORDS)
+            return f"{child.name} ended unexpectedly ({describe(child.status)})" + quoted(
+                child.name, child.output, lines=_WORDS
+            )
     return f"the agent has not answered for {patience:g} s"
 
 

@@ -154,7 +154,8 @@ async def launch_qemu(
             try:
                 qmp = await stack.enter_async_context(monitor)
             except HypervisorError as error:
-                raise await _launch_error(child, error) from error
+                told = await _launch_error(child, error)
+                raise told from (error.__cause__ if told is error else error)
             if spec.accelerator is Accelerator.KVM:
                 await _confirm_kvm(qmp)
             # It has opened all that it needs by a name, and no instruction of the guest has run yet.

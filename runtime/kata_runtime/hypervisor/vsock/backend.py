@@ -80,7 +80,13 @@ async def start_vsock_backend(
             # It becomes somebody else itself, and gives these up then; sockets that it connects to have paths.
             cage = dataclasses.replace(cage, capabilities=_CAPABILITIES, namespaces=("net", "ipc", "uts"))
             launched = launch(
-                argv, pass_fds=fds, privileges=privileges, cage=cage, log_path=log_path, on_line=start.on_line
+                argv,
+                pass_fds=fds,
+                privileges=privileges,
+                cage=cage,
+                log_path=log_path,
+                on_line=start.on_line,
+                name="the vsock backend",
             )
             child = await stack.enter_async_context(launched)
         yield VsockBackend(child, ours, hybrid_path, agent_path, start)

@@ -154,7 +154,7 @@ async def clone_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms, tem
             machine = await served.stack.enter_async_context(hypervisor.launch(spec, where))
             os.close(memory)
             memory = -1
-            await _plug(machine, served, request, terms)
+            await served.unless_helpers_end(_plug(machine, served, request, terms))
             await machine.resume()
             vm = served.vm(machine)
             await _answers(vm, request)
