@@ -191,8 +191,8 @@ def grown(samples: Sequence[Sample]) -> dict[str, tuple[float, float]]:
     found = {}
     for name in (name for name in asdict(samples[0]) if name != "cycle"):
         first, last = (median(getattr(sample, name) for sample in some) for some in (samples[:part], samples[-part:]))
-        # Latency is the machine's as well, memory comes in pages, and a stream may be closed a moment later; what else is
-        # counted must not grow at all. A leak in each cycle is beyond all of these.
+        # Latency is the machine's as well, memory comes in pages, and a stream may be closed a moment later. What else
+        # is counted must not grow at all. A leak in each cycle is beyond all of these.
         wide = {"seconds": first * 1.5, "memory": first + 4, "guest": first + 24, "descriptors": first + 3}
         bound = wide.get(name, first)
         if last > bound:
