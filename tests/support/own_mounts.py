@@ -8,15 +8,22 @@ from typing import ParamSpec
 
 import pytest
 
-from kata_runtime.mount import private_mount_namespace
+from kata_common import linux
+from kata_common.linux import MountFlag
 
-__all__ = ["own_mounts"]
+__all__ = ["leave_the_hosts_mounts", "own_mounts"]
 
 P = ParamSpec("P")
 
 
+def leave_the_hosts_mounts() -> None:
+    """A mount namespace of its own, wherever this is: a runtime stays in that of a host whose `/` shares nothing."""
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", "", MountFlag.REC | MountFlag.SLAVE)
+
+
 def own_mounts(test: Callable[P, None]) -> Callable[P, None]:
-    """Run a test in a child with a mount namespace of its own, as the runtime; needs root."""
+    """Run a test in a child with a mount namespace of its own; needs root."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -24,7 +31,7 @@ def own_mounts(test: Callable[P, None]) -> Callable[P, None]:
         child = os.fork()
         if child == 0:
             try:
-                private_mount_namespace()
+                leave_the_hosts_mounts()
                 test(*args, **kwargs)
             except BaseException:
                 os.write(write, traceback.format_exc().encode()[-60_000:])
