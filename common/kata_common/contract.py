@@ -155,6 +155,11 @@ RPCS: Final[dict[str, Rpc]] = {
     # They last as long as the sandbox: a span would say nothing.
     "GetOOMEvent": Rpc(None),
     "StreamSpans": Rpc(None),
+    "OnlineCPUMem": Rpc(),
+    "MemHotplugByProbe": Rpc(),
+    # A kubelet asks again and again.
+    "GetVolumeStats": Rpc(Level.DETAILED, repeats=True),
+    "ResizeVolume": Rpc(),
     "SetTracing": Rpc(),
     # Asked every few seconds.
     "Check": Rpc(None),

@@ -102,6 +102,24 @@ class Storage(_message.Message):
     mount_point: str
     def __init__(self, driver: _Optional[str] = ..., source: _Optional[str] = ..., fstype: _Optional[str] = ..., options: _Optional[_Iterable[str]] = ..., mount_point: _Optional[str] = ...) -> None: ...
 
+class Device(_message.Message):
+    __slots__ = ("id", "type", "container_path", "mode", "uid", "gid", "access")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_PATH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    type: str
+    container_path: str
+    mode: int
+    uid: int
+    gid: int
+    access: str
+    def __init__(self, id: _Optional[str] = ..., type: _Optional[str] = ..., container_path: _Optional[str] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., access: _Optional[str] = ...) -> None: ...
+
 class KernelModule(_message.Message):
     __slots__ = ("name", "parameters")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -121,8 +139,9 @@ class StdioPorts(_message.Message):
     def __init__(self, stdin_port: _Optional[int] = ..., stdout_port: _Optional[int] = ..., stderr_port: _Optional[int] = ...) -> None: ...
 
 class CreateContainerRequest(_message.Message):
-    __slots__ = ("container_id", "storages", "oci", "sandbox_pidns", "stdio", "directories", "sockets")
+    __slots__ = ("container_id", "devices", "storages", "oci", "sandbox_pidns", "stdio", "directories", "sockets")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     STORAGES_FIELD_NUMBER: _ClassVar[int]
     OCI_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_PIDNS_FIELD_NUMBER: _ClassVar[int]
@@ -130,13 +149,14 @@ class CreateContainerRequest(_message.Message):
     DIRECTORIES_FIELD_NUMBER: _ClassVar[int]
     SOCKETS_FIELD_NUMBER: _ClassVar[int]
     container_id: str
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
     storages: _containers.RepeatedCompositeFieldContainer[Storage]
     oci: bytes
     sandbox_pidns: bool
     stdio: StdioPorts
     directories: _containers.RepeatedScalarFieldContainer[str]
     sockets: _containers.RepeatedCompositeFieldContainer[HostSocket]
-    def __init__(self, container_id: _Optional[str] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., oci: _Optional[bytes] = ..., sandbox_pidns: _Optional[bool] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ..., directories: _Optional[_Iterable[str]] = ..., sockets: _Optional[_Iterable[_Union[HostSocket, _Mapping]]] = ...) -> None: ...
+    def __init__(self, container_id: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., storages: _Optional[_Iterable[_Union[Storage, _Mapping]]] = ..., oci: _Optional[bytes] = ..., sandbox_pidns: _Optional[bool] = ..., stdio: _Optional[_Union[StdioPorts, _Mapping]] = ..., directories: _Optional[_Iterable[str]] = ..., sockets: _Optional[_Iterable[_Union[HostSocket, _Mapping]]] = ...) -> None: ...
 
 class HostSocket(_message.Message):
     __slots__ = ("number", "path", "mode", "uid", "gid")
@@ -562,6 +582,72 @@ class SetPolicyRequest(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     policy: str
     def __init__(self, policy: _Optional[str] = ...) -> None: ...
+
+class GetVolumeStatsRequest(_message.Message):
+    __slots__ = ("volume_guest_path",)
+    VOLUME_GUEST_PATH_FIELD_NUMBER: _ClassVar[int]
+    volume_guest_path: str
+    def __init__(self, volume_guest_path: _Optional[str] = ...) -> None: ...
+
+class VolumeStatsResponse(_message.Message):
+    __slots__ = ("usage", "volume_condition")
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    VOLUME_CONDITION_FIELD_NUMBER: _ClassVar[int]
+    usage: _containers.RepeatedCompositeFieldContainer[VolumeUsage]
+    volume_condition: VolumeCondition
+    def __init__(self, usage: _Optional[_Iterable[_Union[VolumeUsage, _Mapping]]] = ..., volume_condition: _Optional[_Union[VolumeCondition, _Mapping]] = ...) -> None: ...
+
+class VolumeUsage(_message.Message):
+    __slots__ = ("available", "total", "used", "unit")
+    class Unit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[VolumeUsage.Unit]
+        BYTES: _ClassVar[VolumeUsage.Unit]
+        INODES: _ClassVar[VolumeUsage.Unit]
+    UNKNOWN: VolumeUsage.Unit
+    BYTES: VolumeUsage.Unit
+    INODES: VolumeUsage.Unit
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    available: int
+    total: int
+    used: int
+    unit: VolumeUsage.Unit
+    def __init__(self, available: _Optional[int] = ..., total: _Optional[int] = ..., used: _Optional[int] = ..., unit: _Optional[_Union[VolumeUsage.Unit, str]] = ...) -> None: ...
+
+class VolumeCondition(_message.Message):
+    __slots__ = ("abnormal", "message")
+    ABNORMAL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    abnormal: bool
+    message: str
+    def __init__(self, abnormal: _Optional[bool] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ResizeVolumeRequest(_message.Message):
+    __slots__ = ("volume_guest_path", "size")
+    VOLUME_GUEST_PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    volume_guest_path: str
+    size: int
+    def __init__(self, volume_guest_path: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class OnlineCPUMemRequest(_message.Message):
+    __slots__ = ("wait", "nb_cpus", "cpu_only")
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    NB_CPUS_FIELD_NUMBER: _ClassVar[int]
+    CPU_ONLY_FIELD_NUMBER: _ClassVar[int]
+    wait: bool
+    nb_cpus: int
+    cpu_only: bool
+    def __init__(self, wait: _Optional[bool] = ..., nb_cpus: _Optional[int] = ..., cpu_only: _Optional[bool] = ...) -> None: ...
+
+class MemHotplugByProbeRequest(_message.Message):
+    __slots__ = ("memHotplugProbeAddr",)
+    MEMHOTPLUGPROBEADDR_FIELD_NUMBER: _ClassVar[int]
+    memHotplugProbeAddr: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, memHotplugProbeAddr: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SetTracingRequest(_message.Message):
     __slots__ = ("tracing",)

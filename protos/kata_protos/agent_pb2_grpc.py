@@ -204,6 +204,26 @@ class AgentServiceStub:
                 request_serializer=kata__protos_dot_agent__pb2.SetPolicyRequest.SerializeToString,
                 response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
                 _registered_method=True)
+        self.OnlineCPUMem = channel.unary_unary(
+                '/grpc.AgentService/OnlineCPUMem',
+                request_serializer=kata__protos_dot_agent__pb2.OnlineCPUMemRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.MemHotplugByProbe = channel.unary_unary(
+                '/grpc.AgentService/MemHotplugByProbe',
+                request_serializer=kata__protos_dot_agent__pb2.MemHotplugByProbeRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
+        self.GetVolumeStats = channel.unary_unary(
+                '/grpc.AgentService/GetVolumeStats',
+                request_serializer=kata__protos_dot_agent__pb2.GetVolumeStatsRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.VolumeStatsResponse.FromString,
+                _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/grpc.AgentService/ResizeVolume',
+                request_serializer=kata__protos_dot_agent__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=kata__protos_dot_agent__pb2.Empty.FromString,
+                _registered_method=True)
         self.SetTracing = channel.unary_unary(
                 '/grpc.AgentService/SetTracing',
                 request_serializer=kata__protos_dot_agent__pb2.SetTracingRequest.SerializeToString,
@@ -442,6 +462,34 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OnlineCPUMem(self, request, context):
+        """Takes CPUs and memory into use that have been plugged in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemHotplugByProbe(self, request, context):
+        """Tells a kernel without ACPI of memory that has been plugged in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetVolumeStats(self, request, context):
+        """Volumes that the guest has mounted of disks, by where it has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeVolume(self, request, context):
+        """The file system takes the size of the disk, which has grown (Kata's agent refuses this).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetTracing(self, request, context):
         """Tracing.
         """
@@ -627,6 +675,26 @@ def add_AgentServiceServicer_to_server(servicer, server):
             'SetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPolicy,
                     request_deserializer=kata__protos_dot_agent__pb2.SetPolicyRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'OnlineCPUMem': grpc.unary_unary_rpc_method_handler(
+                    servicer.OnlineCPUMem,
+                    request_deserializer=kata__protos_dot_agent__pb2.OnlineCPUMemRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'MemHotplugByProbe': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemHotplugByProbe,
+                    request_deserializer=kata__protos_dot_agent__pb2.MemHotplugByProbeRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
+            ),
+            'GetVolumeStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVolumeStats,
+                    request_deserializer=kata__protos_dot_agent__pb2.GetVolumeStatsRequest.FromString,
+                    response_serializer=kata__protos_dot_agent__pb2.VolumeStatsResponse.SerializeToString,
+            ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=kata__protos_dot_agent__pb2.ResizeVolumeRequest.FromString,
                     response_serializer=kata__protos_dot_agent__pb2.Empty.SerializeToString,
             ),
             'SetTracing': grpc.unary_unary_rpc_method_handler(
@@ -1557,6 +1625,114 @@ class AgentService:
             target,
             '/grpc.AgentService/SetPolicy',
             kata__protos_dot_agent__pb2.SetPolicyRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OnlineCPUMem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/OnlineCPUMem',
+            kata__protos_dot_agent__pb2.OnlineCPUMemRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MemHotplugByProbe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/MemHotplugByProbe',
+            kata__protos_dot_agent__pb2.MemHotplugByProbeRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVolumeStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/GetVolumeStats',
+            kata__protos_dot_agent__pb2.GetVolumeStatsRequest.SerializeToString,
+            kata__protos_dot_agent__pb2.VolumeStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/grpc.AgentService/ResizeVolume',
+            kata__protos_dot_agent__pb2.ResizeVolumeRequest.SerializeToString,
             kata__protos_dot_agent__pb2.Empty.FromString,
             options,
             channel_credentials,

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from kata_runtime.cage import Cage
-from kata_runtime.errors import QmpError
-from kata_runtime.hypervisor.machine import Device, MachineSpec, NetDevice, VhostUserFs, Vsock
+from kata_runtime.errors import HypervisorError, QmpError
+from kata_runtime.hypervisor.machine import Disk, MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import hotplug_ports, to_argv
+from kata_runtime.hypervisor.qemu.disks import Disks
 from kata_runtime.hypervisor.qemu.hotplug import add_device
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
+from kata_runtime.hypervisor.qemu.resize import Resizer
 from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
 from kata_runtime.hypervisor.virtiofsd import start_virtiofsd
 from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
@@ -32,7 +34,9 @@ pytestmark = [
 
 
 @asynccontextmanager
-async def stopped_vm(directory: Path, devices: tuple[NetDevice, ...] = (), namespace: str = "") -> AsyncIterator[Qmp]:
+async def stopped_vm(
+    directory: Path, devices: tuple[NetDevice, ...] = (), namespace: str = "", **larger: int
+) -> AsyncIterator[Qmp]:
     """Our machine, before its first instruction."""
     for name in ("kernel", "initrd", "image"):
         (directory / name).write_bytes(bytes(512))
@@ -51,6 +55,7 @@ async def stopped_vm(directory: Path, devices: tuple[NetDevice, ...] = (), names
             vcpus=1,
             devices=devices,
             hotplug=True,
+            **larger,
         )
         spec = QemuSpec(machine, program=QEMU, accelerator=Accelerator.TCG, seccomp="on")
         argv = to_argv(spec, Channels(*fds))
@@ -118,7 +123,7 @@ async def test_vsock_and_a_shared_directory_come_to_a_running_machine(tmp_path: 
         vsock, fs = Vsock(GUEST_CID, chardev_fd=backend.chardev.fileno()), VhostUserFs(directory.fileno(), "tag")
         with pytest.raises(QmpError, match="Bus 'nowhere' not found"):
             await add_device(qmp, vsock, "nowhere")
-        devices: tuple[Device, ...] = (vsock, fs)
+        devices: tuple[Vsock | VhostUserFs, ...] = (vsock, fs)
         for device, port in zip(devices, hotplug_ports(), strict=False):
             await add_device(qmp, device, port)
         # QEMU has its own copies.
@@ -136,3 +141,66 @@ async def test_as_many_ports_as_promised(tmp_path: Path) -> None:
         ports = {entry["name"] for entry in listed if entry["type"] == "child<pcie-root-port>"}
         assert ports == set(hotplug_ports())
         assert len(ports) == HOTPLUG_PORTS
+
+
+async def peripherals(qmp: Qmp) -> dict[str, str]:
+    listed: Any = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+    return {entry["name"]: entry["type"].removeprefix("child<").removesuffix(">") for entry in listed}
+
+
+async def block_nodes(qmp: Qmp) -> set[str]:
+    listed: Any = await qmp.execute("query-named-block-nodes", {"flat": True})
+    return {entry["node-name"] for entry in listed if not entry["node-name"].startswith("#")}
+
+
+@pytest.mark.parametrize("driver", ["virtio-scsi", "virtio-blk"])
+async def test_disks_by_descriptor(tmp_path: Path, driver: str) -> None:
+    """What is passed is an open file: QEMU looks for no path."""
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    free = ["port-0", "port-1"]
+    async with stopped_vm(tmp_path) as qmp:
+        disks = Disks(qmp, lambda _: free.pop(0), free.append)
+        before = await block_nodes(qmp)
+        with image.open("r+b") as file:
+            disk = await disks.add(Disk("kata-disk-0", file.fileno(), driver))
+            image.unlink()
+        kinds = await peripherals(qmp)
+        assert kinds["kata-disk-0-device"] == ("scsi-hd" if driver == "virtio-scsi" else "virtio-blk-pci")
+        assert await block_nodes(qmp) == before | {"kata-disk-0"}
+        assert free == ["port-1"]
+        # Only to be read, by a descriptor that can't be written.
+        other = tmp_path / "other"
+        other.write_bytes(bytes(1 << 20))
+        with other.open("rb") as file:
+            with pytest.raises(QmpError):
+                await disks.add(Disk("kata-disk-1", file.fileno(), driver))
+            assert await block_nodes(qmp) == before | {"kata-disk-0"}
+            if driver == "virtio-scsi":
+                read = await disks.add(Disk("kata-disk-1", file.fileno(), driver, readonly=True))
+                await read.remove()
+        await disk.grow(2 << 20)
+        if driver == "virtio-scsi":
+            # A controller asks nobody.
+            await disk.remove()
+            assert await block_nodes(qmp) == before
+
+
+async def test_places_for_cpus_and_memory(tmp_path: Path) -> None:
+    """QEMU's own word: what was asked for is there, and what can't be is refused before QEMU is asked."""
+    async with stopped_vm(tmp_path, max_vcpus=3, max_memory=1024) as qmp:
+        machine = MachineSpec(
+            name="a", kernel=tmp_path, initrd=tmp_path, image=tmp_path, memory=64, vcpus=1, max_vcpus=3, max_memory=1024
+        )
+        told: list[tuple[int, bool]] = []
+
+        async def online(cpus: int, memory: bool) -> None:
+            told.append((cpus, memory))
+
+        resizer = Resizer(qmp, machine, lambda _: "port-0")
+        assert await resizer.resize(3, 64, online) == (3, 64)
+        assert told == [(2, False)]
+        for vcpus, memory in ((4, 64), (3, 64 + 1025)):
+            with pytest.raises(HypervisorError, match="the VM can't have"):
+                await resizer.resize(vcpus, memory, online)
+        assert len(told) == 1

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from kata_protos.containerd import sandbox_pb2 as pb
 from kata_protos.containerd import task_pb2 as task
 from kata_protos.containerd.bootstrap_pb2 import BootstrapParams
+from kata_protos.containerd.types_pb2 import Mount
 from kata_runtime.shim.ttrpc.client import Client
 
 __all__ = ["Shim", "running_shim"]
@@ -91,12 +92,21 @@ class Shim:
             "ShutdownSandbox", pb.ShutdownSandboxRequest(sandbox_id="pod-of-its-own"), pb.ShutdownSandboxResponse
         )
 
-    async def run(self, name: str, *command: str) -> Path:
-        """Create and start a container; the file that its output goes to."""
+    async def run(
+        self,
+        name: str,
+        *command: str,
+        rootfs: Sequence[Mount] = (),
+        mounts: Sequence[Mapping[str, Any]] = (),
+        linux: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Create and start a container; the file that its output goes to. Without `rootfs` it has a shell alone."""
         bundle = self.directory / name
         output = bundle / "output"
-        (bundle / "rootfs/bin").mkdir(parents=True)
-        shutil.copy2(shutil.which("busybox") or "busybox", bundle / "rootfs/bin/sh")
+        (bundle / "rootfs").mkdir(parents=True)
+        if not rootfs:
+            (bundle / "rootfs/bin").mkdir()
+            shutil.copy2(shutil.which("busybox") or "busybox", bundle / "rootfs/bin/sh")
         spec = {
             "ociVersion": "1.0.2",
             "process": {"args": ["sh", "-c", *command], "cwd": "/", "env": ["PATH=/bin"]},
@@ -104,11 +114,12 @@ class Shim:
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind"]},
+                *mounts,
             ],
-            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")]},
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")], **(linux or {})},
         }
         (bundle / "config.json").write_text(json.dumps(spec))
-        request = task.CreateTaskRequest(id=name, bundle=str(bundle), stdout=f"file://{output}")
+        request = task.CreateTaskRequest(id=name, bundle=str(bundle), stdout=f"file://{output}", rootfs=rootfs)
         await self.task("Create", request, task.CreateTaskResponse)
         await self.task("Start", task.StartRequest(id=name), task.StartResponse)
         return output

@@ -102,6 +102,21 @@ def test_every_limit_is_in_the_guests_cgroup(kata: Kata, tmp_path: Path) -> None
     assert lines[len(LIMITS) :] == ["best-effort: prio 6", "3"]
 
 
+def test_idle_and_swap_are_in_the_guests_cgroup(kata: Kata, tmp_path: Path) -> None:
+    """An idle group has no weight, so not with the others; swap of OCI is memory and swap together."""
+    files = " ".join(f"/sys/fs/cgroup/{name}" for name in ("cpu.idle", "memory.max", "memory.swap.max", "rdma.max"))
+    resources = {
+        "cpu": {"idle": 1},
+        "memory": {"limit": 64 << 20, "swap": 96 << 20, "swappiness": 10},
+        "unified": {"pids.max": "55"},
+    }
+    script = f"for f in {files}; do cat $f; done; cat /sys/fs/cgroup/pids.max"
+    bundle = make_bundle(tmp_path / "b", "sh", "-c", script, linux={"resources": resources})
+    done = kata("run", "--bundle", str(bundle))
+    assert done.stdout.decode().split() == ["1", str(64 << 20), str(32 << 20), "55"], done.stderr
+    assert b"linux.resources.memory.swappiness" in done.stderr
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "linux.intelRdt": {"linux": {"intelRdt": {"closID": "guaranteed"}}},
     "linux.memoryPolicy": {"linux": {"memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0"}}},

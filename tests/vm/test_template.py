@@ -156,6 +156,20 @@ def test_other_sizes_boot(kata: Kata) -> None:
     assert reason(kata, "sized").startswith("it is of another size")
 
 
+def test_a_clone_that_is_larger_than_its_template(kata: Kata) -> None:
+    """It gets the rest when it runs."""
+    kata.tracing(runtime=True, agent=True)
+    script = "grep -c ^processor /proc/cpuinfo; grep MemTotal /proc/meminfo"
+    assert kata.run("true", options=("--name", "plain")).returncode == 0
+    assert start_path(kata, "plain") == "template"
+    done = kata.run("sh", "-c", script, options=("--name", "larger", "--memory", "3G", "--cpus", "2"))
+    assert done.returncode == 0, done.stderr
+    cpus, memory = done.stdout.decode().splitlines()
+    assert cpus == "2"
+    assert int(memory.split()[1]) > 2800 << 10
+    assert start_path(kata, "larger") == "template"
+
+
 @pytest.mark.parametrize("harm", ["memory", "state", "json", "content"])
 def test_a_broken_template_is_no_error(own: Kata, memory: Path, harm: str) -> None:
     """`content` is a memory that has the right looks and nothing in it."""

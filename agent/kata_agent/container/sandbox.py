@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kata_agent.container.container import Container, Tools
 from kata_agent.container.firewall import Firewall
@@ -26,12 +26,13 @@ from kata_agent.guest.mounts import Mounts, Storage, open_directories
 from kata_agent.process.process import Ports
 from kata_agent.process.sockets import HostSocket
 from kata_common.ids import MAX_HOSTNAME, is_hostname
+from kata_common.threads import in_thread
 from kata_telemetry.span import Site
 
 if TYPE_CHECKING:
     from kata_agent.guest.network import Network
 
-__all__ = ["Sandbox"]
+__all__ = ["DiskNode", "Sandbox"]
 
 _trace = Site(package="container", subsystem="sandbox")
 
@@ -40,6 +41,24 @@ MAX_OOM_EVENTS: Final = 1024
 # Seconds that the end of a sandbox waits for killed processes, and for output nobody has read.
 DESTROY_WITHIN: Final = 10.0
 FLUSH_WITHIN: Final = 5.0
+
+
+class DiskNode(NamedTuple):
+    """A node in a container for the disk with this serial number."""
+
+    serial: str
+    driver: str
+    path: str
+    mode: int
+    owner: tuple[int, int]
+    access: str
+
+    async def add_to(self, spec: Spec) -> None:
+        """Have it made. Raises InvalidError, TimedOutError."""
+        from kata_agent.guest.disks import add_node, find_disk
+
+        disk = await find_disk(self.serial)
+        add_node(spec, disk, path=self.path, mode=self.mode, owner=self.owner, access=self.access)
 
 
 class Sandbox:
@@ -102,6 +121,18 @@ class Sandbox:
             self.id = ""
             raise
 
+    async def online(self, cpus: int, *, memory: bool, wait: bool) -> None:
+        """Take into use what has been plugged in, or is about to be: so many CPUs, and memory."""
+        from kata_agent.guest.growth import Growth
+
+        growth = Growth()
+        with _trace.span("online_resources", cpus=cpus, memory=memory) as span:
+            if memory:
+                await in_thread("prepare_memory", growth.prepare_memory)
+                await self._modules.load(Module("virtio_mem", ()))
+                span.set(blocks=await in_thread("online_memory", growth.online_memory))
+            span.set(online=await growth.online_cpus(cpus, wait=wait))
+
     @property
     def network(self) -> "Network":
         """The guest's network, of which many guests know nothing."""
@@ -149,10 +180,12 @@ class Sandbox:
         share_pid: bool,
         directories: Sequence[str] = (),
         sockets: Sequence[HostSocket] = (),
+        disks: Sequence[DiskNode] = (),
     ) -> None:
         """Make it up to the point where StartContainer lets its command run.
 
         Its memory ("ephemeral") is the sandbox's: it stays for other containers. `directories` are opened before.
+        `disks` are those that it has nodes for.
         """
         check_id(container_id, "container id")
         if not self.id or self._destroying.is_set():
@@ -177,6 +210,9 @@ class Sandbox:
                 fit_resources(resources_of(spec), guest)
                 placement = take_placement(spec["process"], guest.cpus)
             await self._modules.load_for(spec)
+            await self._prepare_disks({*(s.driver for s in storages), *(disk.driver for disk in disks)})
+            for disk in disks:
+                await disk.add_to(spec)
             if sysctls := network_sysctls(spec):
                 self.network.set_sysctls(sysctls)
             for storage in storages:
@@ -194,6 +230,13 @@ class Sandbox:
             raise
         with _trace.span("watch_memory"):
             container.cgroup.watch_memory(lambda: self._report_oom(container_id))
+
+    async def _prepare_disks(self, drivers: set[str]) -> None:
+        if "scsi" in drivers:
+            from kata_agent.guest.disks import MODULES
+
+            for module in (name for driver in sorted(drivers) for name in MODULES.get(driver, ())):
+                await self._modules.load(Module(module, ()))
 
     async def _discard(self, container: Container) -> None:
         with suppress(PreconditionError):

@@ -1,7 +1,7 @@
 """Mounts that the host asks for (`Storage`), and taking them away again.
 
 Drivers by Kata's names: "virtio-fs" (a share of the host's, `source` is its tag), "ephemeral" (tmpfs), "local" (a
-directory) and "bind".
+directory), "bind", and "blk" and "scsi" (a disk, `source` is its serial number).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ __all__ = ["DRIVERS", "Mounts", "Storage", "open_directories"]
 
 _trace = Site(package="container", subsystem="mount")
 
-DRIVERS: Final = ("virtio-fs", "ephemeral", "bind", "local")
+DRIVERS: Final = ("virtio-fs", "ephemeral", "bind", "local", "blk", "scsi")
 MAX_MOUNTS: Final = 256
 
 
@@ -49,6 +49,10 @@ class Mounts:
         if len(self._points) >= MAX_MOUNTS:
             raise ResourceError(f"more than {MAX_MOUNTS} mounts for one owner")
         with _trace.span("mount", driver=storage.driver, fstype=storage.fstype):
+            if storage.driver in ("blk", "scsi"):
+                from kata_agent.guest.disks import find_disk
+
+                storage = storage._replace(source=(await find_disk(storage.source)).path)
             try:
                 mounted = await in_thread("mount", partial(_mount, storage, point))
             except OSError as error:
@@ -121,6 +125,9 @@ def _mount(storage: Storage, point: str) -> bool:
     flags, propagation, rest = linux.mount_flags(storage.options)
     data = ",".join(rest)
     match storage.driver:
+        case "blk" | "scsi":
+            _make_directory(point)
+            linux.mount(storage.source, point, storage.fstype, flags, data)
         case "virtio-fs":
             _make_directory(point)
             linux.mount(storage.source, point, storage.fstype or "virtiofs", flags, data)

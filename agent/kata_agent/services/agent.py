@@ -5,11 +5,12 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Protocol
 
 from kata_agent.container.hooks import find_hooks
 from kata_agent.container.modules import Module
-from kata_agent.container.sandbox import Sandbox
+from kata_agent.container.sandbox import DiskNode, Sandbox
 from kata_agent.container.spec import check_id, parse, process_of
 from kata_agent.guest import machine
 from kata_agent.guest.mounts import DRIVERS
@@ -18,6 +19,7 @@ from kata_agent.process.sockets import HostSocket
 from kata_agent.services.guest import Doors, GuestCalls, storages
 from kata_agent.services.health import VERSION
 from kata_common.text import is_number
+from kata_common.threads import in_thread
 from kata_protos import agent_pb2 as pb
 
 __all__ = ["AgentService", "Tracer"]
@@ -110,6 +112,7 @@ class AgentService(GuestCalls):
             share_pid=request.sandbox_pidns,
             directories=list(request.directories),
             sockets=[HostSocket(s.number, s.path, s.mode, s.uid, s.gid) for s in request.sockets],
+            disks=[DiskNode(d.id, d.type, d.container_path, d.mode, (d.uid, d.gid), d.access) for d in request.devices],
         )
         return pb.Empty()
 
@@ -235,6 +238,35 @@ class AgentService(GuestCalls):
 
     async def get_oom_event(self, _: pb.GetOOMEventRequest) -> pb.OOMEvent:
         return pb.OOMEvent(container_id=await self._sandbox.next_oom())
+
+    async def online_cpu_mem(self, request: pb.OnlineCPUMemRequest) -> pb.Empty:
+        await self._sandbox.online(request.nb_cpus, memory=not request.cpu_only, wait=request.wait)
+        return pb.Empty()
+
+    async def mem_hotplug_by_probe(self, request: pb.MemHotplugByProbeRequest) -> pb.Empty:
+        from kata_agent.guest.growth import Growth
+
+        Growth().probe(request.memHotplugProbeAddr)
+        return pb.Empty()
+
+    async def get_volume_stats(self, request: pb.GetVolumeStatsRequest) -> pb.VolumeStatsResponse:
+        from kata_agent.guest.disks import usage
+
+        found = usage(request.volume_guest_path)
+        units = pb.VolumeUsage
+        return pb.VolumeStatsResponse(
+            usage=[
+                units(available=found.available, total=found.total, used=found.used, unit=units.BYTES),
+                units(available=found.inodes_available, total=found.inodes, used=found.inodes_used, unit=units.INODES),
+            ],
+            volume_condition=pb.VolumeCondition(message="mounted"),
+        )
+
+    async def resize_volume(self, request: pb.ResizeVolumeRequest) -> pb.Empty:
+        from kata_agent.guest.disks import grow
+
+        await in_thread("grow", partial(grow, request.volume_guest_path, request.size))
+        return pb.Empty()
 
     async def set_tracing(self, _: pb.SetTracingRequest) -> pb.Empty:
         # The funnel has already seen to it: it reads the setting of any request before it opens the span.

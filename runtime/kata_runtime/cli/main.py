@@ -97,7 +97,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    from kata_runtime.cli import check, control, factory, kept_images, metrics
+    from kata_runtime.cli import check, control, direct_volume, factory, kept_images, metrics
     from kata_runtime.image import command as image
     from kata_traces.commands import main as trace
 
@@ -109,6 +109,9 @@ def _add_others(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     image.add_arguments(build)
     build.set_defaults(run=lambda options: image.run(options, print))
     kept_images.add_arguments(images)
+    direct_volume.add_arguments(
+        commands.add_parser("direct-volume", help="volumes whose file system only a guest mounts")
+    )
     factory.add_arguments(commands.add_parser("factory", help="guests that have booted before they are wanted"))
     control.add_arguments(trace.add_arguments(commands))
     metrics.add_arguments(commands.add_parser("metrics", help="figures of a sandbox, for Prometheus"))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kata_common.files import exists
-from kata_runtime.errors import HostError, KataError
+from kata_runtime.errors import KataError
 from kata_runtime.sandbox.network.publish import Publication
 
-__all__ = ["absolute", "check_sizes", "environment", "published", "volume"]
+__all__ = ["absolute", "environment", "published", "volume"]
 
 
 def absolute(text: str) -> str:
@@ -70,21 +70,3 @@ def published(text: str) -> Publication:
         return Publication.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def check_sizes(memory: int, cpus: int | None, *, host: tuple[int, int] | None = None) -> None:
-    """Refuse a VM that this host can't have at once, instead of after its start has failed.
-
-    `memory` is in MiB, `host` the host's memory (MiB) and CPUs.
-
-    Raises:
-        HostError: it has less.
-    """
-    has = host or (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20, os.cpu_count() or 1)
-    if memory > has[0]:
-        raise HostError(
-            f"a VM of {memory} MiB has no room here: this host has {has[0]} MiB",
-            hint="--memory SIZE, or [hypervisor.qemu] default_memory",
-        )
-    if cpus is not None and cpus > has[1]:
-        raise HostError(f"a VM of {cpus} CPUs is more than this host has: {has[1]}", hint=f"--cpus {has[1]} or fewer")

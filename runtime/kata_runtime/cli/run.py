@@ -15,7 +15,7 @@ from pathlib import Path
 from kata_runtime import loop
 from kata_runtime.birth import own_start
 from kata_runtime.cli import terminal
-from kata_runtime.cli.options import absolute, check_sizes, published, volume
+from kata_runtime.cli.options import absolute, published, volume
 from kata_runtime.cli.output import kept_output
 from kata_runtime.cli.workload import prepare
 from kata_runtime.config import Config
@@ -24,7 +24,7 @@ from kata_runtime.engine.standin import Started, stand_in
 from kata_runtime.errors import AgentError, HostError, KataError
 from kata_runtime.mount import private_mount_namespace
 from kata_runtime.oci.bundle import Bundle
-from kata_runtime.oci.limits import asked_by
+from kata_runtime.oci.limits import NOTHING, asked_by
 from kata_runtime.oci.names import names_of
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, NO_HOOKS, Hooks
@@ -32,7 +32,7 @@ from kata_runtime.sandbox.network.publish import Published, listening
 from kata_runtime.sandbox.placement import placement_of
 from kata_runtime.sandbox.sandbox import Sandbox, SandboxOptions
 from kata_runtime.sandbox.session import Session, configured
-from kata_runtime.sandbox.sizing import Sizes
+from kata_runtime.sandbox.sizing import Sizes, vm_sizes
 from kata_runtime.sandbox.streams import Stdio
 from kata_telemetry import logs
 from kata_telemetry.conventions import IMAGE_NAME
@@ -176,7 +176,8 @@ def _run(options: argparse.Namespace, running: Started) -> int:
             runtime=replace(config.runtime, enable_tracing=True, trace_sampler="always_on", trace_keep=""),
             agent=replace(config.agent, enable_tracing=True),
         )
-    check_sizes(options.memory or config.hypervisor.default_memory, options.cpus)
+    # At once, and not when an image has been unpacked.
+    vm_sizes(config, Sizes(options.cpus, options.memory), NOTHING)
     if config.runtime.enable_debug:
         logging.getLogger().setLevel(logging.DEBUG)
     if options.tty and not os.isatty(0):

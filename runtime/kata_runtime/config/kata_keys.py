@@ -34,7 +34,7 @@ def _noted(says: str, **defaults: object) -> dict[str, KataKey]:
 
 
 _REMOVE = "there is no such thing here: remove it"
-_BLOCK = "no block device is given to a guest but its image"
+_BLOCK = "QEMU's own is used for block devices"
 _NO_VFIO = "devices of the host are not passed to a guest: remove it"
 _OTHER_VMM = "for another hypervisor"
 _HOTPLUG = "a VM has places for what is plugged in later"
@@ -56,8 +56,7 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         **_noted("a VM has default_vcpus and default_memory on top of its containers' limits", overhead_vcpus=0.0,
                  overhead_memory=0),
         "virtio_fs_queue_size": KataKey((1024,), "the queue has 1024 places: remove it"),
-        **_noted(_BLOCK, disable_block_device_use=True, block_device_driver="virtio-blk", block_device_aio="io_uring",
-                 queue_size=128, num_queues=1),
+        **_noted("QEMU chooses", block_device_aio="io_uring", queue_size=128, num_queues=1),
         **_noted("for 9p, which is not used", msize_9p=8192),
         **_noted(_VHOST_USER, vhost_user_store_path="", vhost_user_reconnect_timeout_sec=0),
         **_noted("accelerators are asked what they can do", disable_nesting_checks=True),
@@ -82,8 +81,9 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         **_off("QEMU's options are ours: remove it", "machine_accelerators:str", "extra_monitor_socket:str"),
         **_off("memory is allocated as it is used: remove it", "enable_mem_prealloc", "enable_hugepages",
                "memory_offset:int", "memory_path:str"),
-        **_off("a VM has the size that default_memory says: remove it", "enable_virtio_mem",
-               "reclaim_guest_freed_memory", "enable_guest_swap"),
+        "enable_virtio_mem": KataKey((False, True), "memory that comes while a VM runs is virtio-mem's"),
+        **_off("a VM has the size that default_memory says: remove it", "reclaim_guest_freed_memory",
+               "enable_guest_swap"),
         **_off("files are shared without DAX: remove it", "virtio_fs_cache_size:int", "virtio_fs_is_dax",
                "prefetch_list_path:str"),
         **_off(f"{_BLOCK}: remove it", "block_device_cache_set", "block_device_cache_direct",
@@ -136,7 +136,6 @@ _TABLES: dict[str, dict[str, KataKey]] = {
         **_off("the VM is in the network namespace of its pod: remove it", "disable_new_netns"),
         **_off("use cpusets of the pod's cgroup: remove it", "enable_vcpus_pinning"),
         **_off("the guest has no SELinux policy: remove it", "guest_selinux_label:str"),
-        **_noted("a VM is as large as its containers' limits, and keeps its size", static_sandbox_resource_mgmt=True),
         **_off("use a bind mount of the container: remove it", "sandbox_bind_mounts:list", "shared_mounts:list"),
         "vfio_mode": KataKey(("guest-kernel", "vfio", ""), _NO_VFIO),
         "disable_guest_empty_dir": KataKey((True,), "directories of a pod are the host's, shared: remove it"),

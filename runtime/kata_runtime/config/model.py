@@ -70,6 +70,8 @@ class QemuConfig:
     default_memory: Annotated[int, _Schema(ge=64, le=16 << 20)] = 2048  # MiB
     default_maxvcpus: Annotated[int, _Schema(ge=0, le=240)] = 0
     default_maxmemory: Annotated[int, _Schema(ge=0, le=16 << 20)] = 0  # MiB
+    block_device_driver: Literal["virtio-scsi", "virtio-blk", "virtio-blk-pci"] = "virtio-scsi"
+    disable_block_device_use: bool = False
     shared_fs: Literal["virtio-fs"] = "virtio-fs"
     virtio_fs_daemon: str = ""
     virtio_fs_cache: Literal["never", "metadata", "auto", "always"] = "auto"
@@ -111,6 +113,7 @@ class RuntimeConfig:
     enable_debug: bool = False
     disable_guest_seccomp: bool = False
     sandbox_cgroup_only: bool = True
+    static_sandbox_resource_mgmt: bool = False
     create_container_timeout: Seconds = 60.0
     trace_dir: AbsolutePath = places.TRACE_DIR
     trace_root: Literal["lifetime", "start"] = "lifetime"

@@ -12,7 +12,7 @@ from kata_common import marks
 from kata_runtime.errors import HypervisorError
 from kata_runtime.hypervisor.boot import Boot
 from kata_runtime.hypervisor.findings import Finding, Verdict
-from kata_runtime.hypervisor.machine import Device, End, Identity, MachineSpec, Surroundings, Terms
+from kata_runtime.hypervisor.machine import Device, End, Identity, MachineSpec, Online, Plugged, Surroundings, Terms
 
 __all__ = ["BOOTS", "FakeHypervisor", "FakeMachine"]
 
@@ -27,6 +27,24 @@ _NOBODYS = 1 << 22
 _numbers = itertools.count(1)
 
 
+class FakePlugged:
+    """See `Plugged`. `sizes` are those that it was told to have."""
+
+    def __init__(self, machine: "FakeMachine", device: Device) -> None:
+        self.sizes: list[int] = []
+        self._machine = machine
+        self._device = device
+
+    async def remove(self) -> None:
+        """See Plugged."""
+        self._machine.devices.remove(self._device)
+        self._machine.places += 1
+
+    async def grow(self, size: int) -> None:
+        """See Plugged."""
+        self.sizes.append(size)
+
+
 class FakeMachine:
     """See `Machine`. `devices` are those that it has; it holds `places` more."""
 
@@ -37,7 +55,8 @@ class FakeMachine:
         self.output = ""
         self.devices: list[Device] = list(self.spec.devices)
         self.paused = False
-        self._places = places if self.spec.hotplug else 0
+        self.vcpus, self.memory = self.spec.vcpus, self.spec.memory
+        self.places = places if self.spec.hotplug else 0
         self._lines: list[str] = []
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
@@ -70,13 +89,25 @@ class FakeMachine:
         """See Machine."""
         self.die(_KILLED, self.output)
 
-    async def plug(self, device: Device) -> None:
+    async def plug(self, device: Device) -> Plugged:
         """See Machine."""
         self._require_running()
-        if not self._places:
+        if not self.places:
             raise HypervisorError(f"the VM has no place for {device.id}")
-        self._places -= 1
+        self.places -= 1
         self.devices.append(device)
+        return FakePlugged(self, device)
+
+    async def resize(self, vcpus: int, memory: int, online: Online) -> tuple[int, int]:
+        """See Machine."""
+        self._require_running()
+        if vcpus > max(self.spec.vcpus, self.spec.max_vcpus) or memory > max(self.spec.memory, self.spec.max_memory):
+            raise HypervisorError(f"the machine can't have {vcpus} CPUs and {memory} MiB")
+        more, grows = max(vcpus - self.vcpus, 0), memory > self.memory
+        self.vcpus, self.memory = vcpus, max(memory, self.spec.memory)
+        if more or grows:
+            await online(more, grows)
+        return self.vcpus, self.memory
 
     async def save(self, fd: int) -> None:
         """See Machine."""

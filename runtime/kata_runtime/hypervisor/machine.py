@@ -17,12 +17,15 @@ from kata_runtime.process import Privileges, describe
 
 __all__ = [
     "Device",
+    "Disk",
     "End",
     "Hypervisor",
     "Identity",
     "Machine",
     "MachineSpec",
     "NetDevice",
+    "Online",
+    "Plugged",
     "Surroundings",
     "Terms",
     "VhostUserFs",
@@ -83,13 +86,34 @@ class NetDevice:
         return tuple(fd for fd in (self.tap_fd, self.vhost_fd) if fd >= 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A block device of the guest, which knows it by `id` as its serial number: an open file or device of the host.
+
+    `driver` is virtio-blk or virtio-scsi.
+    """
+
+    id: str
+    fd: int
+    driver: str
+    readonly: bool = False
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What the hypervisor is given for it."""
+        return (self.fd,)
+
+
 # File descriptors in devices are the caller's to close, once the machine has been launched or the device plugged.
-Device = Vsock | VhostUserFs | NetDevice
+# A disk comes to a machine that runs.
+Device = Vsock | VhostUserFs | NetDevice | Disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """A machine and what its guest boots; `memory` in MiB. With `hotplug` devices can come while it runs.
+
+    `max_vcpus` and `max_memory` are how large `Machine.resize` can make it; 0 where it keeps what it has.
 
     With `memory_fd` its memory is that file, which is of this size and stays when the rest is saved (`Machine.save`).
     With `saved_fd` it does not boot: it is as it was when that was written (`Machine.save`), paused.
@@ -102,6 +126,8 @@ class MachineSpec:
     memory: int
     vcpus: int
     devices: tuple[Device, ...] = ()
+    max_vcpus: int = 0
+    max_memory: int = 0
     hotplug: bool = False
     memory_fd: int = -1
     saved_fd: int = -1
@@ -153,6 +179,30 @@ class Identity:
     files: tuple[Path, ...]
 
 
+# Has the guest take into use what has come: so many CPUs, and memory (True).
+Online = Callable[[int, bool], Awaitable[None]]
+
+
+class Plugged(Protocol):
+    """A device that came to a machine that runs."""
+
+    async def remove(self) -> None:
+        """Take it away; the guest uses it no more.
+
+        Raises:
+            HypervisorError: it was refused, or the guest keeps it.
+        """
+        ...
+
+    async def grow(self, size: int) -> None:
+        """Of a disk: tell the guest that what stands behind it has `size` bytes.
+
+        Raises:
+            HypervisorError: it was refused.
+        """
+        ...
+
+
 class Machine(Protocol):
     """A virtual machine that runs, or has ended. It is ended by leaving the block that `Hypervisor.launch` began."""
 
@@ -188,11 +238,22 @@ class Machine(Protocol):
         """End it at once. Safe to repeat; `wait` tells when it is done."""
         ...
 
-    async def plug(self, device: Device) -> None:
+    async def plug(self, device: Device) -> Plugged:
         """Give the running guest one more device.
 
         Raises:
             HypervisorError: there is no place left, or it was refused; the guest is as it was.
+        """
+        ...
+
+    async def resize(self, vcpus: int, memory: int, online: Online) -> tuple[int, int]:
+        """Give the running guest CPUs and memory (MiB), or take some away; how much of both it has then.
+
+        It may have more than was asked for: memory comes and goes in steps, what it was booted with stays, and a guest
+        may keep what it uses. `online` is called once what is to come is there.
+
+        Raises:
+            HypervisorError: it can't have as much; or it was refused, and the guest has less.
         """
         ...
 

@@ -37,7 +37,7 @@ TIMESTAMP_NS = 10**9
 # Beyond those of the initramfs: what containers, networks and hotplugged devices may ask for. None is loaded before the
 # kernel asks for it (by modprobe), so the boot doesn't know of them.
 GUEST_MODULES = (
-    *("overlay", "xfs", "squashfs", "erofs", "loop", "isofs", "vfat", "cuse", "binfmt_misc"),
+    *("overlay", "xfs", "squashfs", "erofs", "loop", "isofs", "vfat", "cuse", "binfmt_misc", "virtio_scsi", "sd_mod"),
     *("virtio_net", "virtio_rng", "virtio_balloon", "virtio_mem", "virtio_console", "virtio_pmem", "nd_pmem"),
     *("tun", "bridge", "veth", "macvlan", "macvtap", "ipvlan", "dummy", "8021q", "vxlan", "geneve", "ifb", "bonding"),
     *("wireguard", "sctp", "tls", "xfrm_user", "xfrm_interface", "af_key", "unix_diag", "netlink_diag"),

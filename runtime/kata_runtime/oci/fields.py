@@ -89,7 +89,7 @@ PROCESS: Mapping[str, Shape] = {
     },
 }
 
-_HOST_DEVICE = "the guest doesn't have the host's block devices; leave it out, the container's files are no block I/O"
+_HOST_DEVICE = "a block device of the host has another number in the guest; leave it out: shared files are no block I/O"
 _THROTTLE = _refused(_HOST_DEVICE, "[].major", "[].minor", "[].rate")
 _CGROUP1 = _noted("cgroup v2, which the guest has, knows no such thing; runc ignores it there as well")
 RESOURCES: Mapping[str, Shape] = {
@@ -176,7 +176,7 @@ LINUX: Mapping[str, Shape] = {
     ],
     "devices": [
         {
-            name: _applied("devices that are the same in every kernel; others are noted")
+            name: _applied("block devices, and devices that are the same in every kernel; others are noted")
             for name in ("path", "type", "major", "minor", "fileMode", "uid", "gid")
         }
     ],

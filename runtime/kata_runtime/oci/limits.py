@@ -8,7 +8,7 @@ from typing import Any, Final
 from kata_common.documents import parse_json
 from kata_runtime.errors import ConfigError
 
-__all__ = ["NOTHING", "Asked", "asked_by", "of_limits"]
+__all__ = ["NOTHING", "Asked", "Limits", "asked_by", "of_limits"]
 
 # The kernel's default (cpu.max), in µs.
 _PERIOD: Final = 100_000
@@ -31,6 +31,28 @@ class Asked:
 NOTHING: Final = Asked()
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one container: its CPUs' quota and period (µs), and bytes of memory; 0 where nothing was said, -1 for none."""
+
+    quota: int = 0
+    period: int = 0
+    memory: int = 0
+
+    def changed(self, resources: Mapping[str, Any]) -> "Limits":
+        """With what OCI's LinuxResources say; the rest stays."""
+        cpu, memory = resources.get("cpu") or {}, resources.get("memory") or {}
+        unified = resources.get("unified") or {}
+        quota, period = _words(unified.get("cpu.max"), cpu.get("quota"), cpu.get("period"))
+        (limit,) = _words(unified.get("memory.max"), memory.get("limit"))
+        return Limits(quota or self.quota, period or self.period, limit or self.memory)
+
+    @property
+    def asked(self) -> Asked:
+        """What they come to."""
+        return of_limits(self.quota, self.period, self.memory)
+
+
 def asked_by(spec: Mapping[str, Any], *, pod: bool) -> Asked:
     """What the first container of a sandbox says: of a pod by CRI's annotations, else by its own limits.
 
@@ -39,20 +61,15 @@ def asked_by(spec: Mapping[str, Any], *, pod: bool) -> Asked:
     """
     if pod:
         return _of_annotations(spec.get("annotations") or {})
-    resources = (spec.get("linux") or {}).get("resources") or {}
-    cpu, memory = resources.get("cpu") or {}, resources.get("memory") or {}
-    unified = resources.get("unified") or {}
-    quota, period = _words(unified.get("cpu.max"), cpu.get("quota"), cpu.get("period"))
-    (limit,) = _words(unified.get("memory.max"), memory.get("limit"))
-    return of_limits(quota, period, limit)
+    return Limits().changed((spec.get("linux") or {}).get("resources") or {}).asked
 
 
 def _words(text: object, *usual: object) -> list[int]:
-    """Numbers of a cgroup's file, where it is asked for; else the usual fields. What is no number is no limit."""
+    """Numbers of a cgroup's file, where it is asked for; else the usual fields. What is no number says nothing."""
     words: list[object] = list(usual)
     if isinstance(text, str):
         words[: len(text.split())] = text.split()[: len(usual)]
-    return [int(word) if re.fullmatch(r"-?\d{1,20}", word) else 0 for word in map(str, words)]
+    return [-1 if word == "max" else int(word) if re.fullmatch(r"-?\d{1,20}", word) else 0 for word in map(str, words)]
 
 
 def of_limits(quota: int, period: int, memory: int) -> Asked:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kata_runtime.errors import RootfsError
+from kata_runtime.oci.disks import DiskNode, disk_nodes, others
 from kata_runtime.oci.fields import CONFIG, PROCESS, examine
 from kata_runtime.oci.kernel_files import own_mount
 from kata_runtime.oci.resources import NO_DEVICES, SAME_EVERYWHERE, translate
@@ -212,14 +213,15 @@ class HostMount:
 class GuestSpec:
     """A specification made fit for the guest.
 
-    `mounts` are to be shared with the guest. `hooks` are those that the specification wants run on the host. `notes`
-    say, for a log, what is not applied: `field: why`.
+    `mounts` are to be shared with the guest, `disks` are nodes for block devices that it is to be given. `hooks` are
+    those that the specification wants run on the host. `notes` say, for a log, what is not applied: `field: why`.
     """
 
     spec: Spec
     mounts: tuple[HostMount, ...]
     hooks: Mapping[str, Any]
     notes: tuple[str, ...]
+    disks: tuple[DiskNode, ...] = ()
 
 
 def for_guest(
@@ -229,6 +231,7 @@ def for_guest(
     mounts: str,
     bundle: str = "/",
     shm: str = "",
+    volumes: Mapping[str, str] | None = None,
     member: bool = False,
     disable_guest_seccomp: bool = False,
 ) -> GuestSpec:
@@ -237,6 +240,7 @@ def for_guest(
     `rootfs` and `mounts` are directories in the guest: the container's root, and where the caller shows the host's
     files (each `HostMount` under its name). Relative sources of mounts are relative to `bundle` (host). `shm` is the
     guest's directory that stands for shared memory of the host's at /dev/shm; without it the container has its own.
+    `volumes` are sources of mounts (host) that the guest has by itself, and where.
     `member` says that the container joins a sandbox that others have as well.
 
     Raises:
@@ -247,9 +251,12 @@ def for_guest(
     result: Spec = kept.value
     linux: Spec = result.get("linux") or {}
     shared: list[HostMount] = []
-    listed = [_guest_mount(mount, mounts, bundle, shm, shared, notes) for mount in result.get("mounts") or ()]
-    resources, said = translate(linux.get("resources") or {}, "linux.resources")
-    notes += said
+    places = _Places(mounts, bundle, shm, volumes or {})
+    listed = [_guest_mount(mount, places, shared, notes) for mount in result.get("mounts") or ()]
+    asked = linux.get("resources") or {}
+    disks, lacking = disk_nodes(linux.get("devices") or (), asked.get("devices") or ())
+    resources, said = translate({**asked, "devices": others(asked.get("devices") or (), disks)}, "linux.resources")
+    notes += (*said, *lacking)
     namespaces = _guest_namespaces(linux, member=member, notes=notes)
     result.update(
         ociVersion=OCI_VERSION,
@@ -275,7 +282,7 @@ def for_guest(
     empty = [name for name, value in result.items() if not value]
     for name in empty:
         del result[name]
-    return GuestSpec(copy.deepcopy(result), tuple(shared), copy.deepcopy(hooks), tuple(notes))
+    return GuestSpec(copy.deepcopy(result), tuple(shared), copy.deepcopy(hooks), tuple(notes), tuple(disks))
 
 
 def ensure_dev(spec: Spec) -> bool:
@@ -339,7 +346,7 @@ def _guest_devices(devices: Sequence[Mapping[str, Any]], notes: list[str]) -> li
     for index, device in enumerate(devices):
         if device.get("type") in ("c", "u") and (device.get("major"), device.get("minor")) in SAME_EVERYWHERE:
             kept.append(dict(device))
-        else:
+        elif device.get("type") != "b":  # see `disk_nodes`
             notes.append(f"linux.devices[{index}]: the guest doesn't have the host's {device.get('path')}")
     return kept
 
@@ -350,9 +357,17 @@ _KERNEL_FILESYSTEMS = {"cgroup", "cgroup2", "devpts", "mqueue", "proc", "ramfs",
 _FOLLOWING = ("shared", "rshared", "slave", "rslave")
 
 
-def _guest_mount(
-    mount: Mapping[str, Any], directory: str, bundle: str, shm: str, shared: list[HostMount], notes: list[str]
-) -> Spec:
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """See `for_guest`: what it is told about where things are."""
+
+    mounts: str
+    bundle: str
+    shm: str
+    volumes: Mapping[str, str]
+
+
+def _guest_mount(mount: Mapping[str, Any], places: _Places, shared: list[HostMount], notes: list[str]) -> Spec:
     destination, kind = mount["destination"], mount.get("type") or ""
     options = list(mount.get("options") or ())
     if kind != "bind" and not {"bind", "rbind"} & set(options):
@@ -363,10 +378,14 @@ def _guest_mount(
             )
         return {**mount, "options": options}
     if destination == SHM:  # memory can't be shared with the host: the guest has its own
-        if shm:
-            return {"destination": destination, "type": "bind", "source": shm, "options": ["rbind", *_HIDDEN]}
+        if places.shm:
+            return {"destination": destination, "type": "bind", "source": places.shm, "options": ["rbind", *_HIDDEN]}
         return next(dict(entry) for entry in _default_mounts() if entry["destination"] == destination)
-    source = posixpath.normpath(posixpath.join(bundle, mount.get("source") or ""))
+    source = posixpath.normpath(posixpath.join(places.bundle, mount.get("source") or ""))
+    # The propagation of the host's mounts ends at the guest's border.
+    local = [option for option in options if option not in _FOLLOWING]
+    if source in places.volumes:
+        return {"destination": destination, "type": "bind", "source": places.volumes[source], "options": local}
     if own := own_mount(source, destination, options, notes):
         return own
     name = f"{len(shared):03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', posixpath.basename(destination))[:64]}"
@@ -375,6 +394,4 @@ def _guest_mount(
     readonly = bool(access) and access[-1] in ("ro", "rro")
     follows, deep = bool(set(options) & set(_FOLLOWING)), readonly and "rro" in access
     shared.append(HostMount(source, name, destination, readonly, follows, deep))
-    # The propagation of the host's mounts ends at the guest's border.
-    local = [option for option in options if option not in _FOLLOWING]
-    return {"destination": destination, "type": "bind", "source": f"{directory}/{name}", "options": local}
+    return {"destination": destination, "type": "bind", "source": f"{places.mounts}/{name}", "options": local}

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from kata_runtime.errors import SandboxError
+from kata_runtime.sandbox.disks import node_source
 from kata_runtime.sandbox.process import Process, ProcessState
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, protect_mounts
 from kata_runtime.sandbox.sockets import HostSocket, forwarded
@@ -82,12 +83,14 @@ class Container:
         with _trace.stage("createContainer", container_id=self.id):
             try:
                 shown = self._stack.enter_context(self._vm.share(self.id, rootfs))
+                disks = await self._plug(rootfs)
                 self._stack.push_async_callback(self.init.close)
                 request = pb.CreateContainerRequest(
                     container_id=self.id,
                     oci=json.dumps(protect_mounts(spec, guest_mounts(rootfs.share or self.id), shown)).encode(),
                     sandbox_pidns=share_pid,
-                    storages=[_memory(memory) for memory in shown.memory],
+                    storages=[*map(_memory, shown.memory), *disks.storages],
+                    devices=disks.devices,
                     directories=shown.directories,
                     sockets=[_socket(each) for each in shown.sockets],
                     stdio=pb.StdioPorts(**await self.init.connect(stdio)),
@@ -101,6 +104,40 @@ class Container:
         process = spec.get("process")
         self.process_spec = process if isinstance(process, Mapping) else {}
         self._state = ContainerState.CREATED
+
+    async def _plug(self, rootfs: Rootfs) -> "pb.CreateContainerRequest":
+        """Give the guest the disks that it needs, for as long as it lives; the part of the request about them."""
+        from kata_protos import agent_pb2 as pb
+
+        request = pb.CreateContainerRequest()
+        mounts = (*((rootfs.disk,) if rootfs.disk else ()), *rootfs.volumes)
+        if not mounts and not rootfs.nodes:
+            return request
+        assert self._vm.disks is not None
+        with _trace.span("attachDisks", container_id=self.id, count=len(mounts) + len(rootfs.nodes)):
+            for mount in mounts:
+                disk = await self._stack.enter_async_context(self._vm.disks.attached(mount.source))
+                request.storages.add(
+                    driver=disk.storage_driver,
+                    source=disk.serial,
+                    fstype=mount.kind,
+                    options=mount.options,
+                    mount_point=mount.point,
+                )
+                if mount.volume:
+                    self._stack.enter_context(self._vm.disks.holding(mount.volume, disk, mount.point))
+            for node in rootfs.nodes:
+                disk = await self._stack.enter_async_context(self._vm.disks.attached(node_source(node)))
+                request.devices.add(
+                    id=disk.serial,
+                    type=disk.storage_driver,
+                    container_path=node.path,
+                    mode=node.mode,
+                    uid=node.uid,
+                    gid=node.gid,
+                    access=node.access,
+                )
+        return request
 
     async def start(self) -> None:
         """Run its process."""

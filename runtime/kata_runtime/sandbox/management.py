@@ -7,6 +7,8 @@
     GET /iptables    the guest's rules, as iptables-save writes them; /ip6tables those of IPv6
     PUT /iptables    rules in their place, as iptables-restore reads them; what that says
     PUT /policy      which calls the agent answers from now on
+    GET /direct-volume/stats?path=PATH                             what a direct volume has and uses
+    POST /direct-volume/resize {"VolumePath": PATH, "Size": BYTES}  its device has grown: so does its file system
 
 Name and paths of the socket are Kata's, but for `/tracing` (src/runtime-rs/crates/runtimes/src/shim_mgmt).
 Only root can reach the directory; requests are bounded in size, number and time all the same. One request per
@@ -39,8 +41,6 @@ _log = logging.getLogger("kata.management")
 _BODIES = {"/iptables": MAX_RULES, "/ip6tables": MAX_RULES, "/policy": 1 << 20}
 # What Kata's shims have besides, and why it is not here.
 _REFUSED = {
-    "/direct-volume/stats": "there are no direct volumes",
-    "/direct-volume/resize": "there are no direct volumes",
     "/debug/pprof": "pprof is of programs in Go: kata-runtime trace shows where the time goes",
 }
 
@@ -69,6 +69,14 @@ class Managed(Protocol):
 
     async def metrics(self, *, openmetrics: bool) -> str:
         """What its processes, its guest and its spans say, for Prometheus."""
+        ...
+
+    async def volume_stats(self, volume: str) -> dict[str, object]:
+        """What a direct volume has and uses."""
+        ...
+
+    async def resize_volume(self, volume: str, size: int) -> None:
+        """The device behind a direct volume has so many bytes."""
         ...
 
 
@@ -124,6 +132,7 @@ def _routes(managed: Managed) -> Routes:
         "/tracing": {"GET": get_tracing, "PUT": put_tracing},
         "/agent-url": {"GET": agent_url},
         "/metrics": {"GET": metrics},
+        **_volume_routes(managed),
         **{path: dict.fromkeys(("GET", "PUT", "POST"), refused) for path in _REFUSED},
     }
 
@@ -156,6 +165,26 @@ async def _guest_metrics(managed: Managed) -> str:
     except KataError as error:
         _log.info("the guest tells no metrics: %s", error)
         return ""
+
+
+def _volume_routes(managed: Managed) -> Routes:
+    async def volume_stats(request: Request) -> Answer:
+        if not request.asked("path"):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "path= names a volume")
+        return Answer(JSON, json.dumps(await managed.volume_stats(request.asked("path"))).encode() + b"\n")
+
+    async def resize_volume(request: Request) -> Answer:
+        try:
+            wanted = json.loads(request.body)
+            volume, size = wanted["VolumePath"], wanted["Size"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f'not {{"VolumePath": PATH, "Size": BYTES}}: {error}') from error
+        if not isinstance(volume, str) or not isinstance(size, int) or not 0 < size < 1 << 62:
+            raise Refusal(HTTPStatus.BAD_REQUEST, '"VolumePath" is a path, "Size" a number of bytes')
+        await managed.resize_volume(volume, size)
+        return Answer(JSON, b"{}\n")
+
+    return {"/direct-volume/stats": {"GET": volume_stats}, "/direct-volume/resize": {"POST": resize_volume}}
 
 
 def _require_root(writer: asyncio.StreamWriter) -> None:

@@ -14,8 +14,10 @@ from kata_common.linux import MountAttribute, MountFlag
 from kata_runtime.errors import RootfsError
 from kata_runtime.mount import Mount, mounted, overlay
 from kata_runtime.mount_tree import attached, change, copied, copied_path
+from kata_runtime.oci.disks import DiskNode
 from kata_runtime.oci.inside import make_inside
 from kata_runtime.oci.spec import HostMount
+from kata_runtime.sandbox.disks import DiskMount
 from kata_runtime.sandbox.sources import open_source, writable_in
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_runtime.sandbox.volumes import GUEST_SHARED, HARMLESS, Shown, protect
@@ -41,7 +43,8 @@ class Rootfs:
 
     `layers` are to be mounted at `path` first. `mounts` are further files and directories of the host that the
     container mounts. `share` names its directory among what the guest sees (by default the container's id). `points`
-    are the places in it that something is mounted at; they are made where a `readonly` one lacks them.
+    are the places in it that something is mounted at; they are made where a `readonly` one lacks them. With `disk` the
+    guest has it by itself. `volumes` and `nodes` are block devices that the container has besides.
     """
 
     path: Path
@@ -51,6 +54,9 @@ class Rootfs:
     layers: tuple[Mount, ...] = ()
     share: str = ""
     points: tuple[str, ...] = ()
+    disk: DiskMount | None = None
+    volumes: tuple[DiskMount, ...] = ()
+    nodes: tuple[DiskNode, ...] = ()
 
     def check(self) -> None:
         """Refuse what can't be a root filesystem.
@@ -98,7 +104,8 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
     Raises:
         RootfsError: it, or what the container mounts of the host, can't be shown.
     """
-    rootfs.check()
+    if rootfs.disk is None:
+        rootfs.check()
     name = rootfs.share or container_id
     home = directory.mounts / name
     with ExitStack() as stack:
@@ -110,16 +117,18 @@ def share_rootfs(directory: SandboxDirectory, container_id: str, rootfs: Rootfs)
                 with _trace.detail("mountRootfs", container_id=container_id, type=rootfs.layers[-1].kind):
                     stack.enter_context(mounted(rootfs.layers, rootfs.path))
             with _trace.detail("shareRootfs", container_id=container_id), _opened(directory, rootfs) as opened:
-                with _root_tree(directory, container_id, rootfs, opened.root) as tree:
-                    if rootfs.readonly:
-                        _make_points(tree, rootfs, opened.mounts)
-                    protect(tree, str(rootfs.path), readonly=rootfs.readonly)
-                    stack.enter_context(attached(tree, directory.mounts, f"{name}/rootfs"))
+                if rootfs.disk is None:
+                    with _root_tree(directory, container_id, rootfs, opened.root) as tree:
+                        if rootfs.readonly:
+                            _make_points(tree, rootfs, opened.mounts)
+                        protect(tree, str(rootfs.path), readonly=rootfs.readonly)
+                        stack.enter_context(attached(tree, directory.mounts, f"{name}/rootfs"))
                 sources = [source for source, _ in opened.mounts]
                 volumes = directory.volumes.shown(directory.mounts, rootfs.mounts, sources)
                 places, shown = stack.enter_context(volumes)
                 # Kept mounted in the guest's own namespace: else its kernel forgets what the container still uses.
-                shown.directories.append(guest_rootfs(name))
+                if rootfs.disk is None:
+                    shown.directories.append(guest_rootfs(name))
                 if rootfs.mounts:
                     _link_mounts(stack, home / "mounts", rootfs.mounts, places)
         try:
@@ -148,7 +157,7 @@ def _opened(directory: SandboxDirectory, rootfs: Rootfs) -> Iterator[_Opened]:
             stack.callback(os.close, descriptor)
             return descriptor
 
-        root = opened(rootfs.path)
+        root = opened(rootfs.path) if rootfs.disk is None else -1
         mounts = [opened(Path(mount.source)) for mount in rootfs.mounts]
         yield _Opened(root, tuple((source, stat.S_ISDIR(os.fstat(source).st_mode)) for source in mounts))
 

@@ -8,37 +8,32 @@ sandbox that fails to start has stopped itself.
 
 import asyncio
 import logging
-import os
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kata_common import places
-from kata_common.ids import MAX_HOSTNAME, is_hostname
 from kata_runtime.config.model import Config
 from kata_runtime.errors import AgentError, HypervisorError, SandboxError, quoted
 from kata_runtime.guest.agent_log import AgentLog
 from kata_runtime.hypervisor.boot import wait_ready
-from kata_runtime.image import DEFAULT_OUTPUT
 from kata_runtime.metrics.families import SandboxCollector
-from kata_runtime.oci.limits import Asked
 from kata_runtime.sandbox.container import Container
 from kata_runtime.sandbox.network.network import Network
-from kata_runtime.sandbox.network.publish import Published, published
+from kata_runtime.sandbox.network.publish import published
+from kata_runtime.sandbox.options import SandboxOptions, SandboxState
 from kata_runtime.sandbox.placement import Cages, Placement, placed
 from kata_runtime.sandbox.process import Exit, Process
 from kata_runtime.sandbox.rootfs import Rootfs
-from kata_runtime.sandbox.sizing import Sizes, vm_sizes
-from kata_runtime.sandbox.state import Directories, SandboxDirectory, valid_id
+from kata_runtime.sandbox.size import VmSize
+from kata_runtime.sandbox.sizing import vm_sizes
+from kata_runtime.sandbox.state import SandboxDirectory, valid_id
 from kata_runtime.sandbox.streams import Stdio
-from kata_runtime.sandbox.template.clone import obtain_vm
 from kata_runtime.sandbox.timekeeper import keep_time, note
 from kata_runtime.sandbox.trace import SandboxTrace
-from kata_runtime.sandbox.vm import StartVm, Vm, VmRequest, found_artifacts, import_client
+from kata_runtime.sandbox.vm import Vm, VmRequest, found_artifacts, import_client
 from kata_runtime.sandbox.watch import first_failure, tell_of_end
 from kata_telemetry.span import Level, Site, Span, current, use
 
@@ -56,60 +51,6 @@ _log = logging.getLogger("kata.sandbox")
 _GUEST_SHM = "/run/kata-containers/sandbox/shm"  # Kata's place for it
 
 
-class SandboxState(StrEnum):
-    NEW = "new"
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class SandboxOptions:
-    """What one sandbox is asked for; the rest is in the configuration. `logs_dir` keeps its logs after its end.
-
-    With `share_pid` containers may live in one pid namespace: that of the first one or, with `hold_pid`, one that ends
-    with no container. `shm_size` is that of the memory which they share at /dev/shm, in bytes; 0: each has its own.
-    `netns` is the path of the network namespace whose interfaces the guest gets, empty for a new one; None: no network.
-    `dns` are the lines of the guest's own resolv.conf. Connections to the namespace's localhost with
-    `forward_localhost`, and to `published` ports of this host, reach the guest's. `placement` is its place in cgroups;
-    None is its maker's. `obtain_vm` makes the VM, of `sizes` or as `asked`: a clone of a template, or by a boot.
-    """
-
-    hostname: str = ""
-    domainname: str = ""
-    share_pid: bool = False
-    hold_pid: bool = False
-    shm_size: int = 0
-    netns: str | None = None
-    dns: tuple[str, ...] = ()
-    forward_localhost: bool = False
-    published: tuple[Published, ...] = ()
-    placement: Placement | None = None
-    sizes: Sizes = field(default_factory=Sizes)
-    asked: Asked = field(default_factory=Asked)
-    directories: Directories = field(default_factory=Directories)
-    image_dir: Path = DEFAULT_OUTPUT
-    logs_dir: Path | None = None
-    obtain_vm: StartVm = obtain_vm
-
-    def __post_init__(self) -> None:
-        if not is_hostname(self.hostname):
-            raise SandboxError(
-                f"the host name {self.hostname[:100]!r} has {len(self.hostname.encode())} bytes",
-                hint=f"Linux takes {MAX_HOSTNAME}; without one the sandbox's id is used, as far as it goes",
-            )
-
-    def from_environment(self, sandbox_id: str) -> "SandboxOptions":
-        """For developers and tests: KATA_LOGS_DIR keeps the logs of sandboxes, KATA_IMAGE_DIR has another image."""
-        keep, image = os.environ.get("KATA_LOGS_DIR"), os.environ.get("KATA_IMAGE_DIR")
-        return replace(
-            self,
-            logs_dir=Path(keep) / sandbox_id if keep else self.logs_dir,
-            image_dir=Path(image).absolute() if image else self.image_dir,
-        )
-
-
 class Sandbox:
     """One sandbox and its containers."""
 
@@ -120,12 +61,12 @@ class Sandbox:
         self.state = SandboxState.NEW
         self.containers: dict[str, Container] = {}
         self._trace = trace
-        self._shares: Counter[str] = Counter()
         self._directory = SandboxDirectory(options.directories, self.id)
         self._stack = AsyncExitStack()
         self._vm: Vm | None = None
         self._agent: AgentClient | None = None
         self._network: Network | None = None
+        self._size: VmSize | None = None
         self._guard: asyncio.Task[None] | None = None
         self._timekeeper: asyncio.Task[None] | None = None
         self._broken = ""
@@ -144,15 +85,8 @@ class Sandbox:
         return _GUEST_SHM if self.options.shm_size else ""
 
     def share_name(self, container_id: str) -> str:
-        """A name for a container's directory among what the guest sees: another one for each container of this id.
-
-        The guest remembers names for a second. If one meant something else by then, it would take the mounts away that
-        crun has just made there.
-        """
-        self._shares[container_id] += 1
-        number = self._shares[container_id]
-        # No id has a tilde.
-        return container_id if number == 1 else f"{container_id}~{number}"
+        """A name for a container's directory among what the guest sees."""
+        return self._directory.share_name(container_id)
 
     async def start(self) -> None:
         """Boot the VM and make the agent ready for containers.
@@ -166,7 +100,6 @@ class Sandbox:
             with _trace.stage("createSandboxFromConfig"):
                 with _trace.stage("createSandbox"):
                     sizes = vm_sizes(self.config, self.options.sizes, self.options.asked)
-                    self.options = replace(self.options, sizes=sizes)
                     found = found_artifacts(self.config, self.options.image_dir)
                     artifacts, verified = await self._stack.enter_async_context(found)
                     with _trace.span("makeDirectories"):
@@ -180,7 +113,7 @@ class Sandbox:
                 with _trace.stage("startVM"):
                     request = VmRequest(
                         self.config,
-                        self.options.sizes,
+                        sizes,
                         self._directory,
                         artifacts,
                         logs_dir,
@@ -197,6 +130,7 @@ class Sandbox:
                         boot = current()
                     with _agent_trace.stage("StartVM"):
                         await self._start_agent(vm, boot)
+                    await self._size_vm(vm)
                 await self._forward_ports(vm)
         except BaseException as error:
             await self._trace.failing(error)
@@ -218,6 +152,13 @@ class Sandbox:
         only = self.config.runtime.sandbox_cgroup_only
         made = placed(placement, self.id, only=only, record=self._directory.cgroups)
         return await self._stack.enter_async_context(made)
+
+    async def _size_vm(self, vm: Vm) -> None:
+        said, asked = self.options.sizes, self.options.asked
+        self._size = VmSize(self.config, said, asked, vm.sizes, vm.machine, self._trace.root)
+        self._stack.push_async_callback(self._size.close)
+        assert self._agent is not None
+        await self._size.begin(self._agent)
 
     async def _forward_ports(self, vm: Vm) -> None:
         with use(self._trace.root):  # what comes later belongs to nobody's call
@@ -333,18 +274,31 @@ class Sandbox:
         self._require(SandboxState.READY)
         assert self._agent is not None
         assert self._vm is not None
+        assert self._size is not None
         if container_id in self.containers:
             raise SandboxError(f"there is a container {container_id!r} already")
         container = Container(container_id, self._agent, self._vm, self._trace.root)
         self.containers[container_id] = container
         try:
             timeout = self.config.runtime.create_container_timeout
+            await self._size.admit(container_id, spec)
             await container.create(spec, rootfs, stdio, timeout=timeout, share_pid=share_pid)
         except BaseException as error:
             del self.containers[container_id]
+            self._size.leave(container_id)
             await self._explain(error)
             raise
         return container
+
+    async def update_container(self, container: Container, resources: Mapping[str, object]) -> None:
+        """Change a container's limits, and the VM's size with them; `resources` is OCI's, made for the guest.
+
+        Raises:
+            KataError: it can't have them; they are as they were.
+        """
+        self._require(SandboxState.READY)
+        assert self._size is not None
+        await self._size.update(container.id, resources, partial(container.update, resources))
 
     async def wait_container(self, container: Container) -> int:
         """Wait for a container's process; its exit code.
@@ -376,6 +330,39 @@ class Sandbox:
             await container.remove()
         finally:
             self.containers.pop(container.id, None)
+            if self._size is not None and self.state is SandboxState.READY:
+                self._size.leave(container.id)
+
+    async def volume_stats(self, volume: str) -> dict[str, object]:
+        """What a direct volume of its containers has and uses, as CSI's NodeGetVolumeStats says it.
+
+        Raises:
+            KataError: no container has it, or the guest does not tell.
+        """
+        from kata_runtime.sandbox.telling import volume_usage
+
+        self._require(SandboxState.READY)
+        assert self._agent is not None
+        assert self._vm is not None
+        assert self._vm.disks is not None
+        return await volume_usage(self._agent, self._vm.disks.place_of(volume))
+
+    async def resize_volume(self, volume: str, size: int) -> None:
+        """The device behind a direct volume has `size` bytes now: its file system gets them.
+
+        Raises:
+            KataError: it has less, or the guest does not take them.
+        """
+        from kata_runtime.sandbox.telling import grow_volume
+
+        self._require(SandboxState.READY)
+        assert self._agent is not None
+        assert self._vm is not None
+        assert self._vm.disks is not None
+        place = self._vm.disks.place_of(volume)
+        with _trace.span("resizeVolume", size=size):
+            await self._vm.disks.grow(volume, size)
+            await grow_volume(self._agent, place, size)
 
     async def vm_ended(self) -> None:
         """Wait until the VM has ended, for whatever reason; the sandbox must have been started."""

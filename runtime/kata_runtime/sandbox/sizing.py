@@ -1,27 +1,30 @@
-"""How large a sandbox's VM is, by what its containers may use.
+"""How large a sandbox's VM is, by what its containers may use (docs/decisions/0061, 0070).
 
-As Kata's with `static_sandbox_resource_mgmt`: the containers' limits, as they are known when the sandbox is made, on
-top of `default_vcpus` and `default_memory`, which are what the guest itself may need (docs/decisions/0061).
+Their limits on top of `default_vcpus` and `default_memory`, which are what the guest itself may need.
 """
 
 import math
 import os
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from kata_runtime.config.model import Config
 from kata_runtime.errors import SandboxError
-from kata_runtime.oci.limits import Asked, asked_by
+from kata_runtime.oci.limits import Asked, Limits, asked_by
 from kata_telemetry.span import Site
 
-__all__ = ["Asked", "Sizes", "asked_by", "check_update", "vm_sizes"]
+__all__ = ["Asked", "Sizes", "asked_by", "base_of", "check_update", "room_of", "vm_sizes"]
 
 _trace = Site(package="virtcontainers", subsystem="sandbox")
 
 _MIB: Final = 1 << 20
 # Kata's for x86-64. A CPU of the guest is a thread of the host's: there may be more than the host has CPUs.
 _MOST_CPUS: Final = 240
+# How many a VM may get while it runs where neither the configuration says it nor the host has more. Each costs the
+# guest a place that the kernel makes at boot.
+_ROOM_CPUS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -32,40 +35,91 @@ class Sizes:
     memory: int | None = None
 
 
+def _host_cpus() -> int:
+    return os.cpu_count() or 1
+
+
 def _host_memory() -> int:
-    """MiB that the host has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MIB
+    """MiB that a VM can have of the host: a guest's memory is a file."""
+    largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return (has if largest == resource.RLIM_INFINITY else min(has, largest)) // _MIB
+
+
+def base_of(config: Config) -> Sizes:
+    """The VM of a sandbox whose containers have no limits."""
+    return Sizes(config.hypervisor.vcpus(_host_cpus()), config.hypervisor.default_memory)
+
+
+def room_of(config: Config, vm: Sizes) -> Sizes:
+    """How large a VM that starts like this may get while it runs: as it is, where the configuration says so."""
+    if config.runtime.static_sandbox_resource_mgmt:
+        return vm
+    vcpus = config.hypervisor.default_maxvcpus or max(_host_cpus(), _ROOM_CPUS)
+    memory = min(config.hypervisor.default_maxmemory or _host_memory(), _host_memory())
+    return Sizes(max(vm.vcpus or 1, vcpus), max(vm.memory or 0, memory))
 
 
 def vm_sizes(
-    config: Config, sizes: Sizes, asked: Asked, *, host_cpus: int | None = None, host_memory: int | None = None
+    config: Config,
+    sizes: Sizes,
+    asked: Asked,
+    *,
+    containers: Iterable[Asked] = (),
+    host_cpus: int | None = None,
+    host_memory: int | None = None,
 ) -> Sizes:
-    """The VM's, all of them, for containers that ask for so much; `sizes` of the caller's own come first.
+    """The VM's, all of them, for a pod that asks for so much; `sizes` of the caller's own come first.
 
+    Where `containers` ask for more together, they have it as far as there is room: limits may be more than a host has.
     `host_memory` is in MiB; by default the host is asked.
 
     Raises:
-        SandboxError: more is asked for than the configuration or the host has.
+        SandboxError: the pod, or one of the containers, asks for more than the configuration or the host has.
     """
     with _trace.span("sizeVM") as span:
-        host_cpus, host_memory = host_cpus or os.cpu_count() or 1, host_memory or _host_memory()
-        vcpus, memory = _sized(config, sizes, asked, host_cpus, host_memory)
+        host_cpus, host_memory = host_cpus or _host_cpus(), host_memory or _host_memory()
+        limits = _Limits.of(config, host_memory)
+        known = list(containers)
+        for one in (asked, *known):
+            limits.check(config, sizes, one)
+        together = Asked(
+            max(asked.cpus, math.fsum(one.cpus for one in known)), max(asked.memory, sum(one.memory for one in known))
+        )
+        vcpus, memory = _sized(config, sizes, together, host_cpus, limits)
         span.set(vcpus=vcpus, memory_mib=memory)
         return Sizes(vcpus, memory)
 
 
-def _sized(config: Config, sizes: Sizes, asked: Asked, host_cpus: int, host_memory: int) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The most that a VM may have: CPUs, and MiB of memory."""
+
+    cpus: int
+    memory: int
+
+    @classmethod
+    def of(cls, config: Config, host_memory: int) -> "_Limits":
+        hypervisor = config.hypervisor
+        return cls(hypervisor.default_maxvcpus or _MOST_CPUS, hypervisor.default_maxmemory or host_memory)
+
+    def check(self, config: Config, sizes: Sizes, asked: Asked) -> None:
+        """Raises SandboxError for more."""
+        hypervisor = config.hypervisor
+        cpus, memory = sizes.vcpus or math.ceil(asked.cpus), math.ceil(asked.memory / _MIB)
+        _check("CPUs", cpus, self.cpus, "default_maxvcpus", hypervisor.default_maxvcpus)
+        size = sizes.memory or max(memory, hypervisor.default_memory)
+        _check("MiB of memory", size, self.memory, "default_maxmemory", hypervisor.default_maxmemory)
+
+
+def _sized(config: Config, sizes: Sizes, asked: Asked, host_cpus: int, limits: _Limits) -> tuple[int, int]:
     hypervisor = config.hypervisor
-    most_cpus, most_memory = hypervisor.default_maxvcpus or _MOST_CPUS, hypervisor.default_maxmemory or host_memory
     wanted = math.ceil(asked.memory / _MIB)
-    _check("CPUs", sizes.vcpus or math.ceil(asked.cpus), most_cpus, "default_maxvcpus", hypervisor.default_maxvcpus)
-    size = sizes.memory or max(wanted, hypervisor.default_memory)
-    _check("MiB of memory", size, most_memory, "default_maxmemory", hypervisor.default_maxmemory)
     vcpus = hypervisor.vcpus(host_cpus)
     if asked.cpus:
         own = vcpus if hypervisor.default_vcpus < 0 else min(hypervisor.default_vcpus, host_cpus)
-        vcpus = min(math.ceil(round(own + asked.cpus, 6)), most_cpus)
-    return sizes.vcpus or vcpus, sizes.memory or min(hypervisor.default_memory + wanted, most_memory)
+        vcpus = min(math.ceil(round(own + asked.cpus, 6)), limits.cpus)
+    return sizes.vcpus or vcpus, sizes.memory or min(hypervisor.default_memory + wanted, limits.memory)
 
 
 def _check(what: str, asked: int, most: int, key: str, configured: int) -> None:
@@ -75,19 +129,23 @@ def _check(what: str, asked: int, most: int, key: str, configured: int) -> None:
         raise SandboxError(f"{asked} {what} are asked for: {whose} {most}", hint=hint)
 
 
-def check_update(resources: Mapping[str, Any], vm: Sizes) -> None:
-    """Refuse new limits of a container that its VM can't give: it keeps its size.
+def check_update(resources: Mapping[str, Any], room: Sizes, *, keeps: bool) -> None:
+    """Refuse new limits of a container that a VM of at most `room` can't give; `keeps` is whether it keeps its size.
 
     Raises:
         SandboxError: so.
     """
-    asked = asked_by({"linux": {"resources": resources}}, pod=False)
-    vcpus, memory = vm.vcpus or 1, vm.memory or 0
+    asked = Limits().changed(resources).asked
+    vcpus, memory = room.vcpus or 1, room.memory or 0
     said = ""
     if asked.memory > memory * _MIB:
-        said = f"memory.limit: {asked.memory} bytes are more than the {memory} MiB"
+        said, key = f"memory.limit: {asked.memory} bytes are more than the {memory} MiB", "default_maxmemory"
     elif asked.cpus > vcpus:
-        said = f"cpu.quota: {asked.cpus:g} CPUs are more than the {vcpus}"
-    if said:
-        hint = "make the container anew with this limit"
+        said, key = f"cpu.quota: {asked.cpus:g} CPUs are more than the {vcpus}", "default_maxvcpus"
+    if not said:
+        return
+    if keeps:
+        hint = "make the container anew with this limit, or set [runtime] static_sandbox_resource_mgmt = false"
         raise SandboxError(f"resources.{said} of the VM, which keeps its size", hint=hint)
+    hint = f"lower the limit; [hypervisor.qemu] {key} says how much a VM may get while it runs"
+    raise SandboxError(f"resources.{said} that the VM can have while it runs", hint=hint)

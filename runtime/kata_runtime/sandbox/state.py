@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -99,6 +100,18 @@ class SandboxDirectory:
     roots: Directories
     sandbox_id: str
     volumes: Volumes = field(default_factory=Volumes, compare=False, repr=False)
+    _shares: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+
+    def share_name(self, container_id: str) -> str:
+        """A name for a container's directory among what the guest sees: another for each container of this id.
+
+        The guest remembers names for a second. If one meant something else by then, it would take the mounts away that
+        crun has just made there.
+        """
+        self._shares[container_id] += 1
+        number = self._shares[container_id]
+        # No id has a tilde.
+        return container_id if number == 1 else f"{container_id}~{number}"
 
     @property
     def run(self) -> Path:

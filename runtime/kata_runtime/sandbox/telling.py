@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kata_runtime.guest.agent import AgentClient
     from kata_runtime.sandbox.sandbox import SandboxOptions
 
-__all__ = ["tell_agent"]
+__all__ = ["grow_volume", "tell_agent", "volume_usage"]
 
 
 async def tell_agent(
@@ -61,3 +61,21 @@ def module(line: str) -> pb.KernelModule:
     """A kernel module as the configuration has it: its name, then its parameters."""
     name, *parameters = line.split()
     return pb.KernelModule(name=name, parameters=parameters)
+
+
+async def volume_usage(agent: "AgentClient", place: str) -> dict[str, object]:
+    """What the guest says of a volume that it has at `place`: in JSON's terms, as Kata's runtime prints it."""
+    request = pb.GetVolumeStatsRequest(volume_guest_path=place)
+    answer = await agent.call(agent.service.GetVolumeStats, request)
+    units = pb.VolumeUsage.Unit.Name
+    usage = [
+        {"available": used.available, "total": used.total, "used": used.used, "unit": units(used.unit)}
+        for used in answer.usage
+        if used.unit in (pb.VolumeUsage.BYTES, pb.VolumeUsage.INODES)
+    ]
+    return {"usage": usage, "volume_condition": {"abnormal": answer.volume_condition.abnormal}}
+
+
+async def grow_volume(agent: "AgentClient", place: str, size: int) -> None:
+    """Have the file system at `place` in the guest take the size of its disk."""
+    await agent.call(agent.service.ResizeVolume, pb.ResizeVolumeRequest(volume_guest_path=place, size=size))

@@ -34,10 +34,11 @@ from kata_runtime.hypervisor.vsock.backend import GUEST_CID, start_vsock_backend
 from kata_runtime.image import Artifacts
 from kata_runtime.image.verify import verify
 from kata_runtime.process import Child, Privileges, describe
+from kata_runtime.sandbox.disks import SandboxDisks
 from kata_runtime.sandbox.network.network import Network
 from kata_runtime.sandbox.placement import Cages
 from kata_runtime.sandbox.rootfs import Rootfs, share_rootfs, shared_directory
-from kata_runtime.sandbox.sizing import Sizes
+from kata_runtime.sandbox.sizing import Sizes, base_of, room_of
 from kata_runtime.sandbox.state import SandboxDirectory
 from kata_runtime.sandbox.volumes import Shown
 from kata_telemetry.conventions import ACCELERATOR, START_PATH, START_REASON
@@ -115,6 +116,10 @@ class Vm:
     helpers: tuple[Child, ...] = ()
     cid: int = 0
     accelerator: str = ""
+    # What it has of block devices of the host.
+    disks: SandboxDisks | None = None
+    # What the machine was made with.
+    sizes: Sizes = field(default_factory=Sizes)
     # Where it came from, empty where nobody says, and why it is no clone; the trace of its template's own boot; the
     # request whose template is missing or broken, and should be made when there is time.
     origin: str = ""
@@ -212,7 +217,7 @@ async def boot_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms) -> A
         spec = replace(machine_spec(request), devices=(*served.devices, *cards))
         launched = hypervisor.launch(spec, surroundings(request))
         machine = await served.unless_helpers_end(served.stack.enter_async_context(launched))
-        yield served.vm(machine)
+        yield served.vm(machine, spec)
 
 
 def surroundings(request: VmRequest) -> Surroundings:
@@ -236,6 +241,7 @@ class Served:
     share: ShareRootfs
     helpers: "_Helpers"
     accelerator: str
+    disks: Callable[[Machine], SandboxDisks]
 
     async def unless_helpers_end(self, work: Coroutine[Any, Any, T]) -> T:
         """What comes of `work`, which the machine's helpers are needed for.
@@ -258,14 +264,24 @@ class Served:
                 task.cancel()
             await asyncio.wait({working, ending})
 
-    def vm(self, machine: Machine) -> Vm:
-        """With the machine that has been given the devices."""
+    def vm(self, machine: Machine, spec: MachineSpec) -> Vm:
+        """With the machine, made by `spec`, that has been given the devices."""
         machine.boot.helpers_served_at(max(start.ready_ns for start in self.helpers.starts))
         self.theirs.close()
         vsock = self.devices[0]
         cid = vsock.cid if vsock.vhost_fd >= 0 else 0
         connect = partial(_connect, self.transport)
-        return Vm(machine, self.transport, connect, self.share, tuple(self.helpers.children), cid, self.accelerator)
+        return Vm(
+            machine,
+            self.transport,
+            connect,
+            self.share,
+            tuple(self.helpers.children),
+            cid,
+            self.accelerator,
+            disks=self.disks(machine),
+            sizes=Sizes(spec.vcpus, spec.memory),
+        )
 
 
 @asynccontextmanager
@@ -282,9 +298,10 @@ async def serve_vm(request: VmRequest, terms: Terms) -> AsyncIterator[Served]:
         helpers = _Helpers(stack, theirs, request.logs_dir, request.cages.helpers)
         vsock, transport = await _vsock(helpers, directory, terms.privileges)
         shared = await _virtiofs(helpers, request.config, directory)
-        yield Served(
-            stack, theirs, (vsock, shared), transport, partial(share_rootfs, directory), helpers, terms.accelerator
-        )
+        driver = request.config.hypervisor.block_device_driver.removesuffix("-pci")
+        disks = partial(SandboxDisks, driver=driver, sandbox_id=directory.sandbox_id)
+        share = partial(share_rootfs, directory)
+        yield Served(stack, theirs, (vsock, shared), transport, share, helpers, terms.accelerator, disks)
 
 
 def _connect(transport: Transport) -> AbstractAsyncContextManager["AgentClient"]:
@@ -295,15 +312,19 @@ def _connect(transport: Transport) -> AbstractAsyncContextManager["AgentClient"]
 
 def machine_spec(request: VmRequest) -> MachineSpec:
     """The machine without its devices."""
-    config, sizes, artifacts = request.config.hypervisor, request.sizes, request.artifacts
+    base, artifacts = base_of(request.config), request.artifacts
+    sizes = Sizes(request.sizes.vcpus or base.vcpus, request.sizes.memory or base.memory)
+    room = room_of(request.config, sizes)
     return MachineSpec(
         name=request.directory.sandbox_id,
         kernel=artifacts.kernel,
         initrd=artifacts.initrd,
         image=artifacts.image,
-        memory=sizes.memory or config.default_memory,
-        vcpus=sizes.vcpus or config.vcpus(os.cpu_count() or 1),
-        hotplug=request.network is not None,
+        memory=sizes.memory or 0,
+        vcpus=sizes.vcpus or 1,
+        max_vcpus=room.vcpus or 0,
+        max_memory=room.memory or 0,
+        hotplug=request.network is not None or room != sizes,
     )
 
 

@@ -1,6 +1,8 @@
 """What a container is made of: its specification for the guest, and its root filesystem."""
 
 import logging
+import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +10,9 @@ from kata_runtime.config.annotations import check_container
 from kata_runtime.mount import Mount
 from kata_runtime.oci import spec as oci
 from kata_runtime.oci.bundle import Bundle
+from kata_runtime.oci.disks import mounts_as_devices
+from kata_runtime.sandbox import direct_volumes
+from kata_runtime.sandbox.disks import DiskMount, DiskSource, guest_disk, node_source, root_disk
 from kata_runtime.sandbox.rootfs import Rootfs, guest_mounts, guest_rootfs, mount_points
 from kata_telemetry.span import Site
 
@@ -34,22 +39,27 @@ def of_bundle(
     layers: tuple[Mount, ...] = (),
     shm: str = "",
     member: bool = False,
+    disks: bool = True,
 ) -> Workload:
     """A bundle's specification, changed for the guest. `layers` are to be mounted at its root filesystem's place.
 
     Hooks for the host are the caller's to run. `share` is the container's id or `Sandbox.share_name`'s,
-    `shm` is `Sandbox.shm`, `member` whether it joins a sandbox that others have as well.
+    `shm` is `Sandbox.shm`, `member` whether it joins a sandbox that others have as well. With `disks` a root filesystem
+    that is a block device is for the guest to mount.
 
     Raises:
         RootfsError: it wants what a guest can't be given.
     """
     with _trace.span("convertSpec", share=share) as span:
+        disk = root_disk(layers, guest_disk(share, "rootfs")) if disks else None
+        volumes = _direct_volumes(bundle, share)
         guest = oci.for_guest(
-            bundle.spec,
-            rootfs=guest_rootfs(share),
+            mounts_as_devices(bundle.spec),
+            rootfs=disk.point if disk else guest_rootfs(share),
             mounts=guest_mounts(share),
             bundle=str(bundle.directory),
             shm=shm,
+            volumes={volume.volume: volume.point for volume in volumes},
             member=member,
             disable_guest_seccomp=disable_guest_seccomp,
         )
@@ -62,9 +72,12 @@ def of_bundle(
         bundle.rootfs,
         readonly=readonly,
         mounts=guest.mounts,
-        layers=layers,
+        layers=() if disk else layers,
         share=share,
         points=mount_points(guest.spec),
+        disk=disk,
+        volumes=volumes,
+        nodes=guest.disks,
     )
     return Workload(guest.spec, rootfs, bundle)
 
@@ -76,7 +89,24 @@ def check(bundle: Bundle, *, member: bool) -> None:
         RootfsError, ConfigError: it wants what a guest can't be given.
     """
     check_container(bundle.spec.get("annotations") or {})
-    oci.for_guest(bundle.spec, rootfs="/", mounts="/", bundle=str(bundle.directory), member=member)
+    volumes = {volume.volume: volume.point for volume in _direct_volumes(bundle, "")}
+    spec, directory = mounts_as_devices(bundle.spec), str(bundle.directory)
+    guest = oci.for_guest(spec, rootfs="/", mounts="/", bundle=directory, volumes=volumes, member=member)
+    for source in (*map(node_source, guest.disks), *(volume.source for volume in _direct_volumes(bundle, ""))):
+        os.close(source.open())
+
+
+def _direct_volumes(bundle: Bundle, share: str) -> tuple[DiskMount, ...]:
+    """What of the bundle's mounts is a volume that only the guest mounts."""
+    found: dict[str, DiskMount] = {}
+    for mount in bundle.spec.get("mounts") or ():
+        path = posixpath.normpath(posixpath.join(str(bundle.directory), mount.get("source") or ""))
+        volume = direct_volumes.find(path)
+        if volume is not None:
+            disk = DiskSource(f"mount at {mount['destination']}", volume.device, readonly="ro" in volume.options)
+            point = guest_disk(share, f"volume-{len(found)}")
+            found.setdefault(path, DiskMount(disk, volume.fstype, point, volume.options, path))
+    return tuple(found.values())
 
 
 def tell(notes: Sequence[str]) -> None:

@@ -26,7 +26,6 @@ from kata_runtime.oci.sandbox import SandboxSpec
 from kata_runtime.oci.spec import guest_process
 from kata_runtime.sandbox.hooks import AFTER_END, AFTER_START, BEFORE_START, Hooks
 from kata_runtime.sandbox.process import Exit, ProcessState
-from kata_runtime.sandbox.sizing import check_update
 from kata_runtime.sandbox.workload import check, of_bundle, tell
 from kata_runtime.shim import grouping
 from kata_runtime.shim.cleanup import VM_PID_FILE
@@ -160,6 +159,7 @@ class KataTasks(TaskService):
             layers=layers,
             shm=sandbox.shm,
             member=not managed.owner,
+            disks=not self._pod.config.hypervisor.disable_block_device_use,
         )
         with _trace.span("openStdio"):
             managed.host = await open_stdio(managed.names, request.id, self._shim.launch.namespace)
@@ -450,9 +450,8 @@ class KataTasks(TaskService):
             raise FailedPrecondition(f"container {request.id} is not running")
         resources = guest_resources(read_resources(request.resources.value))
         tell(resources.notes)
-        check_update(resources.value, self._pod.sandbox.options.sizes)
         if resources.value:
-            await managed.container.update(resources.value)
+            await self._pod.sandbox.update_container(managed.container, resources.value)
         return Empty()
 
     async def stats(self, request: task.StatsRequest) -> task.StatsResponse:

@@ -119,6 +119,14 @@ class _Managed:
     def guest(self) -> GuestCalls:
         raise SandboxError("there is no guest")
 
+    async def volume_stats(self, volume: str) -> dict[str, object]:
+        assert isinstance(volume, str)
+        return {}
+
+    async def resize_volume(self, volume: str, size: int) -> None:
+        assert isinstance(volume, str)
+        assert size > 0
+
     async def metrics(self, *, openmetrics: bool) -> str:
         return "# EOF\n"
 

@@ -33,7 +33,7 @@ def test_what_is_asked_again_and_again_leaves_no_trace() -> None:
     silent = {name for name, rpc in RPCS.items() if rpc.level is None}
     assert silent == {"Check", "Version", "GetOOMEvent", "StreamSpans", "SetGuestDateTime", "ForgetSandbox"}
     assert {name for name, rpc in RPCS.items() if rpc.repeats} == {
-        *("StatsContainer", "ListProcesses", "GetMetrics", "CopyFile"),
+        *("StatsContainer", "ListProcesses", "GetMetrics", "CopyFile", "GetVolumeStats"),
     }
     assert Rpc() == (Level.NORMAL, False)
 

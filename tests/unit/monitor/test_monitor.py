@@ -45,6 +45,12 @@ class Sandbox:
     async def metrics(self, *, openmetrics: bool) -> str:
         return expose([], openmetrics=openmetrics, more=[SandboxCollector(os.getpid())])
 
+    async def volume_stats(self, volume: str) -> dict[str, object]:
+        return {}
+
+    async def resize_volume(self, volume: str, size: int) -> None:
+        pass
+
 
 class Says(Sandbox):
     """Answers with a text."""

@@ -50,6 +50,7 @@ class Fake:
     def __init__(self) -> None:
         self.tracing: dict[str, object] = {"runtime": False, "agent": False, "level": "normal", "store": ""}
         self.refuses = False
+        self.resized = ("", 0)
         self.hangs: asyncio.Event | None = None
         self.guest: Any = FakeGuestCalls()
 
@@ -63,6 +64,14 @@ class Fake:
 
     async def metrics(self, *, openmetrics: bool) -> str:
         return "# EOF\n" if openmetrics else "# nothing\n"
+
+    async def volume_stats(self, volume: str) -> dict[str, object]:
+        if volume != "/v a":
+            raise SandboxError("no container of this sandbox has the volume")
+        return {"usage": []}
+
+    async def resize_volume(self, volume: str, size: int) -> None:
+        self.resized = (volume, size)
 
 
 @asynccontextmanager
@@ -222,3 +231,24 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.Monk
         listener.bind(str(tmp_path / "box" / "shim-monitor.sock"))
     with pytest.raises(SandboxError, match="no sandbox 'box' is running"):
         control.ask("box", "GET", "/tracing")
+
+
+async def test_volumes(tmp_path: Path) -> None:
+    async with served(tmp_path) as (fake, path):
+        status, body = await ask(path, b"GET /direct-volume/stats?path=%2Fv+a HTTP/1.1\r\n\r\n")
+        assert (status, json.loads(body)) == (200, {"usage": []})
+        status, body = await ask(path, b"GET /direct-volume/stats?path=%2Fv HTTP/1.1\r\n\r\n")
+        assert (status, json.loads(body)["error"]) == (409, "no container of this sandbox has the volume")
+        assert (await ask(path, b"GET /direct-volume/stats HTTP/1.1\r\n\r\n"))[0] == 400
+        for wanted, expected in (
+            ({"VolumePath": "/v", "Size": 4096}, 200),
+            ({"VolumePath": "/v", "Size": 0}, 400),
+            ({"VolumePath": "/v", "Size": "1G"}, 400),
+            ({"VolumePath": 5, "Size": 1}, 400),
+            ({"Size": 1}, 400),
+            ([], 400),
+        ):
+            content = json.dumps(wanted).encode()
+            head = b"POST /direct-volume/resize HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(content)
+            assert (await ask(path, head + content))[0] == expected
+        assert fake.resized == ("/v", 4096)

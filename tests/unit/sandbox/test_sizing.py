@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from kata_runtime.config.model import Config, QemuConfig
+from kata_runtime.config.model import Config, QemuConfig, RuntimeConfig
 from kata_runtime.errors import ConfigError, SandboxError
-from kata_runtime.oci.limits import Asked, asked_by
-from kata_runtime.sandbox.sizing import Sizes, check_update, vm_sizes
+from kata_runtime.oci.limits import Asked, Limits, asked_by
+from kata_runtime.sandbox.sizing import Sizes, check_update, room_of, vm_sizes
 
 GIB = 1 << 30
 
@@ -120,6 +120,43 @@ def test_more_than_there_is(config: dict[str, Any], sizes: Sizes, asked: Asked, 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("pod", "containers", "vm"),
+    [
+        (Asked(2, GIB), [Asked(0.5, GIB // 2), Asked(0.5)], Sizes(3, 3072)),
+        (Asked(1, GIB), [Asked(1.5, GIB), Asked(1.5, GIB)], Sizes(4, 4096)),
+        # Limits of all may be more than there is; that of each may not.
+        (Asked(), [Asked(200, 20 * GIB), Asked(200, 20 * GIB)], Sizes(240, 24_000)),
+    ],
+)
+def test_containers_of_a_pod(pod: Asked, containers: list[Asked], vm: Sizes) -> None:
+    assert vm_sizes(Config(), Sizes(), pod, containers=containers, host_cpus=2, host_memory=24_000) == vm
+
+
+def test_a_container_that_alone_is_too_large() -> None:
+    with pytest.raises(SandboxError, match="30720 MiB of memory are asked for"):
+        vm_sizes(Config(), Sizes(), Asked(), containers=[Asked(0, 30 * GIB)], host_cpus=2, host_memory=24_000)
+
+
+def test_how_large_a_vm_may_get() -> None:
+    config = Config(QemuConfig(default_maxvcpus=3, default_maxmemory=4096))
+    assert room_of(config, Sizes(2, 2048)) == Sizes(3, 4096)
+    # What it starts with it keeps.
+    assert room_of(config, Sizes(5, 8192)) == Sizes(5, 8192)
+    assert (room_of(Config(), Sizes(1, 64)).vcpus or 0) >= 8
+    static = Config(runtime=RuntimeConfig(static_sandbox_resource_mgmt=True))
+    assert room_of(static, Sizes(1, 2048)) == Sizes(1, 2048)
+
+
+def test_limits_change_one_by_one() -> None:
+    limits = Limits().changed({"cpu": {"quota": 150_000, "period": 50_000}, "memory": {"limit": GIB}})
+    assert limits.asked == Asked(3, GIB)
+    assert limits.changed({"cpu": {"period": 100_000, "quota": 0}, "memory": {}}).asked == Asked(1.5, GIB)
+    assert limits.changed({"cpu": {"quota": -1}}).asked == Asked(0, GIB)
+    assert limits.changed({"unified": {"memory.max": "max", "cpu.max": "max 50000"}}).asked == Asked()
+    assert limits.changed({"cpu": {"shares": 5}, "pids": {"limit": 5}}) == limits
+
+
 VM = Sizes(2, 2048)
 
 
@@ -133,13 +170,17 @@ VM = Sizes(2, 2048)
             "resources.memory.limit: 6442450944 bytes are more than the 2048 MiB",
         ),
         ({"unified": {"memory.max": str(6 * GIB)}}, "resources.memory.limit: 6442450944 bytes"),
-        ({"cpu": {"quota": 250_000}}, "resources.cpu.quota: 2.5 CPUs are more than the 2 of the VM"),
+        ({"cpu": {"quota": 250_000}}, "resources.cpu.quota: 2.5 CPUs are more than the 2"),
     ],
 )
-def test_an_update_beyond_the_vm(resources: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("keeps", "why"), [(True, "of the VM, which keeps its size"), (False, "can have while it runs")]
+)
+def test_an_update_beyond_the_vm(resources: dict[str, Any], said: str, keeps: bool, why: str) -> None:
     if not said:
-        check_update(resources, VM)
+        check_update(resources, VM, keeps=keeps)
         return
     with pytest.raises(SandboxError) as caught:
-        check_update(resources, VM)
+        check_update(resources, VM, keeps=keeps)
     assert said in str(caught.value)
+    assert why in str(caught.value)

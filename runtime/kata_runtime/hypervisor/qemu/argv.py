@@ -1,11 +1,19 @@
 """QEMU's command line from a `QemuSpec`. Pure: no I/O, so that tests are tables of examples."""
 
-from kata_runtime.hypervisor.machine import Device, MachineSpec, NetDevice, VhostUserFs, Vsock
+from kata_runtime.errors import HypervisorError
+from kata_runtime.hypervisor.machine import Device, Disk, MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.boot import CPUS, KERNEL_PARAMETERS, KERNEL_PARAMETERS_OF, MACHINE_OPTIONS
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, TEMPLATE_PORTS, Channels, QemuSpec
+from kata_runtime.hypervisor.qemu.spec import (
+    HOTPLUG_PORTS,
+    MEMORY_STEP,
+    MOST_MEMORY,
+    TEMPLATE_PORTS,
+    Channels,
+    QemuSpec,
+)
 
-__all__ = ["hotplug_ports", "kernel_command_line", "ports_of", "to_argv"]
+__all__ = ["hotplug_ports", "kernel_command_line", "ports_of", "room_for_memory", "to_argv"]
 
 
 def kernel_command_line(spec: QemuSpec) -> str:
@@ -35,14 +43,15 @@ def to_argv(spec: QemuSpec, channels: Channels) -> list[str]:
 
 def _machine(spec: QemuSpec) -> list[str]:
     kvm = spec.accelerator is Accelerator.KVM
-    vcpus = spec.machine.vcpus
+    vcpus, most = spec.machine.vcpus, max(spec.machine.vcpus, spec.machine.max_vcpus)
+    smp = f"{vcpus},maxcpus={most}" if most > vcpus else str(vcpus)
     cpu = ",".join(filter(None, [CPUS[spec.accelerator], spec.cpu_features]))
     return [
         "-name", f"sandbox-{spec.machine.name},debug-threads=on",
         "-machine", ",".join((spec.machine_type, "memory-backend=memory", "dump-guest-core=off", *MACHINE_OPTIONS)),
         "-accel", "kvm" if kvm else "tcg,thread=multi",
         "-cpu", cpu,
-        "-smp", f"{vcpus},sockets=1,cores={vcpus},threads=1",
+        "-smp", f"{smp},sockets=1,cores={most},threads=1",
         "-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-no-reboot",
         # Its processors begin when it has lost sight of the host's files (`launch_qemu`).
         *(() if spec.machine.saved_fd >= 0 else ("-S",)),
@@ -50,13 +59,20 @@ def _machine(spec: QemuSpec) -> list[str]:
     ]  # fmt: skip
 
 
+def room_for_memory(machine: MachineSpec) -> int:
+    """How much memory (MiB) can come to a machine while it runs."""
+    more = max(0, machine.max_memory - machine.memory)
+    return min(-(-more // MEMORY_STEP) * MEMORY_STEP, MOST_MEMORY)
+
+
 def _memory(machine: MachineSpec) -> list[str]:
     # Shared, because vhost-user backends (virtiofsd, vsock) work in the guest's memory.
     backend = "memory-backend-memfd"
     if machine.memory_fd >= 0:
         backend = f"memory-backend-file,mem-path=/proc/self/fd/{machine.memory_fd}"
+    most = f",maxmem={machine.memory + more}M" if (more := room_for_memory(machine)) else ""
     return [
-        "-m", f"{machine.memory}M",
+        "-m", f"{machine.memory}M{most}",
         "-object", f"{backend},id=memory,size={machine.memory}M,share=on",
         *(("-incoming", "defer") if machine.saved_fd >= 0 else ()),
     ]  # fmt: skip
@@ -94,6 +110,8 @@ def _device(device: Device) -> list[str]:
             return _shared(device)
         case NetDevice():
             return _network(device)
+        case Disk():
+            raise HypervisorError(f"{device.id} is a disk: it comes when the machine runs")
 
 
 def _vsock(vsock: Vsock) -> list[str]:

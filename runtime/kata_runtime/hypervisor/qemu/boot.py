@@ -20,6 +20,9 @@ KERNEL_PARAMETERS: tuple[str, ...] = (
     # the watchdog takes the TSC for unstable and replaces it by a clock that costs an exit per reading.
     "no_timer_check",
     "tsc=reliable",
+    # Memory that may come lies above 4 GiB: for devices that reach no further the kernel would clear 64 MiB of buffers
+    # at boot. Virtio's reach all of it.
+    "swiotlb=noforce",
     # Synchronous waits for RCU, as of unmounting, don't wait for the next few timer ticks.
     "rcupdate.rcu_expedited=1",
 )

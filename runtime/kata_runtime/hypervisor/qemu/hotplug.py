@@ -5,17 +5,17 @@ from contextlib import suppress
 from typing import Final
 
 from kata_runtime.errors import HypervisorError, QmpError
-from kata_runtime.hypervisor.machine import Device, NetDevice, VhostUserFs, Vsock
+from kata_runtime.hypervisor.machine import NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.qmp import Qmp
 
-__all__ = ["add_device", "remove_device"]
+__all__ = ["add_device", "await_removal", "remove_device"]
 
 # Of the removal of a character device: how often, and every how many seconds.
 _TRIES: Final = 200
 _PAUSE: Final = 0.01
 
 
-async def add_device(qmp: Qmp, device: Device, port: str) -> None:
+async def add_device(qmp: Qmp, device: Vsock | VhostUserFs | NetDevice, port: str) -> None:
     """Plug a device into a free port. Its file descriptors stay the caller's.
 
     Raises:
@@ -83,20 +83,28 @@ async def _with_fds(qmp: Qmp, fds: dict[str, int], command: str, arguments: dict
         raise
 
 
+async def await_removal(qmp: Qmp, device: str, name: str, *, timeout: float = 20.0) -> None:
+    """Unplug a device of QEMU's, called `name` in errors, within `timeout` seconds.
+
+    Raises:
+        HypervisorError: QEMU refused, or the guest keeps it.
+    """
+    with qmp.expecting("DEVICE_DELETED", lambda data: data.get("device") == device) as gone:
+        await qmp.execute("device_del", {"id": device})
+        try:
+            async with asyncio.timeout(timeout):
+                await gone
+        except TimeoutError:
+            raise HypervisorError(f"the guest keeps its device {name}") from None
+
+
 async def remove_device(qmp: Qmp, name: str, *, timeout: float = 20.0) -> None:
     """Unplug the device `name`, and what stands behind it, within `timeout` seconds.
 
     Raises:
         HypervisorError: QEMU refused, or the guest keeps it.
     """
-    front = f"{name}-device"
-    with qmp.expecting("DEVICE_DELETED", lambda data: data.get("device") == front) as gone:
-        await qmp.execute("device_del", {"id": front})
-        try:
-            async with asyncio.timeout(timeout):
-                await gone
-        except TimeoutError:
-            raise HypervisorError(f"the guest keeps its device {name}") from None
+    await await_removal(qmp, f"{name}-device", name, timeout=timeout)
     for _ in range(_TRIES):
         try:
             await qmp.execute("chardev-remove", {"id": name})

@@ -5,7 +5,7 @@ import functools
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,13 @@ from kata_runtime.cage import Cage
 from kata_runtime.errors import HypervisorError, quoted
 from kata_runtime.hypervisor.boot import Boot, BootStage
 from kata_runtime.hypervisor.console import Console
-from kata_runtime.hypervisor.machine import Device, End, Surroundings
+from kata_runtime.hypervisor.machine import Device, Disk, End, MachineSpec, Online, Plugged, Surroundings
 from kata_runtime.hypervisor.qemu import hotplug, migration
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import ports_of, to_argv
+from kata_runtime.hypervisor.qemu.disks import Disks
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
+from kata_runtime.hypervisor.qemu.resize import Resizer
 from kata_runtime.hypervisor.qemu.spec import Channels, QemuSpec
 from kata_runtime.hypervisor.root import Root
 from kata_runtime.process import Child, Privileges, describe, launch
@@ -37,15 +39,17 @@ _FIRMWARE_MARKS = (("SeaBIOS", BootStage.FIRMWARE), ("Booting from", BootStage.K
 class QemuMachine:
     """A running QEMU: see `Machine`."""
 
-    def __init__(self, child: Child, boot: Boot, console: Console, qmp: Qmp, ports: Sequence[str]) -> None:
-        """`ports` are the places for devices that come later."""
+    def __init__(self, child: Child, boot: Boot, console: Console, qmp: Qmp, machine: MachineSpec) -> None:
         self.boot = boot
         self._child = child
         self._console = console
         self._qmp = qmp
-        self._places = len(ports)
-        self._free_ports = list(ports)
+        # The places for devices that come later.
+        self._free_ports = ports_of(machine)
+        self._places = len(self._free_ports)
         self._plugged: list[str] = []
+        self._resizer = Resizer(qmp, machine, self._take_port)
+        self._disks = Disks(qmp, self._take_port, self._free_ports.append)
 
     @property
     def pid(self) -> int:
@@ -74,14 +78,12 @@ class QemuMachine:
         """See Machine."""
         self._child.send_signal(signal.SIGKILL)
 
-    async def plug(self, device: Device) -> None:
+    async def plug(self, device: Device) -> Plugged:
         """See Machine."""
-        if not self._free_ports:
-            raise HypervisorError(
-                f"the VM has no place for {device.id}: only {self._places} devices can come while it runs",
-                hint="network interfaces that are there before the container is created need no such place",
-            )
-        port = self._free_ports.pop(0)
+        if isinstance(device, Disk):
+            with _trace.span("HotplugAddDevice", device=device.id):
+                return await self._disks.add(device)
+        port = self._take_port(device.id)
         try:
             with _trace.span("HotplugAddDevice", device=device.id, port=port):
                 await hotplug.add_device(self._qmp, device, port)
@@ -89,14 +91,25 @@ class QemuMachine:
             self._free_ports.insert(0, port)
             raise
         self._plugged.append(device.id)
+        return _Plugged(self._qmp, device.id, self._plugged)
+
+    def _take_port(self, name: str) -> str:
+        if not self._free_ports:
+            raise HypervisorError(
+                f"the VM has no place for {name}: only {self._places} devices can come while it runs",
+                hint="network interfaces that are there before the container is created need no such place",
+            )
+        return self._free_ports.pop(0)
+
+    async def resize(self, vcpus: int, memory: int, online: Online) -> tuple[int, int]:
+        """See Machine."""
+        return await self._resizer.resize(vcpus, memory, online)
 
     async def save(self, fd: int) -> None:
         """See Machine."""
         with _trace.stage("saveVM"):
-            for device in self._plugged:
-                with _trace.span("HotplugRemoveDevice", device=device):
-                    await hotplug.remove_device(self._qmp, device)
-            self._plugged.clear()
+            for device in list(self._plugged):
+                await _Plugged(self._qmp, device, self._plugged).remove()
             await self.pause()
             await migration.save(self._qmp, fd)
 
@@ -109,6 +122,25 @@ class QemuMachine:
         """See Machine."""
         with _trace.span("ResumeVM"):
             await self._qmp.execute("cont")
+
+
+class _Plugged:
+    """See `Plugged`: what is no disk. Its place is not used again."""
+
+    def __init__(self, qmp: Qmp, name: str, among: list[str]) -> None:
+        self._qmp = qmp
+        self._name = name
+        self._among = among
+
+    async def remove(self) -> None:
+        """See Plugged."""
+        with _trace.span("HotplugRemoveDevice", device=self._name):
+            await hotplug.remove_device(self._qmp, self._name)
+        self._among.remove(self._name)
+
+    async def grow(self, size: int) -> None:
+        """See Plugged."""
+        raise HypervisorError(f"{self._name} is no disk: it can't have {size} bytes")
 
 
 @asynccontextmanager
@@ -168,7 +200,7 @@ async def launch_qemu(
             with _trace.stage("restoreVM"):
                 await migration.restore(qmp, machine.saved_fd)
             boot.restored = True
-        yield QemuMachine(child, boot, console, qmp, ports_of(machine))
+        yield QemuMachine(child, boot, console, qmp, machine)
 
 
 def _cage(where: Surroundings, root: Root) -> Cage:

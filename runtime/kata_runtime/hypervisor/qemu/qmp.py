@@ -131,12 +131,23 @@ class Qmp:
         Raises:
             HypervisorError: as `execute`.
         """
+        await self._send(fd, "getfd", {"fdname": name})
+
+    async def send_file(self, number: int, fd: int) -> None:
+        """Give QEMU a copy of an open file, which it opens as /dev/fdset/`number` (QEMU, docs/interop/qmp-spec.rst).
+
+        Raises:
+            HypervisorError: as `execute`.
+        """
+        await self._send(fd, "add-fd", {"fdset-id": number})
+
+    async def _send(self, fd: int, command: str, arguments: Mapping[str, object]) -> None:
         from qemu.qmp import QMPError
 
         try:
             async with self._sending:
                 self._client.send_fd_scm(fd)
-                await self.execute("getfd", {"fdname": name})
+                await self.execute(command, arguments)
         except (QMPError, OSError) as error:
             raise HypervisorError(f"QEMU's monitor broke when a file was passed: {error}") from error
 

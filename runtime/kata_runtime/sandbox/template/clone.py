@@ -21,6 +21,7 @@ from kata_runtime.hypervisor.boot import BootStage
 from kata_runtime.hypervisor.factory import hypervisor_of
 from kata_runtime.hypervisor.machine import Hypervisor, Machine, Terms
 from kata_runtime.process import Privileges
+from kata_runtime.sandbox.sizing import base_of, room_of
 from kata_runtime.sandbox.template.key import key_of
 from kata_runtime.sandbox.template.meta import Meta
 from kata_runtime.sandbox.template.spare import Spare, spare_for
@@ -58,7 +59,9 @@ async def obtain_vm(request: VmRequest) -> AsyncIterator[Vm]:
     async with AsyncExitStack() as stack:
         terms = stack.enter_context(hypervisor.prepared(request.directory.sandbox_id))
         reason = _unlike(request)
-        found = _Against(reason) if reason else await _cloned(stack, request, hypervisor, terms)
+        # What it is larger by it gets when it runs.
+        ordinary = replace(request, sizes=base_of(request.config))
+        found = _Against(reason) if reason else await _cloned(stack, ordinary, hypervisor, terms)
         if isinstance(found, Vm):
             yield found
             return
@@ -113,15 +116,17 @@ def _told(vm: Vm, origin: Origin, meta: Meta) -> Vm:
 def _unlike(request: VmRequest) -> str:
     """Why the guest is to be no clone; empty where it may be one.
 
-    It is as the configuration has it, or there would be a template for each size asked for.
+    It is as the configuration has it, or larger by what it can get while it runs: else there would be a template for
+    each size asked for.
     """
     if not request.config.factory.enable_template:
         return "[factory] enable_template = false"
-    sizes, config = request.sizes, request.config.hypervisor
-    vcpus = config.vcpus(os.cpu_count() or 1)
-    if sizes.memory in (None, config.default_memory) and sizes.vcpus in (None, vcpus):
+    base, sizes = base_of(request.config), request.sizes
+    room = room_of(request.config, base)
+    wanted = ((base.vcpus, sizes.vcpus, room.vcpus), (base.memory, sizes.memory, room.memory))
+    if all((least or 0) <= (asked or least or 0) <= (most or 0) for least, asked, most in wanted):
         return ""
-    return f"it is of another size than the configuration's {vcpus} CPUs and {config.default_memory} MiB"
+    return f"it is of another size than the configuration's {base.vcpus} CPUs and {base.memory} MiB"
 
 
 def _discard(store: TemplateStore, template: Template) -> None:
@@ -156,7 +161,7 @@ async def clone_vm(request: VmRequest, hypervisor: Hypervisor, terms: Terms, tem
             memory = -1
             await served.unless_helpers_end(_plug(machine, served, request, terms))
             await machine.resume()
-            vm = served.vm(machine)
+            vm = served.vm(machine, spec)
             await _answers(vm, request)
             if request.network is not None:
                 request.network.lend_no_more()

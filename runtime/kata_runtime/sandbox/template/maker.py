@@ -231,7 +231,7 @@ class _Making:
             await wait_ready(machine, request.config.agent.dial_timeout)
             for device in served.devices:
                 await machine.plug(device)
-            yield served.vm(machine)
+            yield served.vm(machine, spec)
 
 
 async def _rehearse(sandbox: Sandbox, name: str, image_dir: Path) -> None:

@@ -45,24 +45,37 @@ def options(argv: list[str], name: str) -> list[str]:
         ({}, "-m", "512M"),
         ({}, "-object", "memory-backend-memfd,id=memory,size=512M,share=on"),
         ({}, "-smp", "2,sockets=1,cores=2,threads=1"),
+        ({"machine": {"max_vcpus": 8}}, "-smp", "2,maxcpus=8,sockets=1,cores=8,threads=1"),
+        ({"machine": {"max_vcpus": 1}}, "-smp", "2,sockets=1,cores=2,threads=1"),
+        ({"machine": {"max_memory": 1000}}, "-m", "512M,maxmem=1024M"),
+        ({"machine": {"max_memory": 512}}, "-m", "512M"),
+        ({"machine": {"max_memory": 16 << 20}}, "-m", "512M,maxmem=524800M"),
         ({}, "-sandbox", "on"),
         ({}, "-chardev", "socket,id=qmp,fd=5"),
         ({}, "-chardev", "socket,id=console,fd=6"),
-        ({"devices": (Vsock(3, chardev_fd=9),)}, "-device", "vhost-user-vsock-pci,chardev=vsock"),
-        ({"devices": (Vsock(3, chardev_fd=9),)}, "-chardev", "socket,id=vsock,fd=9"),
-        ({"devices": (Vsock(77, vhost_fd=8),)}, "-device", "vhost-vsock-pci,guest-cid=77,vhostfd=8"),
-        ({"devices": (NetDevice("n0", "0a:00", 11),)}, "-netdev", "tap,id=n0,fd=11"),
-        ({"devices": (NetDevice("n0", "0a:00", 11, 12),)}, "-netdev", "tap,id=n0,fd=11,vhost=on,vhostfd=12"),
+        ({"machine": {"devices": (Vsock(3, chardev_fd=9),)}}, "-device", "vhost-user-vsock-pci,chardev=vsock"),
+        ({"machine": {"devices": (Vsock(3, chardev_fd=9),)}}, "-chardev", "socket,id=vsock,fd=9"),
+        ({"machine": {"devices": (Vsock(77, vhost_fd=8),)}}, "-device", "vhost-vsock-pci,guest-cid=77,vhostfd=8"),
+        ({"machine": {"devices": (NetDevice("n0", "0a:00", 11),)}}, "-netdev", "tap,id=n0,fd=11"),
         (
-            {"devices": (NetDevice("n0", "0a:00", 11),)},
+            {"machine": {"devices": (NetDevice("n0", "0a:00", 11, 12),)}},
+            "-netdev",
+            "tap,id=n0,fd=11,vhost=on,vhostfd=12",
+        ),
+        (
+            {"machine": {"devices": (NetDevice("n0", "0a:00", 11),)}},
             "-device",
             "virtio-net-pci,id=n0-device,netdev=n0,mac=0a:00,romfile=",
         ),
-        ({"devices": (VhostUserFs(10, "tag"),)}, "-device", "vhost-user-fs-pci,chardev=shared,tag=tag,queue-size=1024"),
+        (
+            {"machine": {"devices": (VhostUserFs(10, "tag"),)}},
+            "-device",
+            "vhost-user-fs-pci,chardev=shared,tag=tag,queue-size=1024",
+        ),
     ],
 )
-def test_option(change: dict[str, object], option: str, expected: str) -> None:
-    spec = with_machine(**change) if "devices" in change else dataclasses.replace(SPEC, **change)  # type: ignore[arg-type]
+def test_option(change: dict[str, Any], option: str, expected: str) -> None:
+    spec = with_machine(**change["machine"]) if "machine" in change else dataclasses.replace(SPEC, **change)
     argv = to_argv(spec, CHANNELS)
     assert expected in options(argv, option)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kata_runtime.errors import HypervisorError, QmpError
-from kata_runtime.hypervisor.machine import Device, NetDevice, VhostUserFs, Vsock
+from kata_runtime.hypervisor.machine import NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.hotplug import add_device
 from kata_runtime.hypervisor.qemu.qmp import Qmp, Transcript
 from kata_telemetry.span import Site, Span, Tracer, use
@@ -126,7 +126,7 @@ CHARDEV = {"getfd": OK, "chardev-add": OK, "device_add": OK, "chardev-remove": O
     ],
 )
 async def test_other_devices_are_plugged_or_nothing_is(
-    tmp_path: Path, device: Device, refused: str, expected: list[str]
+    tmp_path: Path, device: Vsock | VhostUserFs, refused: str, expected: list[str]
 ) -> None:
     transcript = Transcript()
     answers = {**CHARDEV, **({refused: REFUSED} if refused else {})}
