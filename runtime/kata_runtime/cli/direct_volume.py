@@ -65,7 +65,7 @@ def _stats(options: argparse.Namespace) -> int:
     _require_root()
     query = urllib.parse.urlencode({"path": options.volume_path})
     answer = ask(direct_volumes.sandbox_of(options.volume_path), "GET", f"/direct-volume/stats?{query}")
-    print(json.dumps(json.loads(answer)))
+    print(answer.decode().strip())
     return 0
 
 

@@ -9,7 +9,6 @@ Names and fields are Kata's (src/runtime/pkg/direct-volume/utils.go, docs/design
 """
 
 import base64
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from kata_common.documents import parse_json
 from kata_common.files import write_atomically
 from kata_runtime.errors import RootfsError
 from kata_runtime.sandbox.state import valid_id
@@ -73,8 +73,8 @@ def parse(path: str, content: bytes | str, where: str) -> DirectVolume:
         RootfsError: as `find`.
     """
     try:
-        info: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        info: Any = parse_json(content)
+    except ValueError as error:
         raise RootfsError(f"{where}: no JSON: {error}") from error
     if not isinstance(info, dict) or not isinstance(info.get("device"), str) or not info["device"].startswith("/"):
         raise RootfsError(f"{where}: expected an object with the absolute path of a block device as device")

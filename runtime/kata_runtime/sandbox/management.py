@@ -175,9 +175,9 @@ def _volume_routes(managed: Managed) -> Routes:
 
     async def resize_volume(request: Request) -> Answer:
         try:
-            wanted = json.loads(request.body)
+            wanted = parse_json(request.body)
             volume, size = wanted["VolumePath"], wanted["Size"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, f'not {{"VolumePath": PATH, "Size": BYTES}}: {error}') from error
         if not isinstance(volume, str) or not isinstance(size, int) or not 0 < size < 1 << 62:
             raise Refusal(HTTPStatus.BAD_REQUEST, '"VolumePath" is a path, "Size" a number of bytes')

@@ -162,7 +162,12 @@ class SandboxDirectory:
             HostError: the directories can't be made.
         """
         with self.locked():
-            if left := await _aside(self._clear):  # of what a killed runtime left
+            try:
+                left = await _aside(self._clear)  # of what a killed runtime left
+            except asyncio.CancelledError:
+                self.remove()  # no more than the lock's
+                raise
+            if left:
                 raise SandboxError(
                     f"what an earlier sandbox {self.sandbox_id} left can't be removed: {left}",
                     hint="remove it, or choose another --name",
