@@ -7,7 +7,7 @@ by itself.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kata_runtime.errors import HypervisorError
@@ -26,6 +26,8 @@ _MIB: Final = 1 << 20
 # The device of memory that comes later, and what stands behind it.
 _MEMORY: Final = "more-memory"
 _DEVICE: Final = f"{_MEMORY}-device"
+# Of _OST: the removal has begun.
+_IN_PROGRESS: Final = 0x84
 # Seconds for a guest to take what it is given; and to let go of what it has, which it need not. All CPUs of an emulated
 # guest have to stop together before one goes, which on a busy host takes its time.
 _GROWS_WITHIN: Final = 30.0
@@ -99,21 +101,28 @@ class Resizer:
 
     async def _remove_cpus(self, count: int) -> None:
         """The first one stays in any case: the kernel runs on it."""
-        taken = [place["qom-path"] for place in (await self._cpus())[1:] if "qom-path" in place]
-        for path in reversed(taken[-count:]):
-            with (
-                _trace.span("HotplugRemoveDevice", device=path),
-                self._qmp.expecting("DEVICE_DELETED", lambda data, path=path: data.get("path") == path) as gone,  # type: ignore[misc]
-            ):
-                await self._qmp.execute("device_del", {"id": path})
-                try:
-                    async with asyncio.timeout(_CPU_GOES_WITHIN):
-                        await gone
-                except TimeoutError:
-                    _log.warning("the guest keeps %d of %d CPUs", self._vcpus, self._vcpus - count)
-                    return
-            self._vcpus -= 1
-            count -= 1
+        taken = [(number, place["qom-path"]) for number, place in enumerate(await self._cpus()) if "qom-path" in place]
+        for number, path in reversed(taken[1:][-count:]):
+            with _trace.span("HotplugRemoveDevice", device=path):
+                await self._remove_cpu(number, path)
+            has = sum("qom-path" in place for place in await self._cpus())
+            if has == self._vcpus:
+                _log.warning("the guest keeps a CPU more than asked for, of %d", has)
+                return
+            self._vcpus = has
+
+    async def _remove_cpu(self, number: int, path: str) -> None:
+        """Wait until the guest has let go of it, or said that it does not.
+
+        Its word is ACPI's _OST, of which QEMU tells. The end of QEMU's device may never be told: an emulated processor
+        that has gone is still remembered (QEMU 7.2).
+        """
+        with (
+            self._qmp.expecting("ACPI_DEVICE_OST", lambda data: _settled(data, number)) as said,
+            self._qmp.expecting("DEVICE_DELETED", lambda data: data.get("path") == path) as gone,
+        ):
+            await self._qmp.execute("device_del", {"id": path})
+            await asyncio.wait({said, gone}, timeout=_CPU_GOES_WITHIN, return_when=asyncio.FIRST_COMPLETED)
 
     async def _set_memory(self, wanted: int, online: Online, come: int) -> None:
         """`come` is how many CPUs the guest has to be told of as well."""
@@ -154,3 +163,11 @@ class Resizer:
         """MiB, by QEMU's own account."""
         listed: Any = await self._qmp.execute("query-memory-devices")
         return int(next(entry["data"]["size"] for entry in listed if entry["data"].get("id") == _DEVICE)) // _MIB
+
+
+def _settled(data: Mapping[str, Any], number: int) -> bool:
+    """Whether a guest says of this CPU how its removal went: not that it is on its way (ACPI 6.4, 6.3.5, _OST)."""
+    info = data.get("info")
+    if not isinstance(info, Mapping) or (info.get("slot-type"), info.get("slot")) != ("CPU", str(number)):
+        return False
+    return info.get("status") != _IN_PROGRESS
