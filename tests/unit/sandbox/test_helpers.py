@@ -29,7 +29,7 @@ async def served(*scripts: str) -> AsyncIterator[Served]:
             helpers.children.append(await stack.enter_async_context(launched))
             helpers.starts.append(start)
         nothing: Any = None
-        yield Served(stack, ExitStack(), nothing, nothing, nothing, helpers, "")
+        yield Served(stack, ExitStack(), nothing, nothing, nothing, helpers, "", nothing)
 
 
 WAITS = f"echo {SERVES} >&2; exec sleep 1000"
