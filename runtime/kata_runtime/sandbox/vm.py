@@ -324,7 +324,7 @@ def machine_spec(request: VmRequest) -> MachineSpec:
         vcpus=sizes.vcpus or 1,
         max_vcpus=room.vcpus or 0,
         max_memory=room.memory or 0,
-        hotplug=request.network is not None or room != sizes,
+        hotplug=request.network is not None,
     )
 
 

@@ -8,6 +8,7 @@ from kata_runtime.hypervisor.qemu.spec import (
     HOTPLUG_PORTS,
     MEMORY_STEP,
     MOST_MEMORY,
+    OWN_PORTS,
     TEMPLATE_PORTS,
     Channels,
     QemuSpec,
@@ -137,9 +138,10 @@ def hotplug_ports(count: int = HOTPLUG_PORTS) -> list[str]:
 
 def ports_of(machine: MachineSpec) -> list[str]:
     """Those that a machine has."""
-    if not machine.hotplug:
-        return []
-    return hotplug_ports(HOTPLUG_PORTS if machine.memory_fd < 0 else TEMPLATE_PORTS)
+    if machine.memory_fd >= 0:
+        return hotplug_ports(TEMPLATE_PORTS) if machine.hotplug else []
+    grows = machine.max_vcpus > machine.vcpus or machine.max_memory > machine.memory
+    return hotplug_ports((HOTPLUG_PORTS if machine.hotplug else 0) + (OWN_PORTS if grows else 0))
 
 
 def _ports(machine: MachineSpec) -> list[str]:

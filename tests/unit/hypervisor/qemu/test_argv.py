@@ -7,7 +7,7 @@ import pytest
 from kata_runtime.hypervisor.machine import MachineSpec, NetDevice, VhostUserFs, Vsock
 from kata_runtime.hypervisor.qemu.accelerator import Accelerator
 from kata_runtime.hypervisor.qemu.argv import kernel_command_line, to_argv
-from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, Channels, QemuSpec
+from kata_runtime.hypervisor.qemu.spec import HOTPLUG_PORTS, OWN_PORTS, TEMPLATE_PORTS, Channels, QemuSpec
 
 SPEC = QemuSpec(
     MachineSpec(
@@ -123,6 +123,10 @@ def test_places_for_devices_that_come_later() -> None:
 
     assert ports(SPEC) == []
     assert len(ports(with_machine(hotplug=True))) == HOTPLUG_PORTS
+    # Memory and a SCSI controller, where it may grow.
+    assert len(ports(with_machine(max_vcpus=8))) == OWN_PORTS
+    assert len(ports(with_machine(hotplug=True, max_memory=1024))) == HOTPLUG_PORTS + OWN_PORTS
+    assert len(ports(with_machine(hotplug=True, max_memory=1024, memory_fd=7))) == TEMPLATE_PORTS
 
 
 def test_nothing_of_the_guest_runs_before_it_is_told_to() -> None:
