@@ -79,7 +79,7 @@ def vm_sizes(
     """
     with _trace.span("sizeVM") as span:
         host_cpus, host_memory = host_cpus or _host_cpus(), host_memory or _host_memory()
-        limits = _Limits.of(config, host_memory)
+        limits = _Limits.of(config, host_cpus, host_memory)
         known = list(containers)
         for one in (asked, *known):
             limits.check(config, sizes, one)
@@ -93,23 +93,31 @@ def vm_sizes(
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """The most that a VM may have: CPUs, and MiB of memory."""
+    """The most that a VM may have: CPUs, MiB of memory, and CPUs of one that its caller sizes."""
 
     cpus: int
     memory: int
+    own_cpus: int
 
     @classmethod
-    def of(cls, config: Config, host_memory: int) -> "_Limits":
+    def of(cls, config: Config, host_cpus: int, host_memory: int) -> "_Limits":
         hypervisor = config.hypervisor
-        return cls(hypervisor.default_maxvcpus or _MOST_CPUS, hypervisor.default_maxmemory or host_memory)
+        cpus = hypervisor.default_maxvcpus or _MOST_CPUS
+        # A container's quota is a share of time, which more CPUs than the host's can have as well.
+        return cls(cpus, hypervisor.default_maxmemory or host_memory, min(cpus, host_cpus))
 
     def check(self, config: Config, sizes: Sizes, asked: Asked) -> None:
         """Raises SandboxError for more."""
         hypervisor = config.hypervisor
-        cpus, memory = sizes.vcpus or math.ceil(asked.cpus), math.ceil(asked.memory / _MIB)
-        _check("CPUs", cpus, self.cpus, "default_maxvcpus", hypervisor.default_maxvcpus)
+        cpus, memory = math.ceil(asked.cpus), math.ceil(asked.memory / _MIB)
+        if sizes.vcpus:
+            configured = self.own_cpus == hypervisor.default_maxvcpus
+            _check("CPUs", sizes.vcpus, self.own_cpus, "default_maxvcpus" if configured else "", "--cpus {} or fewer")
+        else:
+            _check("CPUs", cpus, self.cpus, "default_maxvcpus" if hypervisor.default_maxvcpus else "")
+        key = "default_maxmemory" if hypervisor.default_maxmemory else ""
         size = sizes.memory or max(memory, hypervisor.default_memory)
-        _check("MiB of memory", size, self.memory, "default_maxmemory", hypervisor.default_maxmemory)
+        _check("MiB of memory", size, self.memory, key, "--memory {}M or less" if sizes.memory else "lower the limit")
 
 
 def _sized(config: Config, sizes: Sizes, asked: Asked, host_cpus: int, limits: _Limits) -> tuple[int, int]:
@@ -122,10 +130,11 @@ def _sized(config: Config, sizes: Sizes, asked: Asked, host_cpus: int, limits: _
     return sizes.vcpus or vcpus, sizes.memory or min(hypervisor.default_memory + wanted, limits.memory)
 
 
-def _check(what: str, asked: int, most: int, key: str, configured: int) -> None:
+def _check(what: str, asked: int, most: int, key: str, remedy: str = "lower the limit") -> None:
+    """`key` is the one of the configuration that says so, if any."""
     if asked > most:
-        whose = f"the configuration's {key} allows" if configured else "a VM of this host can have"
-        hint = "lower the limit" + (f", or raise {key}" if configured else "")
+        whose = f"the configuration's {key} allows" if key else "a VM of this host can have"
+        hint = remedy.format(most) + (f", or raise {key}" if key else "")
         raise SandboxError(f"{asked} {what} are asked for: {whose} {most}", hint=hint)
 
 

@@ -84,7 +84,7 @@ def test_annotations_that_are_no_numbers(annotations: dict[str, str], said: str)
         ({"default_vcpus": 64.0}, Sizes(), Asked(0.1 + 0.2), Sizes(3, 2048)),
         ({}, Sizes(), Asked(0, 1), Sizes(1, 2049)),
         ({"default_maxvcpus": 3, "default_maxmemory": 5000}, Sizes(), Asked(3, 4 * GIB), Sizes(3, 5000)),
-        ({}, Sizes(5, 512), Asked(3, 4 * GIB), Sizes(5, 512)),
+        ({}, Sizes(2, 512), Asked(3, 4 * GIB), Sizes(2, 512)),
         ({}, Sizes(), Asked(0, 23 * GIB), Sizes(1, 24000)),
     ],
 )
@@ -105,7 +105,14 @@ def test_the_vm(config: dict[str, Any], sizes: Sizes, asked: Asked, vm: Sizes) -
             Asked(2.5),
             "3 CPUs are asked for: the configuration's default_maxvcpus allows 2",
         ),
-        ({"default_maxvcpus": 2}, Sizes(vcpus=3), Asked(), "3 CPUs are asked for"),
+        (
+            {"default_maxvcpus": 2},
+            Sizes(vcpus=3),
+            Asked(),
+            "3 CPUs are asked for: the configuration's default_maxvcpus",
+        ),
+        ({}, Sizes(vcpus=99), Asked(), "99 CPUs are asked for: a VM of this host can have 2"),
+        ({"default_maxvcpus": 9}, Sizes(vcpus=3), Asked(), "3 CPUs are asked for: a VM of this host can have 2"),
         (
             {"default_maxmemory": 3000},
             Sizes(),
