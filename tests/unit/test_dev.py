@@ -4,6 +4,7 @@ import importlib.machinery
 import importlib.util
 import os
 import threading
+from collections import deque
 from pathlib import Path
 from types import ModuleType
 
@@ -120,7 +121,8 @@ def test_without_root_or_sudo(dev: ModuleType, programs: Path, monkeypatch: pyte
 
 def run_lanes(dev: ModuleType, *lanes: list[tuple[str, str]]) -> int:
     made = [[dev.session(name, ["sh", "-c", script]) for name, script in lane] for lane in lanes]
-    threads = [threading.Thread(target=dev.run_lane, args=(lane,)) for lane in made]
+    own, other = deque(made[0]), deque(made[1] if lanes[1:] else [])
+    threads = [threading.Thread(target=dev.run_lane, args=pair) for pair in ((own, other), (other, own))[: len(lanes)]]
     for thread in threads:
         thread.start()
     parts = [part for lane in made for part in lane]
@@ -146,6 +148,13 @@ def test_lanes_run_side_by_side_and_are_shown_one_after_another(
     assert (tmp_path / "artifacts/three.log").read_text().split() == ["4", "5"]
 
 
+def test_a_lane_that_is_through_takes_what_the_other_would_come_to_last(dev: ModuleType, tmp_path: Path) -> None:
+    # The second lane's first waits for its last: alone it would wait for ever.
+    os.mkfifo(tmp_path / "a")
+    second = [("three", f"cat {tmp_path}/a"), ("four", "true"), ("five", f"echo > {tmp_path}/a")]
+    assert run_lanes(dev, [("one", "true")], second) == 0
+
+
 def test_without_an_image_no_guest_is_tried(
     dev: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +176,7 @@ def test_last_line_adds_up_the_reports(dev: ModuleType, tmp_path: Path, capsys: 
 
 def test_program_that_is_not_there_fails_its_session(dev: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     part = dev.session("unit", ["/nowhere/python"])
-    dev.run_lane([part])
+    dev.run_lane(deque([part]), deque())
     dev.show(part)
     assert part.result[0][0] == 1
     assert "can't be started" in capsys.readouterr().out
