@@ -47,9 +47,17 @@ class Growth:
         count = 0
         for state in self._memory.glob("memory[0-9]*/state"):
             try:
-                if state.read_text().strip() == "offline":
+                if not _is_offline(state):
+                    continue
+                try:
                     state.write_text("online")
-                    count += 1
+                except OSError:
+                    # The kernel, which was told to use what comes, may have done so since: EINVAL (drivers/base/memory.c).
+                    if _is_offline(state):
+                        raise
+                count += 1
+            except FileNotFoundError:  # it went
+                continue
             except OSError as error:
                 raise SetupError(f"{state.parent.name} can't be used: {error.strerror}") from error
         return count
@@ -98,3 +106,7 @@ class Growth:
                 file.write_text(f"{address:#x}")
             except OSError as error:
                 raise SetupError(f"no memory can be added at {address:#x}: {error.strerror}") from error
+
+
+def _is_offline(state: Path) -> bool:
+    return state.read_text().strip() == "offline"

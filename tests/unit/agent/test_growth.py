@@ -1,5 +1,6 @@
 """What has been plugged into a guest is taken into use."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,24 @@ def test_addresses_of_memory(sys: Path) -> None:
     assert probe.read_text() == "0x100000000"
     with pytest.raises(InvalidError, match="1025 addresses"):
         Growth(sys).probe([0] * 1025)
+
+
+@pytest.mark.parametrize("now", ["online", "offline"])
+def test_memory_that_the_kernel_uses_by_itself_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    state = tmp_path / "devices/system/memory/memory34/state"
+    state.parent.mkdir(parents=True)
+    state.write_text("offline\n")
+    write = Path.write_text
+
+    def refuse(path: Path, _text: str) -> int:
+        write(path, f"{now}\n")
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    if now == "online":
+        assert Growth(tmp_path).online_memory() == 1
+    else:
+        with pytest.raises(SetupError, match="memory34 can't be used: Invalid argument"):
+            Growth(tmp_path).online_memory()
