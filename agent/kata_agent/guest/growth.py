@@ -52,7 +52,7 @@ class Growth:
                 try:
                     state.write_text("online")
                 except OSError:
-                    # The kernel, which was told to use what comes, may have done so since: EINVAL (drivers/base/memory.c).
+                    # The kernel, told to use what comes, may have done so since: EINVAL (drivers/base/memory.c).
                     if _is_offline(state):
                         raise
                 count += 1
