@@ -123,8 +123,10 @@ class HostCgroup:
         Returns the directories that could not be removed.
         """
         left = []
+        # All of them first: who is told of in one hierarchy may be in the others as well.
         for directory in self.directories:
             _empty(directory)
+        for directory in self.directories:
             try:
                 if not _removed(directory):
                     _await_members(directory)
@@ -150,11 +152,11 @@ def _removed(directory: Path) -> bool:
 
 
 def _await_members(directory: Path) -> None:
-    """Wait for the end of processes that are on their way out: cgroup.procs does not list them any more."""
+    """Wait for the end of others that are on their way out: cgroup.procs does not list them any more."""
     end = time.monotonic() + _LAST_MOMENTS
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # gone
-            if not entry.name.isdecimal() or not _is_member(entry, directory):
+            if not entry.name.isdecimal() or int(entry.name) == os.getpid() or not _is_member(entry, directory):
                 continue
             descriptor = os.pidfd_open(int(entry.name))
             try:

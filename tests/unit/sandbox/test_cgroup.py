@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.errors import HostError
+from kata_runtime.sandbox import cgroup as module
 from kata_runtime.sandbox.cgroup import CgroupPlace, HostCgroup, hierarchies, opened
 
 POD = "/kubepods/burstable/pod12"
@@ -112,3 +113,31 @@ def test_the_real_ones_take_a_process_and_lose_it(tmp_path: Path) -> None:
         assert child.stdin is not None
         child.stdin.close()
     assert not [top for top in hierarchies() if (top / name).exists()]
+
+
+def test_nobody_waits_for_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shim is in its pod's cgroup; another hierarchy is busy for a moment, for a process that ends."""
+    waited: list[int] = []
+    inside = [tmp_path / top / "kata_a" for top in ("cpu", "memory")]
+    for directory in inside:
+        directory.mkdir(parents=True)
+        (directory / "cgroup.procs").write_text(f"{os.getpid()}\n")
+        (directory.parent / "cgroup.procs").touch()
+    emptied = module._empty
+
+    def empty(directory: Path) -> None:
+        emptied(directory)
+        (directory / "cgroup.procs").unlink()
+
+    def removed(directory: Path) -> bool:
+        # Nobody is left in any of them before one is removed.
+        assert not [each for each in inside if (each / "cgroup.procs").exists()]
+        return False
+
+    monkeypatch.setattr(module, "_empty", empty)
+    monkeypatch.setattr(module, "_removed", removed)
+    monkeypatch.setattr(module, "_is_member", lambda process, _: process.name in (str(os.getpid()), "self"))
+    monkeypatch.setattr(os, "pidfd_open", waited.append)
+    assert HostCgroup(inside).remove() == []
+    assert waited == []
+    assert not any(directory.exists() for directory in inside)
