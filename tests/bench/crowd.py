@@ -141,8 +141,8 @@ def _mappings(pid: int) -> Iterator[tuple[str, int]]:
 
 def _guest(name: str) -> int:
     machine = processes.find(b"qemu-system", f"sandbox-{name},".encode())
-    for fd in Path(f"/proc/{machine}/fd").iterdir():
-        if str(fd.readlink()).startswith(_MEMORY):
+    for fd, target in processes.open_files(machine).items():
+        if target.startswith(_MEMORY):
             return fd.stat().st_blocks * 512
     raise SystemExit(f"the guest's memory of {name} is not found: is it a clone?")
 

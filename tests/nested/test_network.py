@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support import processes
 from support.containerd import eventually
 from support.kata_containers import KataContainers, vm_pids
 
@@ -76,7 +77,7 @@ def test_a_pod_with_a_network(containers: KataContainers, network: Network, proo
     before = network.links()
     containers.detached("pod", *SERVER, options=("--with-ns", f"network:{network.path}"))
     (pid,) = vm_pids("pod")
-    files = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    files = set(processes.open_files(pid).values())
     assert {"/dev/vhost-net", "/dev/net/tun"} <= files
     # That it listens, the server tells nobody.
     eventually(lambda: ask(network.address).endswith(b"pong\n"), "the server does not answer", seconds=60)

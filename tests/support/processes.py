@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["children", "descriptors", "find", "mappings", "memory", "pids", "processor_time"]
+__all__ = ["children", "descriptors", "find", "mappings", "memory", "open_files", "pids", "processor_time"]
 
 
 @contextmanager
@@ -42,6 +42,16 @@ def descriptors(pid: int) -> int:
     """How many file descriptors it has open."""
     with _of(pid) as process:
         return sum(1 for _ in (process / "fd").iterdir())
+
+
+def open_files(pid: int) -> dict[Path, str]:
+    """Its file descriptors, as paths that lead to the files, and what they are of; not those closed meanwhile."""
+    found = {}
+    with _of(pid) as process:
+        for entry in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):
+                found[entry] = str(entry.readlink())
+    return found
 
 
 def mappings(pid: int, what: str) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.sandbox.cgroup import hierarchies
+from support import processes
 from support.kata import Kata
 
 SECURITY = Path(__file__).parents[2] / "docs/security.md"
@@ -107,7 +108,7 @@ def facts(pid: int) -> dict[str, str]:
     uid = int(status["Uid"].split()[0])
     limits = Path(f"/proc/{pid}/limits").read_text()
     ours = [name for name in NAMESPACES if namespace(pid, name) != namespace(os.getpid(), name)]
-    descriptors = {descriptor_kind(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+    descriptors = {descriptor_kind(path, target) for path, target in processes.open_files(pid).items()}
     return {
         "user": "root" if uid == 0 else "one of its own" if uid >= 0x7000_0000 else str(uid),
         "capabilities": capability_names(int(status["CapPrm"], 16)),
@@ -138,15 +139,14 @@ def namespace(pid: int, name: str) -> str:
     return str(Path(f"/proc/{pid}/ns/{name}").readlink())
 
 
-def descriptor_kind(path: Path) -> str:
+def descriptor_kind(path: Path, target: str) -> str:
     """What a descriptor is of, without what differs from run to run."""
-    target = str(path.readlink())
     if target.startswith("anon_inode:"):
         return target.removeprefix("anon_inode:").strip("[]")
     if target.startswith("/memfd:"):
         return "memfd"
     if path.is_char_device():
-        return f"/dev/{path.readlink().name}"  # of a mount that it sees no more
+        return f"/dev/{Path(target).name}"  # of a mount that it sees no more
     if "/.uid-" in target:
         return "lease"
     if target.startswith("/"):

@@ -23,6 +23,7 @@ from kata_runtime.shim.arguments import parse
 from kata_runtime.shim.delete import Cleanup
 from kata_runtime.shim.launch import Launch
 from kata_runtime.shim.ttrpc.client import Client
+from support import processes
 
 ROOT = Path(__file__).parent.parent.parent.parent
 HOST_SHIM = ROOT / "tests" / "support" / "host_shim.py"
@@ -112,7 +113,7 @@ async def test_start_leaves_a_daemon_that_answers(bundles: Bundles) -> None:
     assert (process / "cwd").readlink() == bundle
     assert (process / "comm").read_text() == "containerd-shim\n"
     assert os.getpgid(response.shim_pid) == os.getsid(response.shim_pid) == response.shim_pid
-    links = {link.name: str(link.readlink()) for link in (process / "fd").iterdir()}
+    links = {link.name: target for link, target in processes.open_files(response.shim_pid).items()}
     assert {links["0"], links["1"], links["2"]} == {"/dev/null"}
     # Neither pipes of ours nor anything else that was inherited.
     assert not [link for link in links.values() if link.startswith("pipe:")]
