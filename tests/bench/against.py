@@ -145,12 +145,7 @@ def _runtime(house: House) -> str:
 
 
 def _ctr(containerd: Containerd, *arguments: str) -> float:
-    begin = time.monotonic()
-    try:
-        containerd.ctr(*arguments, timeout=_TIMEOUT)
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(f"ctr {' '.join(arguments)}: {error.stderr.decode(errors='replace')}") from error
-    return time.monotonic() - begin
+    return containerd.timed(*arguments, timeout=_TIMEOUT)
 
 
 def _stdio(scratch: Path, stack: ExitStack, houses: list[House], rounds: int) -> dict[str, dict[str, list[float]]]:
