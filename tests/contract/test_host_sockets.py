@@ -14,22 +14,9 @@ from kata_agent.process import sockets
 from kata_agent.server.listeners import Acceptor, UnixEndpoints
 from kata_common.contract import Port
 from kata_runtime.sandbox.sockets import HostSocket, forwarded
+from support.fake_transport import UnixTransport
 
 pytestmark = pytest.mark.slow
-
-
-class UnixTransport:
-    """Ports of the "guest" are unix sockets, as `UnixEndpoints` makes them."""
-
-    grpc_address = kata_address = ""
-
-    def __init__(self, endpoints: UnixEndpoints) -> None:
-        self._endpoints = endpoints
-
-    async def connect(self, port: int) -> tuple[socket.socket, int]:
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        await asyncio.get_running_loop().sock_connect(stream, str(self._endpoints.path(port)))
-        return stream, 0
 
 
 @asynccontextmanager

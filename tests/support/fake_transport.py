@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from kata_agent.server.listeners import UnixEndpoints
+
 Handler = Callable[[socket.socket, int], Awaitable[None]]
 
 
@@ -50,3 +52,17 @@ class FakeTransport:
     async def _handle(self, handler: Handler, stream: socket.socket, host_port: int) -> None:
         with stream:
             await handler(stream, host_port)
+
+
+class UnixTransport:
+    """Ports of the "guest" are unix sockets, as `UnixEndpoints` makes them."""
+
+    grpc_address = kata_address = ""
+
+    def __init__(self, endpoints: UnixEndpoints) -> None:
+        self._endpoints = endpoints
+
+    async def connect(self, port: int) -> tuple[socket.socket, int]:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        await asyncio.get_running_loop().sock_connect(stream, str(self._endpoints.path(port)))
+        return stream, 0

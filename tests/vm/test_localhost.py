@@ -13,23 +13,10 @@ from kata_agent.server.ports import PortServer
 from kata_common.contract import Port
 from kata_runtime.sandbox.network.localhost import localhost_forwarded
 from kata_runtime.sandbox.network.namespace import Namespace
+from support.fake_transport import UnixTransport
 from support.netns import Netns, made
 
 pytestmark = pytest.mark.slow
-
-
-class UnixTransport:
-    """Ports of the "guest" are unix sockets, as `UnixEndpoints` makes them."""
-
-    grpc_address = kata_address = ""
-
-    def __init__(self, endpoints: UnixEndpoints) -> None:
-        self._endpoints = endpoints
-
-    async def connect(self, port: int) -> tuple[socket.socket, int]:
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        await asyncio.get_running_loop().sock_connect(stream, str(self._endpoints.path(port)))
-        return stream, 0
 
 
 @asynccontextmanager
