@@ -1,10 +1,11 @@
 """The event loop of a process: made when it is wanted, or there already, where something was prepared in it."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
-__all__ = ["prepare", "run"]
+__all__ = ["beside", "prepare", "run"]
 
 _T = TypeVar("_T")
 _prepared: asyncio.AbstractEventLoop | None = None
@@ -22,3 +23,16 @@ def run(main: Coroutine[object, object, _T]) -> _T:
     if _prepared is None:
         return asyncio.run(main)
     return _prepared.run_until_complete(main)
+
+
+@asynccontextmanager
+async def beside(works: Iterable[tuple[str, Coroutine[object, object, None]]]) -> AsyncIterator[None]:
+    """Tasks, with their names, that run for the block; when it ends they are cancelled, and have ended."""
+    tasks = [asyncio.create_task(work, name=name) for name, work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)

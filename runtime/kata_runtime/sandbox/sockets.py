@@ -17,6 +17,7 @@ from typing import Final
 from kata_common.contract import CONNECTED, HOST_SOCKET, Port
 from kata_common.relay import join
 from kata_runtime.guest.transport import Transport
+from kata_runtime.loop import beside
 
 __all__ = ["GUEST_SOCKETS", "HostSocket", "forwarded"]
 
@@ -46,14 +47,8 @@ class HostSocket:
 @asynccontextmanager
 async def forwarded(sockets: Sequence[HostSocket], transport: Transport) -> AsyncIterator[None]:
     """Connect who connects to these in the guest, for the block."""
-    tasks = [asyncio.create_task(_serve(each, transport), name=f"socket {each.name}") for each in sockets]
-    try:
+    async with beside((f"socket {each.name}", _serve(each, transport)) for each in sockets):
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
 
 async def _serve(each: HostSocket, transport: Transport) -> None:

@@ -4,7 +4,6 @@ Connections are carried by vsock to the agent, which dials the guest's own local
 That needs no network in the guest, no rule of a firewall, and no interface on the host.
 """
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from kata_runtime.errors import HostError
 from kata_runtime.guest.transport import Transport
+from kata_runtime.loop import beside
 from kata_runtime.sandbox.network.localhost import Forwarder
 
 __all__ = ["Publication", "Published", "listening", "published"]
@@ -92,14 +92,8 @@ def _listen(port: Publication) -> socket.socket:
 async def published(ports: Sequence[Published], transport: Transport) -> AsyncIterator[None]:
     """Let connections to these ports reach the guest for the block."""
     forwarder = Forwarder(transport)
-    tasks = [asyncio.create_task(_serve(forwarder, port), name=f"port {port}") for port in ports]
-    try:
+    async with beside((f"port {port}", _serve(forwarder, port)) for port in ports):
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
 
 async def _serve(forwarder: Forwarder, port: Published) -> None:
